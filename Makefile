@@ -1,0 +1,34 @@
+# make quickstart, make test: everything a fresh machine needs (Python 3.11 and access to PyPI).
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install quickstart test lint bench clean
+install: $(STAMP)
+
+# torch goes first and by its exact pin: that is what selects the CPU build on a machine without a GPU
+$(STAMP): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/python scripts/fetch_assets.py
+	$(BIN)/bigrec-hf run --config recipes/quickstart/movielens_smollm2.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .assets build *.egg-info src/*.egg-info

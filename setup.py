@@ -1,0 +1,78 @@
+"""Packaging of bigrec_hf.
+
+The metric, the recipes, the accelerate configurations and the data set cards live at the top level of the repository
+(the metric folder is also a Hub Space of its own); `package_dir` maps them into the package so that the wheel, the
+editable install and `evaluate.load("metrics/ndcg_hr")` all use the same files.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+# package -> top-level folder that holds it
+MAPPED = {
+    "bigrec_hf.metrics": "metrics",
+    "bigrec_hf.metrics.ndcg_hr": "metrics/ndcg_hr",
+    "bigrec_hf.recipes_data": "recipes",
+    "bigrec_hf.accelerate_configs": "accelerate_configs",
+    "bigrec_hf.dataset_cards": "dataset_cards",
+}
+
+setup(
+    name="bigrec_hf",
+    version="0.1.0",
+    description="BIGRec on the Hugging Face stack: generate the next item's title, ground it to the catalog, score it",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages("src"), *MAPPED],
+    package_dir={"": "src", **MAPPED},
+    package_data={
+        "bigrec_hf": ["templates/*.md", "data/*.csv"],
+        "bigrec_hf.metrics.ndcg_hr": ["README.md", "requirements.txt"],
+        "bigrec_hf.recipes_data": ["*.md", "**/*.yaml", "**/*.sh"],
+        "bigrec_hf.accelerate_configs": ["*.yaml"],
+        "bigrec_hf.dataset_cards": ["*.md"],
+    },
+    install_requires=[
+        "torch>=2.13.0",
+        "transformers>=5.23.0",
+        "trl>=1.16.0",
+        "peft>=0.21.2",
+        "datasets>=5.2.0",
+        "accelerate>=1.15.0",
+        "evaluate>=0.4.6",
+        "huggingface_hub>=2.4.0",
+        "sentence-transformers>=6.2.0",
+        "safetensors>=0.8.0",
+        "numpy>=2.4",
+        "pandas>=3.1",
+        "polars>=2.1",
+        "pyarrow>=26",
+        "pyyaml>=6",
+        "tqdm>=4.67",
+    ],
+    extras_require={
+        "quantization": ["bitsandbytes>=0.50.2"],
+        "quickstart": ["gguf>=0.19.0"],
+        "demo": ["gradio>=6.31"],
+        "bench": ["matplotlib>=3.11", "psutil>=7"],
+        "dev": [
+            "bitsandbytes>=0.50.2",
+            "gguf>=0.19.0",
+            "gradio>=6.31",
+            "hypothesis>=6.170",
+            "matplotlib>=3.11",
+            "psutil>=7",
+            "pytest>=9",
+            "pytest-cov>=7",
+            "pytest-timeout>=2.4",
+            "ranx>=0.3.21",
+            "ruff>=0.17",
+            "torchmetrics>=1.9",
+        ],
+    },
+    entry_points={"console_scripts": ["bigrec-hf=bigrec_hf.cli:main"]},
+)
