@@ -1,0 +1,192 @@
+"""Every setting a recipe or a command line can hold: one dataclass a section, with help, unit and default.
+
+Nothing heavy is imported here, so that `--help` answers at once. Field names are unique across sections: a recipe groups
+them by section, the command line names them directly (`--num_beams 4`). Stages unpack these objects in `main`; functions
+take plain values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(default: Any, help: str, **more: Any) -> Any:
+    """A dataclass field with its help text; mutable defaults are copied. `more`: `choices`, `positional`."""
+    metadata = {"help": help, **more}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run lives."""
+
+    run_dir: str | None = setting(None, "folder of the run (default: runs/<recipe file name>)")
+    seed: int = setting(0, "seed of sampling, initialization, shuffling and generation")
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """From raw files to a prepared data set."""
+
+    source: str | None = setting(
+        None,
+        "kind of raw files",
+        choices=("movielens", "amazon", "tabular", "sequences", "reference-json"),
+    )
+    raw_dir: str | None = setting(None, "folder of the raw files; names are found by the source's own conventions")
+    preset: str = setting(
+        "bigrec-movie", "protocol of examples and splits", choices=("bigrec-movie", "bigrec-game", "leave-one-out", "d3")
+    )
+    prepared_dir: str | None = setting(None, "folder to write the prepared data set to")
+    encoding: str | None = setting(None, "text encoding of the raw files (default: the format's own)")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which prepared data set, or which of the reference's JSON files, a stage reads."""
+
+    dataset: list[str] = setting(
+        [], "prepared data set(s): folder or Hub id, `@revision` allowed; several are concatenated for training"
+    )
+    train_json: list[str] = setting([], "the reference's JSON file(s) for training, instead of --dataset")
+    validation_json: list[str] = setting([], "the reference's JSON file(s) for validation")
+    test_json: list[str] = setting([], "the reference's JSON file(s) for generation and scoring")
+    catalog: str | None = setting(
+        None, "catalog: prepared set, movies.dat, id2name.txt or CSV (default: the data set's own items)"
+    )
+    split: str = setting("test", "split that generation and scoring use", choices=("train", "validation", "test"))
+    eval_sample: int = setting(5000, "examples drawn from the split as the reference does (seed 42); 0 = all")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The base language model."""
+
+    base_model: str | None = setting(None, "causal LM: folder or Hub id, `@revision` allowed")
+    dtype: str = setting(
+        "auto",
+        "weights and arithmetic; auto = bfloat16 where the hardware multiplies it fast, else float32",
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    quantization: str = setting(
+        "none", "base weights: none (16/32-bit), 8bit, or 4bit (NF4, double-quantized)", choices=("none", "8bit", "4bit")
+    )
+    attn_implementation: str | None = setting(None, "attention kernel, e.g. sdpa, flash_attention_2 (default: sdpa)")
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """The prompt templates (bigrec_hf.prompts)."""
+
+    train_prompt: str = setting(
+        "alpaca-basic",
+        "template for training",
+        choices=("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced"),
+    )
+    inference_prompt: str | None = setting(
+        None,
+        "template for generation (default: the training template)",
+        choices=("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced"),
+    )
+    max_history: int = setting(10, "history titles in a prompt, at most (the newest are kept)")
+    max_length: int = setting(1024, "prompt + completion, in tokens; the oldest history titles give way")
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """LoRA fine-tuning with TRL's SFTTrainer; the defaults are the reference's."""
+
+    sample: int = setting(1024, "training examples drawn from each data set; 0 = all")
+    validation_sample: int = setting(5000, "validation examples for the loss, at most; 0 = all")
+    epochs: float = setting(5.0, "passes over the training sample")
+    learning_rate: float = setting(1e-4, "peak learning rate (AdamW, linear decay)")
+    warmup_steps: float = setting(20, "warm-up: a number of optimizer steps, or below 1 a share of all steps")
+    global_batch_size: int = setting(128, "examples an optimizer step, over all processes and accumulation steps")
+    micro_batch_size: int = setting(8, "examples a forward pass, on each process")
+    patience: int = setting(5, "early stopping: epochs without a better validation loss; 0 = never")
+    completion_only: bool = setting(True, "loss on the title only; false = on prompt and title (BIGRec)")
+    lora_r: int = setting(8, "LoRA rank")
+    lora_alpha: int = setting(16, "LoRA scale (alpha / r multiplies the update)")
+    lora_dropout: float = setting(0.05, "LoRA dropout probability")
+    lora_target_modules: list[str] = setting(
+        ["q_proj", "v_proj"], "layers that get an adapter, by name; `all-linear` = every linear layer but the head"
+    )
+    packing: bool = setting(False, "several examples in one sequence, kept apart by position ids")
+    length_grouping: bool = setting(False, "batches of examples of similar length")
+    activation_checkpointing: bool = setting(False, "less memory for about a third more time")
+    evals_per_epoch: int = setting(1, "evaluations and checkpoints an epoch; 0 = none until the end")
+    trainer_args: dict[str, Any] = setting({}, "any other trl.SFTConfig field, e.g. {max_grad_norm: 0.3}")
+    adapter_dir: str | None = setting(None, "folder of the adapter (default: <run_dir>/adapter)")
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Step 1: the LM writes the next title."""
+
+    adapter: str | None = setting(None, "adapter: folder or Hub id (default: the run's own, if it has one)")
+    zero_shot: bool = setting(False, "base model alone, without the adapter")
+    decoding: str = setting("beam", "decoding strategy", choices=("beam", "greedy", "sample"))
+    num_beams: int = setting(4, "beams (decoding: beam)")
+    num_return_sequences: int = setting(0, "texts kept an example, best first; 0 = all beams, or 1 sample")
+    max_new_tokens: int = setting(64, "tokens an answer may have")
+    temperature: float = setting(0.2, "sampling temperature (decoding: sample)")
+    top_p: float = setting(0.95, "nucleus sampling mass (decoding: sample)")
+    sample_top_k: int = setting(40, "sample among the k likeliest tokens (decoding: sample)")
+    generate_batch_size: int = setting(32, "prompts decoded together, on each process")
+    shard_size: int = setting(512, "examples a shard: what a kill can lose")
+    generations_dir: str | None = setting(None, "folder of generations.parquet (default: <run_dir>/generations)")
+
+
+@dataclass(frozen=True)
+class GroundSettings:
+    """Step 2: the text's embedding, its distance to every catalog title, exact ranks."""
+
+    encoder: str = setting(
+        "base", "text encoder: base = the run's base model (last token), or a causal LM or sentence-transformers name/path"
+    )
+    encoder_dtype: str = setting(
+        "float32", "arithmetic of the encoder", choices=("auto", "bfloat16", "float16", "float32")
+    )
+    encode_batch_tokens: int = setting(4096, "tokens encoded together, padding included")
+    index_dir: str | None = setting(None, "folder of the catalog index (default: <run_dir>/index)")
+    top_k: int = setting(50, "nearest items kept an example in rankings.parquet")
+    memory_mib: int = setting(256, "memory for distances, in MiB; the catalog is scanned in chunks of that size")
+    exclude_history: bool = setting(False, "leave the example's history out of the candidates")
+    duplicates: str = setting(
+        "best",
+        "rank of a target whose title stands in several rows: best over these rows, or exact (its own row)",
+        choices=("best", "exact"),
+    )
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """NDCG@K and HR@K with bootstrap intervals."""
+
+    ks: list[int] = setting([1, 3, 5, 10, 20, 50], "cut-offs K")
+    drop_empty: bool = setting(False, "leave empty answers out of the mean, as the reference does (default: a miss)")
+    bootstrap: int = setting(1000, "bootstrap resamples for the intervals; 0 = none")
+    confidence: float = setting(0.95, "level of the intervals")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """`evaluate` = ground + score of any prediction file."""
+
+    generations: list[str] = setting(
+        [], "generations.parquet, a run folder, the reference's prediction JSON (with `predict`), or folders of them"
+    )
+    output_dir: str | None = setting(None, "folder for results.json, per_example.parquet and rankings.parquet")
+    catalog_encoding: str | None = setting(None, "text encoding of the catalog file (default: the format's own)")
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """One table over runs, baselines and published rows."""
+
+    runs: list[str] = setting([], "run folders", positional=True)
+    report_path: str | None = setting(None, "Markdown file to write (default: print only)")
+    published: str | None = setting(None, "published rows to show beside: movie or game", choices=("movie", "game"))
