@@ -1,0 +1,162 @@
+"""The only prompt templates: one function renders a prompt for training and for inference alike.
+
+Texts and layouts are those of the reference scripts (BIGRec, arXiv 2308.08434; Bi-Step-Rec), without their stray tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+SYSTEM_MESSAGE = "You are a helpful AI assistant."
+ALPACA_PREAMBLE = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request. "
+)
+ENHANCED_LINE = "Only output the name of the recommended thing. Do not include any explanations or extra information."
+ENHANCED_CHAT = 'Only output in the following format, including the end token:\n"<name of the recommended thing>"'
+TEMPLATES = ("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced")
+INPUT_TAIL = "\n "  # the reference ends every input with a line break and one space
+
+
+def build_instruction(noun: str, verb: str, noun_singular: str | None = None) -> str:
+    """The task in one sentence, e.g. `build_instruction("movies", "watched")`. The singular drops an `s` if not given."""
+    singular = noun_singular or noun.removesuffix("s")
+    return (
+        f"Given a list of {noun} the user has {verb} before, "
+        f"please recommend a new {singular} that the user likes to the user."
+    )
+
+
+def build_input_prefix(noun: str, verb: str) -> str:
+    """What stands before the first history title."""
+    return f"The user has {verb} the following {noun} before:"
+
+
+def build_input(noun: str, verb: str, titles: Sequence[str]) -> str:
+    """The history as one line of quoted titles, oldest first."""
+    return join_input(build_input_prefix(noun, verb), titles)
+
+
+def join_input(prefix: str, titles: Sequence[str]) -> str:
+    return prefix + ", ".join(f'"{title}"' for title in titles) + INPUT_TAIL
+
+
+def parse_input(text: str) -> tuple[str, list[str]]:
+    """Split a reference `input` into its prefix and history titles: the inverse of `join_input`.
+
+    A title that itself holds `", "` (quote, comma, space, quote) cannot be told from two titles and is split in two.
+    """
+    body = text.rstrip()
+    start = body.find(':"')
+    if start < 0:
+        return body, []
+    prefix, quoted = body[: start + 1], body[start + 1 :]
+    if len(quoted) < 2 or not quoted.endswith('"'):
+        raise BigrecError(f"the input {text!r} does not end its list of titles with a quote: expected prefix:\"A\", \"B\"")
+    return prefix, quoted[1:-1].split('", "')
+
+
+def build_output(title: str) -> str:
+    """The completion the model learns: the title in double quotes."""
+    return f'"{title}"'
+
+
+def format_prompt(
+    template: str, instruction: str, input_text: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> str:
+    """Render one prompt, up to and including what precedes the answer.
+
+    `template` is one of TEMPLATES; the chat templates need the `tokenizer` of a chat model. Raises BigrecError on another
+    name, or where the tokenizer has no chat template.
+    """
+    if template == "alpaca-basic":
+        return f"{ALPACA_PREAMBLE}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input_text}\n\n### Response:\n"
+    if template == "alpaca-enhanced":
+        return (
+            f"{ALPACA_PREAMBLE}\n\n### Instruction:\n{instruction}\n{ENHANCED_LINE}\n"
+            f"### Input:\n{input_text}\n\n### Response:\n"
+        )
+    if template == "chat-basic":
+        user = f"{instruction}\n\n{input_text}"
+    elif template == "chat-enhanced":
+        user = f"{instruction}\n{ENHANCED_CHAT}\n{input_text}"
+    else:
+        raise BigrecError(f"unknown prompt template {template!r}: choose one of {', '.join(TEMPLATES)}")
+    if tokenizer is None or not tokenizer.chat_template:
+        name = getattr(tokenizer, "name_or_path", None)
+        raise BigrecError(f"{template} needs a tokenizer with a chat template, {name!r} has none: use an alpaca template")
+    messages = [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": user}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def prompt_token_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a rendered prompt. Chat templates write their special tokens out; alpaca prompts get the tokenizer's."""
+    return tokenizer(text, add_special_tokens=not template.startswith("chat"))["input_ids"]
+
+
+def fit_prompt(
+    template: str,
+    instruction: str,
+    prefix: str,
+    titles: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_history: int,
+    max_tokens: int,
+) -> tuple[str, list[int], int]:
+    """Render a prompt of at most `max_tokens` tokens: the oldest history titles give way, never the completion.
+
+    Returns the text, its token ids and how many titles were left out beyond `max_history`. Raises BigrecError where not
+    even a prompt without history fits.
+    """
+    kept = list(titles[-max_history:]) if max_history > 0 else []
+    n_wanted = len(kept)
+    while True:
+        text = format_prompt(template, instruction, join_input(prefix, kept), tokenizer)
+        ids = prompt_token_ids(template, text, tokenizer)
+        if len(ids) <= max_tokens:
+            return text, ids, n_wanted - len(kept)
+        if not kept:
+            raise BigrecError(
+                f"the {template} prompt takes {len(ids)} tokens without any history, {max_tokens} are left for it: "
+                "raise max_length"
+            )
+        kept = kept[1:]
+
+
+def completion_token_ids(
+    prompt_text: str, prompt_ids: list[int], completion: str, template: str, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Token ids of `completion` as they follow the prompt, EOS appended.
+
+    Prompt and completion are tokenized together, so that the completion's ids are those of the running text; where the
+    tokenizer would merge across the border, the completion is tokenized alone (inference always sees the prompt alone).
+    """
+    joint = prompt_token_ids(template, prompt_text + completion, tokenizer)
+    if tokenizer.eos_token_id is None:
+        raise BigrecError(f"tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in its configuration")
+    if joint[-1] == tokenizer.eos_token_id:  # some tokenizers append EOS themselves
+        joint = joint[:-1]
+    n = len(prompt_ids)
+    if joint[:n] == prompt_ids and len(joint) > n:
+        ids = joint[n:]
+    else:
+        ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id]
+
+
+_LINE_BREAK = re.compile(r"[\r\n]")
+
+
+def parse_answer(text: str) -> str:
+    """The generated title: what follows the prompt, up to the first line break, without the surrounding quotes."""
+    return clean_title(_LINE_BREAK.split(text, maxsplit=1)[0])
