@@ -1,6 +1,6 @@
 """The only prompt templates: one function renders a prompt for training and for inference alike.
 
-Texts and layouts are those of the reference scripts (BIGRec, arXiv 2308.08434; Bi-Step-Rec), without their stray tokens.
+Texts and layouts are those of the reference scripts (BIGRec, arXiv 2308.08434; Bi-Step-Rec), minus stray tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ INPUT_TAIL = "\n "  # the reference ends every input with a line break and one s
 
 
 def build_instruction(noun: str, verb: str, noun_singular: str | None = None) -> str:
-    """The task in one sentence, e.g. `build_instruction("movies", "watched")`. The singular drops an `s` if not given."""
+    """The task in one sentence, as in `build_instruction("movies", "watched")`.
+
+    The singular defaults to the noun without its `s`.
+    """
     singular = noun_singular or noun.removesuffix("s")
     return (
         f"Given a list of {noun} the user has {verb} before, "
@@ -61,7 +64,7 @@ def parse_input(text: str) -> tuple[str, list[str]]:
         return body, []
     prefix, quoted = body[: start + 1], body[start + 1 :]
     if len(quoted) < 2 or not quoted.endswith('"'):
-        raise BigrecError(f"the input {text!r} does not end its list of titles with a quote: expected prefix:\"A\", \"B\"")
+        raise BigrecError(f'the input {text!r} does not end its list of titles with a quote: expected prefix:"A", "B"')
     return prefix, quoted[1:-1].split('", "')
 
 
@@ -75,8 +78,8 @@ def format_prompt(
 ) -> str:
     """Render one prompt, up to and including what precedes the answer.
 
-    `template` is one of TEMPLATES; the chat templates need the `tokenizer` of a chat model. Raises BigrecError on another
-    name, or where the tokenizer has no chat template.
+    `template` is one of TEMPLATES; the chat templates need the `tokenizer` of a chat model. Raises BigrecError on
+    another name, or where the tokenizer has no chat template.
     """
     if template == "alpaca-basic":
         return f"{ALPACA_PREAMBLE}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input_text}\n\n### Response:\n"
@@ -93,14 +96,20 @@ def format_prompt(
         raise BigrecError(f"unknown prompt template {template!r}: choose one of {', '.join(TEMPLATES)}")
     if tokenizer is None or not tokenizer.chat_template:
         name = getattr(tokenizer, "name_or_path", None)
-        raise BigrecError(f"{template} needs a tokenizer with a chat template, {name!r} has none: use an alpaca template")
+        raise BigrecError(
+            f"{template} needs a tokenizer with a chat template, {name!r} has none: use an alpaca template"
+        )
     messages = [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": user}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def prompt_token_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a rendered prompt. Chat templates write their special tokens out; alpaca prompts get the tokenizer's."""
-    return tokenizer(text, add_special_tokens=not template.startswith("chat"))["input_ids"]
+    """Token ids of a rendered prompt, without a closing EOS, which some tokenizers append to every text.
+
+    Chat templates write their special tokens out; alpaca prompts get those that the tokenizer adds (BOS for Llama).
+    """
+    ids = tokenizer(text, add_special_tokens=not template.startswith("chat"))["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def fit_prompt(
@@ -141,11 +150,9 @@ def completion_token_ids(
     Prompt and completion are tokenized together, so that the completion's ids are those of the running text; where the
     tokenizer would merge across the border, the completion is tokenized alone (inference always sees the prompt alone).
     """
-    joint = prompt_token_ids(template, prompt_text + completion, tokenizer)
     if tokenizer.eos_token_id is None:
         raise BigrecError(f"tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in its configuration")
-    if joint[-1] == tokenizer.eos_token_id:  # some tokenizers append EOS themselves
-        joint = joint[:-1]
+    joint = prompt_token_ids(template, prompt_text + completion, tokenizer)
     n = len(prompt_ids)
     if joint[:n] == prompt_ids and len(joint) > n:
         ids = joint[n:]

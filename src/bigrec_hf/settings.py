@@ -1,8 +1,8 @@
 """Every setting a recipe or a command line can hold: one dataclass a section, with help, unit and default.
 
-Nothing heavy is imported here, so that `--help` answers at once. Field names are unique across sections: a recipe groups
-them by section, the command line names them directly (`--num_beams 4`). Stages unpack these objects in `main`; functions
-take plain values.
+Nothing heavy is imported here, so that `--help` answers at once. Field names are unique across sections: a recipe
+groups them by section, the command line names them directly (`--num_beams 4`). Stages unpack these objects in `main`;
+functions take plain values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field with its help text; mutable defaults are copied. `more`: `choices`, `positional`."""
+    """A dataclass field with its help text; mutable defaults are copied. `more`: `choices`, `positional`, `flag`."""
     metadata = {"help": help, **more}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -23,8 +23,29 @@ def setting(default: Any, help: str, **more: Any) -> Any:
 class RunSettings:
     """Where a run lives."""
 
-    run_dir: str | None = setting(None, "folder of the run (default: runs/<recipe file name>)")
+    run_dir: str | None = setting(None, "folder of the run (default: runs/<recipe path, joined by dashes>)")
     seed: int = setting(0, "seed of sampling, initialization, shuffling and generation")
+    method: str = setting(
+        "finetuned",
+        "generate, ground and score work in this subfolder of the run; zero_shot = the base model without the adapter",
+        choices=("finetuned", "zero_shot"),
+    )
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What `run` does beside the fine-tuned model."""
+
+    baselines: list[str] = setting(
+        ["random", "popularity", "zero_shot"],
+        "scored on the same examples, any of: random, popularity, zero_shot",
+    )
+    from_stage: str | None = setting(
+        None,
+        "redo this stage and all after it, done or not",
+        flag="--from",
+        choices=("prepare", "sft", "index", "generate", "ground", "score", "report"),
+    )
 
 
 @dataclass(frozen=True)
@@ -38,7 +59,9 @@ class PrepareSettings:
     )
     raw_dir: str | None = setting(None, "folder of the raw files; names are found by the source's own conventions")
     preset: str = setting(
-        "bigrec-movie", "protocol of examples and splits", choices=("bigrec-movie", "bigrec-game", "leave-one-out", "d3")
+        "bigrec-movie",
+        "protocol of examples and splits",
+        choices=("bigrec-movie", "bigrec-game", "leave-one-out", "d3"),
     )
     prepared_dir: str | None = setting(None, "folder to write the prepared data set to")
     encoding: str | None = setting(None, "text encoding of the raw files (default: the format's own)")
@@ -72,7 +95,9 @@ class ModelSettings:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     quantization: str = setting(
-        "none", "base weights: none (16/32-bit), 8bit, or 4bit (NF4, double-quantized)", choices=("none", "8bit", "4bit")
+        "none",
+        "base weights: none (16/32-bit), 8bit, or 4bit (NF4, double-quantized)",
+        choices=("none", "8bit", "4bit"),
     )
     attn_implementation: str | None = setting(None, "attention kernel, e.g. sdpa, flash_attention_2 (default: sdpa)")
 
@@ -127,7 +152,6 @@ class GenerateSettings:
     """Step 1: the LM writes the next title."""
 
     adapter: str | None = setting(None, "adapter: folder or Hub id (default: the run's own, if it has one)")
-    zero_shot: bool = setting(False, "base model alone, without the adapter")
     decoding: str = setting("beam", "decoding strategy", choices=("beam", "greedy", "sample"))
     num_beams: int = setting(4, "beams (decoding: beam)")
     num_return_sequences: int = setting(0, "texts kept an example, best first; 0 = all beams, or 1 sample")
@@ -137,7 +161,6 @@ class GenerateSettings:
     sample_top_k: int = setting(40, "sample among the k likeliest tokens (decoding: sample)")
     generate_batch_size: int = setting(32, "prompts decoded together, on each process")
     shard_size: int = setting(512, "examples a shard: what a kill can lose")
-    generations_dir: str | None = setting(None, "folder of generations.parquet (default: <run_dir>/generations)")
 
 
 @dataclass(frozen=True)
@@ -145,7 +168,8 @@ class GroundSettings:
     """Step 2: the text's embedding, its distance to every catalog title, exact ranks."""
 
     encoder: str = setting(
-        "base", "text encoder: base = the run's base model (last token), or a causal LM or sentence-transformers name/path"
+        "base",
+        "text encoder: base = the run's base model (last token); or a causal LM or sentence-transformers name",
     )
     encoder_dtype: str = setting(
         "float32", "arithmetic of the encoder", choices=("auto", "bfloat16", "float16", "float32")
@@ -190,3 +214,19 @@ class ReportSettings:
     runs: list[str] = setting([], "run folders", positional=True)
     report_path: str | None = setting(None, "Markdown file to write (default: print only)")
     published: str | None = setting(None, "published rows to show beside: movie or game", choices=("movie", "game"))
+
+
+SECTIONS = {
+    "run": RunSettings,
+    "pipeline": PipelineSettings,
+    "prepare": PrepareSettings,
+    "data": DataSettings,
+    "model": ModelSettings,
+    "prompt": PromptSettings,
+    "sft": SftSettings,
+    "generate": GenerateSettings,
+    "ground": GroundSettings,
+    "score": ScoreSettings,
+    "evaluate": EvaluateSettings,
+    "report": ReportSettings,
+}

@@ -1,0 +1,119 @@
+"""The command line: `bigrec-hf STAGE ...`. Stages are imported only when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+
+from bigrec_hf import __version__
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.recipes import add_section_arguments, build_settings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One subcommand: its module, its sections of settings, what `--output_dir` means for it."""
+
+    module: str
+    sections: tuple[str, ...]
+    summary: str
+    output: str | None = None
+
+
+STAGES = {
+    "prepare": Stage("prepare", ("prepare",), "raw ratings or reviews -> prepared data set", "prepared_dir"),
+    "sft": Stage("sft", ("run", "data", "model", "prompt", "sft"), "LoRA fine-tuning -> adapter", "adapter_dir"),
+    "generate": Stage("generate", ("run", "data", "model", "prompt", "generate"), "LM writes titles", "run_dir"),
+    "ground": Stage("ground", ("run", "data", "model", "ground"), "texts -> ranks in the catalog", "run_dir"),
+    "score": Stage("score", ("run", "score"), "ranks -> NDCG@K, HR@K with intervals", "run_dir"),
+    "evaluate": Stage(
+        "evaluation",
+        ("evaluate", "data", "model", "ground", "score"),
+        "ground + score of any prediction file, the reference's JSON included",
+    ),
+    "run": Stage(
+        "run",
+        ("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score"),
+        "all stages from one recipe; done stages are skipped",
+        "run_dir",
+    ),
+    "report": Stage("report", ("report",), "one table over runs, baselines and published rows", "report_path"),
+}
+
+
+def build_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one stage: `--config`, `--debug` and one flag for every field of the stage's sections."""
+    stage = STAGES[name]
+    parser = argparse.ArgumentParser(
+        prog=f"bigrec-hf {name}",
+        usage=f"bigrec-hf {name} [--config RECIPE] [--flag value ...]",
+        description=f"{name}: {stage.summary}. Flags override the recipe.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="RECIPE", default=None, help="recipe (YAML); see recipes/README.md")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    aliases = {stage.output: "--output_dir"} if stage.output else {}
+    for section in stage.sections:
+        add_section_arguments(parser, section, aliases)
+    return parser
+
+
+def _usage() -> str:
+    width = max(map(len, STAGES))
+    lines = [f"  {name:<{width}}  {stage.summary}" for name, stage in STAGES.items()]
+    return "\n".join(
+        [
+            "usage: bigrec-hf STAGE [--config RECIPE] [--flag value ...]",
+            "",
+            "Recommendation by language models: generate the next title, ground it to the catalog, score it.",
+            "",
+            "stages:",
+            *lines,
+            "",
+            "`bigrec-hf STAGE --help` lists its settings with units and defaults; `--version` prints the version.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one stage. Exit codes: 0 done, 1 an unexpected error, 2 bad input or usage, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"bigrec-hf {__version__}")
+        return 0
+    if argv[0] not in STAGES:
+        print(f"bigrec-hf: error: unknown stage {argv[0]!r}: choose one of {', '.join(STAGES)}", file=sys.stderr)
+        return 2
+    stage = STAGES[argv[0]]
+    try:
+        given = vars(build_parser(argv[0]).parse_args(argv[1:]))
+    except SystemExit as stop:  # argparse has printed help or its message
+        return int(stop.code or 0)
+    debug = given.pop("debug")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
+    try:
+        settings = build_settings(given.pop("config"), given)
+        module = importlib.import_module(f"bigrec_hf.{stage.module}")
+        module.main(**{section: settings[section] for section in stage.sections})
+    except KeyboardInterrupt:
+        print("bigrec-hf: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        expected = isinstance(error, BigrecError | OSError | ValueError)
+        kind = "" if isinstance(error, BigrecError) else f"{type(error).__name__}: "
+        message = " ".join(str(error).split())
+        print(f"bigrec-hf {argv[0]}: error: {kind}{message} (--debug shows the traceback)", file=sys.stderr)
+        return 2 if expected else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
