@@ -1,0 +1,139 @@
+"""Examples as text: prepared sets (folder or Hub id) and the reference's JSON files, in one shape for every stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, Features, List, Value, load_dataset
+from huggingface_hub import hf_hub_download
+
+from bigrec_hf.columns import Columns as C
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.prompts import build_input_prefix, build_instruction, parse_input
+
+EVAL_SEED = 42  # the reference draws its 5,000 evaluation rows with pandas and this seed
+
+EXAMPLE_FEATURES = Features(
+    {
+        C.EXAMPLE_ID: Value("string"),
+        C.INSTRUCTION: Value("string"),
+        C.INPUT_PREFIX: Value("string"),
+        C.HISTORY: List(Value("int32")),
+        C.HISTORY_TITLES: List(Value("string")),
+        C.TARGET: Value("int32"),
+        C.TARGET_TITLE: Value("string"),
+    }
+)
+
+
+def split_reference(name: str) -> tuple[str, str | None]:
+    """`folder-or-hub-id[@revision]` -> (name, revision). An existing path is taken whole, `@` included."""
+    if Path(name).exists() or "@" not in name:
+        return name, None
+    path, revision = name.rsplit("@", 1)
+    return path, revision
+
+
+def load_facts(dataset: str) -> dict[str, Any]:
+    """`facts.json` of a prepared set. Raises BigrecError where the folder or repository is none."""
+    path, revision = split_reference(dataset)
+    if Path(path).is_dir():
+        file = Path(path) / "facts.json"
+        if not file.is_file():
+            raise BigrecError(f"{path!r} holds no facts.json: it is no prepared set; make one with `bigrec-hf prepare`")
+    else:
+        file = Path(hf_hub_download(path, "facts.json", repo_type="dataset", revision=revision))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def load_config(dataset: str, config: str, split: str) -> Dataset:
+    """One configuration and split of a prepared set, by the plain `datasets.load_dataset`."""
+    path, revision = split_reference(dataset)
+    if not Path(path).is_dir() and path.startswith((".", "/")):
+        raise BigrecError(f"data set folder {path!r} does not exist: make it with `bigrec-hf prepare`")
+    return load_dataset(path, config, split=split, revision=revision)
+
+
+def evaluation_rows(n: int, sample: int) -> np.ndarray:
+    """Rows the reference evaluates on, in drawn order: `DataFrame.sample(n=sample, random_state=42)`. 0 = all, in order."""
+    if sample <= 0:
+        return np.arange(n)
+    return pd.Series(np.arange(n)).sample(n=min(sample, n), random_state=EVAL_SEED).to_numpy()
+
+
+def load_examples(dataset: str, split: str, *, sample: int = 0, seed: int | None = None) -> Dataset:
+    """Examples of a prepared set with their texts (EXAMPLE_FEATURES).
+
+    `sample` > 0 draws that many: as the reference's evaluation sets where `seed` is None, else by
+    `Dataset.shuffle(seed).select(range(sample))` as its training does. Raises BigrecError on an empty split.
+    """
+    facts = load_facts(dataset)
+    rows = load_config(dataset, "default", split)
+    if len(rows) == 0:
+        raise BigrecError(f"split {split!r} of {dataset!r} is empty: prepare more data or choose another split")
+    if seed is None:
+        rows = rows.select(evaluation_rows(len(rows), sample))
+    else:
+        rows = rows.shuffle(seed=seed)
+        rows = rows.select(range(min(sample, len(rows)))) if sample > 0 else rows
+    titles = np.asarray(load_config(dataset, "items", "train")[C.TITLE], dtype=object)
+    histories = rows[C.HISTORY]
+    targets = rows[C.TARGET]
+    return Dataset.from_dict(
+        {
+            C.EXAMPLE_ID: rows[C.EXAMPLE_ID],
+            C.INSTRUCTION: [build_instruction(facts["noun"], facts["verb"], facts.get("noun_singular"))] * len(rows),
+            C.INPUT_PREFIX: [build_input_prefix(facts["noun"], facts["verb"])] * len(rows),
+            C.HISTORY: histories,
+            C.HISTORY_TITLES: [[titles[row] for row in history] for history in histories],
+            C.TARGET: targets,
+            C.TARGET_TITLE: [titles[row] for row in targets],
+        },
+        features=EXAMPLE_FEATURES,
+    )
+
+
+def load_json_examples(
+    path: str, *, rows_by_title: dict[str, list[int]] | None = None, sample: int = 0, seed: int | None = None
+) -> Dataset:
+    """Examples of one of the reference's JSON files (records of instruction, input, output), shaped as `load_examples`.
+
+    `rows_by_title` (clean title -> catalog rows) fills `target` and `history` where given; unknown titles get row -1
+    and are left out of `history`. Raises BigrecError naming file and record where a field is missing.
+    """
+    try:
+        records = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BigrecError(f"{path!r} does not exist: give one of the reference's JSON files") from error
+    except json.JSONDecodeError as error:
+        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    if not isinstance(records, list) or not records:
+        raise BigrecError(f"{path!r} must hold a JSON array of at least one record")
+    known = rows_by_title or {}
+    columns: dict[str, list[Any]] = {name: [] for name in EXAMPLE_FEATURES}
+    for number, record in enumerate(records):
+        missing = [f for f in (C.INSTRUCTION, C.INPUT, C.OUTPUT) if not isinstance(record.get(f), str)]
+        if missing:
+            raise BigrecError(
+                f"{path}, record {number}: no text field {missing[0]!r}; expected instruction, input, output"
+            )
+        prefix, titles = parse_input(record[C.INPUT])
+        rows = [known.get(clean_title(title), [-1])[0] for title in titles]
+        target = clean_title(record[C.OUTPUT])
+        columns[C.EXAMPLE_ID].append(f"{Path(path).stem}:{number}")
+        columns[C.INSTRUCTION].append(record[C.INSTRUCTION])
+        columns[C.INPUT_PREFIX].append(prefix)
+        columns[C.HISTORY].append([row for row in rows if row >= 0])
+        columns[C.HISTORY_TITLES].append(titles)
+        columns[C.TARGET].append(known.get(target, [-1])[0])
+        columns[C.TARGET_TITLE].append(target)
+    examples = Dataset.from_dict(columns, features=EXAMPLE_FEATURES)
+    if seed is None:
+        return examples.select(evaluation_rows(len(examples), sample))
+    examples = examples.shuffle(seed=seed)
+    return examples.select(range(min(sample, len(examples)))) if sample > 0 else examples

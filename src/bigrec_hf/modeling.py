@@ -1,0 +1,138 @@
+"""The base model, its quantization, its tokenizer, its adapter; parameter counts that are true under quantization."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, PeftModel, TaskType
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from bigrec_hf.data import split_reference
+from bigrec_hf.errors import BigrecError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def resolve_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
+    """`auto` = bfloat16 where the device multiplies it in hardware, else float32 (a CPU without it is ~8x slower)."""
+    if name != "auto":
+        return DTYPES[name]
+    device = device or PartialState().device
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        flags = torch.cpu.get_capabilities()
+        fast = flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16")
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16
+
+
+def load_tokenizer(base_model: str, *, padding_side: str = "right") -> PreTrainedTokenizerBase:
+    """The base model's tokenizer; a missing pad token becomes EOS (padding is masked everywhere, it is never read)."""
+    path, revision = split_reference(base_model)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise BigrecError(
+                f"the tokenizer of {base_model!r} has neither a pad nor an EOS token: set eos_token in it"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """`none`, `8bit` (LLM.int8), or `4bit`: NF4 with double quantization, as QLoRA (reference, second script)."""
+    if quantization == "none":
+        return None
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def load_base(
+    base_model: str, *, dtype: str = "auto", quantization: str = "none", attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """The causal LM on this process's device. Raises BigrecError where it cannot be found."""
+    if not base_model:
+        raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
+    path, revision = split_reference(base_model)
+    if path.startswith((".", "/")) and not Path(path).is_dir():
+        raise BigrecError(f"base model folder {path!r} does not exist (quickstart: `make quickstart` fetches it)")
+    device = PartialState().device
+    torch_dtype = resolve_dtype(dtype, device)
+    config = quantization_config(quantization, torch_dtype)
+    options: dict[str, Any] = {"dtype": torch_dtype, "revision": revision}
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    if config is not None:
+        options |= {"quantization_config": config, "device_map": {"": device}}
+    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    if config is None:
+        model.to(device)
+    elif quantization == "4bit":
+        keep_4bit_differentiable(model)
+    return model
+
+
+def keep_4bit_differentiable(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit layers for AVX512-BF16 CPUs in evaluation mode.
+
+    The repacked layout has no backward, and training after the first evaluation would go on with wrong gradients.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def lora_config(
+    *, r: int, alpha: int, dropout: float, target_modules: list[str], base_name: str | None = None
+) -> LoraConfig:
+    """LoRA without bias terms (BIGRec: r 8, alpha 16, dropout 0.05 on q_proj and v_proj)."""
+    targets: str | list[str] = "all-linear" if target_modules == ["all-linear"] else list(target_modules)
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        bias="none",
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base_name,
+    )
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(trainable, total) parameters. 4-bit weights count by their true shape, not by their packed storage."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def load_generator(
+    base_model: str, adapter: str | None, *, dtype: str, quantization: str, attn_implementation: str | None
+) -> PreTrainedModel:
+    """Base, or base + adapter, in evaluation mode. The adapter is merged into 16/32-bit weights; a quantized base keeps
+    it beside (merging would round the update to the quantization grid)."""
+    model = load_base(base_model, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation)
+    if adapter is not None:
+        path, revision = split_reference(adapter)
+        if path.startswith((".", "/")) and not (Path(path) / "adapter_config.json").is_file():
+            raise BigrecError(f"{path!r} holds no adapter (adapter_config.json): train one with `bigrec-hf sft`")
+        model = PeftModel.from_pretrained(model, path, revision=revision)
+        if quantization == "none":
+            model = model.merge_and_unload()
+    return model.eval()
