@@ -65,8 +65,8 @@ class PrepareSettings:
     )
     prepared_dir: str | None = setting(None, "folder to write the prepared data set to")
     encoding: str | None = setting(None, "text encoding of the raw files (default: the format's own)")
-    ratings_file: str | None = setting(None, "interactions file (default: found in raw_dir by the source's conventions)")
-    items_file: str | None = setting(None, "items file (default: found in raw_dir by the source's conventions)")
+    ratings_file: str | None = setting(None, "interactions file (default: found in raw_dir by its usual name)")
+    items_file: str | None = setting(None, "items file (default: found in raw_dir by its usual name)")
     download: str | None = setting(
         None,
         "MovieLens archive to fetch from GroupLens into raw_dir first",
@@ -78,7 +78,7 @@ class PrepareSettings:
     dataset_name: str | None = setting(None, "name of the data set on its card (default: name of raw_dir)")
     noun: str | None = setting(None, "what is recommended, plural, e.g. movies (default: by source and preset)")
     noun_singular: str | None = setting(None, "singular of the noun (default: without its s)")
-    verb: str | None = setting(None, "what users did with it, past participle, e.g. watched (default: by source and preset)")
+    verb: str | None = setting(None, "what users did with it, e.g. watched (default: by source and preset)")
     window: int = setting(0, "history items of an example, at most; 0 = 10, as all presets")
     min_history: int = setting(
         0, "history items an example needs, at least; 0 = the preset's (the window for bigrec-*, else 1)"
@@ -88,19 +88,19 @@ class PrepareSettings:
         None, "keep interactions from this UTC date or time on, e.g. 2017-10-01 (d3: 2017-10-01)"
     )
     date_to: str | None = setting(None, "keep interactions up to this UTC instant, inclusive (d3: 2018-11-01)")
-    k_core: int = setting(0, "drop users and items with fewer interactions until none is left; 0 = the preset's, 1 = none")
+    k_core: int = setting(0, "drop users and items with fewer interactions, repeatedly; 0 = the preset's, 1 = no")
     min_items: int = setting(
         10_000, "d3: start the date window a year earlier while fewer items remain (not before 1996); 0 = never"
     )
     train_fraction: float = setting(0.8, "share of the examples, by time, for training (not for leave-one-out)")
-    validation_fraction: float = setting(0.1, "share for validation, after the training ones; the rest is the test split")
+    validation_fraction: float = setting(0.1, "share for validation, after training; the rest is the test split")
     drop_untitled: bool = setting(
         False, "drop interactions whose item has no title, counted (amazon always does); false = an error"
     )
     text_sample: int = setting(1024, "training examples written out in the text config (shuffle seed 0); 0 = all")
     user_column: str = setting("user_id", "tabular: column of the user")
     item_column: str = setting("item_id", "tabular: column of the item id, in both files")
-    title_column: str = setting("title", "tabular: column of the item title, in the items file or the interactions file")
+    title_column: str = setting("title", "tabular: column of the item title, in either file")
     rating_column: str | None = setting(None, "tabular: column of the rating (default: `rating` where it exists)")
     timestamp_column: str | None = setting(None, "tabular: column of the time (default: `timestamp` where it exists)")
     timestamp_unit: str = setting("s", "tabular: unit of a numeric time since 1970 UTC", choices=("s", "ms"))
@@ -198,9 +198,11 @@ class GenerateSettings:
     max_new_tokens: int = setting(64, "tokens an answer may have")
     temperature: float = setting(0.2, "sampling temperature (decoding: sample)")
     top_p: float = setting(0.95, "nucleus sampling mass (decoding: sample)")
-    sample_top_k: int = setting(40, "sample among the k likeliest tokens (decoding: sample)")
-    generate_batch_size: int = setting(32, "prompts decoded together, on each process")
-    shard_size: int = setting(512, "examples a shard: what a kill can lose")
+    sample_top_k: int = setting(40, "sample among the k likeliest tokens; 0 = all (decoding: sample)")
+    generate_batch_size: int = setting(32, "prompts decoded together, at most, on each process: what a kill can lose")
+    generate_batch_tokens: int = setting(
+        65536, "prompt and answer tokens decoded together, at most, beams and padding counted (bounds the KV cache)"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,309 @@
+"""Stage `prepare`: raw files -> prepared data set (parquet configs, facts.json, card), moved into place in one step."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigrec_hf.catalog import ITEMS_FILE, Catalog
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.settings import PrepareSettings
+from bigrec_hf.sources import RawData
+from bigrec_hf.splits import (
+    Protocol,
+    Sequences,
+    build_sequences,
+    evaluation_sample,
+    filter_interactions,
+    first_appearance,
+    resolve_protocol,
+    shuffled,
+    split_examples,
+    training_sample,
+)
+
+FORMAT = 1  # raised whenever the same input would give another prepared set
+FACTS_FILE = "facts.json"
+# settings that say where things lie or what happens besides, and do not change the prepared set
+PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
+
+
+def prepare(source: str, raw_dir: str | Path | None, prepared_dir: str | Path, **options: Any) -> Path:
+    """Write the prepared set of `raw_dir` to `prepared_dir` and return that folder.
+
+    `options` are the other fields of `PrepareSettings`. A set that is already there, made from the same bytes with the
+    same settings, is kept. Raises BigrecError for bad settings, bad files, or a folder that is no prepared set.
+    """
+    settings = PrepareSettings(
+        source=source, raw_dir=str(raw_dir) if raw_dir else None, prepared_dir=str(prepared_dir), **options
+    )
+    from bigrec_hf.prepare_facts import sha256_of, summary_table
+    from bigrec_hf.sources.reading import read_source, source_files
+
+    target = Path(prepared_dir)
+    _check_replaceable(target)
+    protocol = _protocol(settings)
+    if settings.download:
+        from bigrec_hf.sources.download import download_movielens
+
+        settings = _with_raw_dir(settings, download_movielens(settings.download, settings.raw_dir))
+    files = source_files(settings)
+    fingerprint = _fingerprint(settings, sha256_of(files.values()))
+    _remove_stale(target)
+    facts = _finished_facts(target, fingerprint)
+    if facts is not None:
+        _say(f"{target} is up to date (same raw files, same settings): kept")
+    else:
+        started = time.perf_counter()
+        _say(f"reading {', '.join(file.name for file in files.values())}")
+        raw = read_source(settings, files)
+        facts = _write_atomically(target, raw, protocol, settings, fingerprint)
+        _say(f"wrote {target} in {time.perf_counter() - started:.1f} s")
+    if settings.export_reference_json:
+        from bigrec_hf.sources.reference_json import export_reference_json
+
+        export_reference_json(target, Path(settings.export_reference_json))
+        _say(f"wrote the reference's JSON files to {settings.export_reference_json}")
+    print(summary_table(facts), flush=True)
+    return target
+
+
+def _say(text: str) -> None:
+    print(f"prepare: {text}", flush=True)
+
+
+def _with_raw_dir(settings: PrepareSettings, raw_dir: Path) -> PrepareSettings:
+    return PrepareSettings(**{**asdict(settings), "raw_dir": str(raw_dir)})
+
+
+def _protocol(settings: PrepareSettings) -> Protocol:
+    names = ("window", "min_history", "k_core", "min_items", "min_rating", "date_from", "date_to")
+    names += ("train_fraction", "validation_fraction")
+    return resolve_protocol(settings.preset, **{name: getattr(settings, name) for name in names})
+
+
+# --- the prepared set -----------------------------------------------------------------------------------------------
+
+
+def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, Catalog, dict[str, Any]]:
+    """Filter, recode users by first kept appearance, and cut the catalog down where the source or preset asks for it.
+
+    Returns the kept data, its catalog and facts about what was dropped.
+    """
+    keep, dropped, date_from = filter_interactions(
+        protocol, raw.users, raw.rows, raw.ratings, raw.times, raw.time_divisor
+    )
+    if not keep.any():
+        raise BigrecError(
+            f"no interaction of {raw.files[0].name} is left after dropping {raw.dropped | dropped}: loosen the filters"
+        )
+    users, rows = raw.users[keep], raw.rows[keep]
+    catalog, user_ids = raw.catalog, raw.user_ids
+    codes = first_appearance(users)
+    recode = np.zeros(len(user_ids), dtype=np.uint32)
+    recode[codes] = np.arange(len(codes), dtype=np.uint32)
+    if protocol.shuffles_rows or not raw.whole_catalog:
+        old_rows = first_appearance(rows)
+        old_rows = shuffled(old_rows) if protocol.shuffles_rows else old_rows
+        new_row = np.full(len(catalog), -1, dtype=np.int32)
+        new_row[old_rows] = np.arange(len(old_rows), dtype=np.int32)
+        rows = new_row[rows]
+        catalog = Catalog([catalog.item_ids[row] for row in old_rows], [catalog.titles[row] for row in old_rows])
+    kept = RawData(
+        catalog=catalog,
+        user_ids=user_ids.gather(codes),
+        users=recode[users],
+        rows=rows,
+        ratings=None if raw.ratings is None else raw.ratings[keep],
+        times=None if raw.times is None else raw.times[keep],
+        raw_rows=raw.raw_rows,
+        files=raw.files,
+        time_divisor=raw.time_divisor,
+    )
+    reasons = {reason: n for reason, n in (raw.dropped | dropped).items() if n}
+    facts: dict[str, Any] = {"interactions": {"raw": raw.raw_rows, "dropped": reasons, "kept": len(rows)}}
+    if date_from != protocol.date_from:
+        facts["notes"] = {"date_from moved back to": date_from}
+    return kept, catalog, facts
+
+
+def write_set(folder: Path, raw: RawData, protocol: Protocol, settings: PrepareSettings) -> dict[str, Any]:
+    """Write the parquet files of every config into `folder` and return the facts."""
+    from bigrec_hf import prepare_files as files
+    from bigrec_hf.prepare_facts import describe_splits
+
+    noun, noun_singular, verb = domain_words(settings, raw)
+    kept, catalog, facts = select_interactions(raw, protocol)
+    _say(f"building sequences of {len(kept.user_ids):,} users from {len(kept.rows):,} interactions")
+    sequences: Sequences = build_sequences(kept.users, kept.rows, kept.ratings, kept.times)
+    splits = split_examples(protocol, sequences)
+    if not any(map(len, splits.values())):
+        raise BigrecError(
+            f"{raw.files[0].name}: none of {len(kept.user_ids)} users is long enough for an example under preset "
+            f"{protocol.preset}: lower min_history (now {protocol.min_history}), or choose another preset"
+        )
+    user_ids = kept.user_ids.to_arrow().cast("string")
+    train_count = np.bincount(kept_targets(sequences, splits["train"]), minlength=len(catalog))
+    data, divisor = folder / "data", raw.time_divisor
+    for split, examples in splits.items():
+        _say(f"writing {len(examples):,} {split} examples")
+        files.write_tables(
+            data / "default" / f"{split}.parquet",
+            files.EXAMPLE_SCHEMA,
+            files.example_tables(user_ids, sequences, examples, divisor),
+        )
+        n = len(examples)
+        drawn = training_sample(n, settings.text_sample) if split == "train" else evaluation_sample(n)
+        facts.setdefault("text_rows", {})[split] = len(drawn)
+        files.write_tables(
+            data / "text" / f"{split}.parquet",
+            files.TEXT_SCHEMA,
+            files.text_tables(user_ids, sequences, examples.take(drawn), catalog, noun, verb, noun_singular),
+        )
+    files.write_tables(folder / ITEMS_FILE, files.ITEM_SCHEMA, iter([files.item_table(catalog, train_count)]))
+    files.write_tables(
+        data / "interactions" / "train.parquet",
+        files.INTERACTION_SCHEMA,
+        files.interaction_tables(user_ids, kept.users, kept.rows, kept.ratings, kept.times, divisor),
+    )
+    words = {"noun": noun, "noun_singular": noun_singular, "verb": verb}
+    return words | facts | describe_splits(sequences, splits, catalog, divisor)
+
+
+def kept_targets(sequences: Sequences, examples: Any) -> np.ndarray:
+    """(m,) catalog rows of the targets."""
+    return sequences.rows[examples.targets]
+
+
+def domain_words(settings: PrepareSettings, raw: RawData) -> tuple[str, str, str]:
+    """(noun, singular, verb): as set, else as the preset or the source says, else `items` that were `chosen`."""
+    if settings.preset == "bigrec-game":
+        known = {"noun": "video games", "noun_singular": "video game", "verb": "played"}
+    elif "noun" in raw.facts:
+        known = raw.facts
+    elif settings.preset == "bigrec-movie":
+        known = {"noun": "movies", "noun_singular": "movie", "verb": "watched"}
+    else:
+        known = {"noun": "items", "noun_singular": "item", "verb": "chosen"}
+    noun = settings.noun or str(known["noun"])
+    singular = settings.noun_singular or (noun.removesuffix("s") if settings.noun else str(known["noun_singular"]))
+    return noun, singular, settings.verb or str(known["verb"])
+
+
+# --- one step into place --------------------------------------------------------------------------------------------
+
+
+def _write_atomically(
+    target: Path, raw: RawData, protocol: Protocol, settings: PrepareSettings, fingerprint: dict[str, Any]
+) -> dict[str, Any]:
+    """Write to a temporary sibling, then move it into place; an older prepared set gives way only then."""
+    from bigrec_hf import __version__
+    from bigrec_hf.cards import dataset_card
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    temporary.mkdir()
+    try:
+        facts = {
+            "name": settings.dataset_name or _default_name(settings),
+            "source": settings.source,
+            "preset": settings.preset,
+            "max_history": protocol.window,
+            "bigrec_hf_version": __version__,
+        }
+        facts |= write_set(temporary, raw, protocol, settings)
+        for name, value in raw.facts.items():
+            facts.setdefault(name, value)
+        facts["protocol"] = asdict(protocol)
+        facts |= fingerprint
+        facts["bytes"] = {
+            file.relative_to(temporary).as_posix(): file.stat().st_size for file in sorted(temporary.rglob("*.parquet"))
+        }
+        (temporary / "README.md").write_text(dataset_card(facts), encoding="utf-8")
+        text = json.dumps(facts, ensure_ascii=False, indent=2)
+        (temporary / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+        if target.exists():
+            older = target.parent / f".{target.name}.old-{os.getpid()}"
+            target.rename(older)
+            temporary.replace(target)
+            shutil.rmtree(older)
+        else:
+            temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return facts
+
+
+def _default_name(settings: PrepareSettings) -> str:
+    place = settings.raw_dir or str(Path(str(settings.ratings_file)).parent)
+    return Path(place).resolve().name
+
+
+def _fingerprint(settings: PrepareSettings, sha256: dict[str, str]) -> dict[str, Any]:
+    """What decides whether a prepared set is still the right one."""
+    own = {name: value for name, value in asdict(settings).items() if name not in PLACES}
+    own["dataset_name"] = settings.dataset_name or _default_name(settings)
+    return {"format": FORMAT, "settings": own, "sha256": sha256}
+
+
+def _finished_facts(target: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """Facts of the prepared set at `target` if it has this fingerprint and all its files, else None."""
+    try:
+        facts = json.loads((target / FACTS_FILE).read_text(encoding="utf-8"))
+        sizes = {name: (target / name).stat().st_size for name in facts["bytes"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    same = all(facts.get(name) == value for name, value in fingerprint.items()) and sizes == facts["bytes"]
+    return facts if same and (target / "README.md").is_file() else None
+
+
+def _check_replaceable(target: Path) -> None:
+    """A folder that is not a prepared set is never touched. Raises BigrecError."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise BigrecError(f"{target} is not a folder: choose another prepared_dir")
+    if target.is_dir() and any(target.iterdir()) and not (target / FACTS_FILE).is_file():
+        raise BigrecError(f"{target} is not empty and no prepared set (no {FACTS_FILE}): choose another prepared_dir")
+
+
+def _remove_stale(target: Path) -> None:
+    """Remove temporary folders that a killed run left beside `target`."""
+    for folder in target.parent.glob(f".{target.name}.*-*"):
+        kind, _, pid = folder.name.removeprefix(f".{target.name}.").partition("-")
+        if kind in {"tmp", "old"} and pid.isdigit() and not _is_running(int(pid)):
+            _say(f"removing {folder.name}, left by an interrupted run")
+            shutil.rmtree(folder)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def main(prepare_settings: PrepareSettings) -> None:
+    """Run the stage with settings from the command line or a recipe."""
+    options = asdict(prepare_settings)
+    source, raw_dir, target = (options.pop(name) for name in ("source", "raw_dir", "prepared_dir"))
+    source = source or ("movielens" if prepare_settings.download else None)
+    if source is None or target is None:
+        missing = "source" if source is None else "prepared_dir"
+        raise BigrecError(f"{missing} is not set: name it with --{missing}")
+    prepare(source, raw_dir, target, **options)
+
+
+if __name__ == "__main__":
+    from bigrec_hf.cli import main as run_cli
+
+    sys.exit(run_cli(["prepare", *sys.argv[1:]]))
