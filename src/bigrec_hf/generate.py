@@ -1,0 +1,325 @@
+"""Generate: for every evaluation example the language model writes the next title (step 1 of BIGRec).
+
+Writes `<run_dir>/<method>/generations.parquet`, one row an example in the examples' own order, and `generate.json` beside
+it: every setting, the fingerprints of base and adapter, counts and speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import transformers
+from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from tqdm import tqdm
+from transformers import AutoConfig
+
+from bigrec_hf import __version__, cli
+from bigrec_hf.columns import Columns as C
+from bigrec_hf.data import evaluation_rows, load_config, load_examples, load_json_examples, split_reference
+from bigrec_hf.decoding import Decoder, Decoding, common_prefix_length
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.modeling import load_generator, load_tokenizer, resolve_dtype
+from bigrec_hf.prompts import fit_prompt
+from bigrec_hf.shards import ShardFolder, fingerprint, plan_batches, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
+
+GENERATIONS_SCHEMA = pa.schema(
+    [
+        (C.EXAMPLE_ID, pa.string()),
+        (C.TARGET, pa.int32()),
+        (C.TARGET_TITLE, pa.string()),
+        (C.HISTORY, pa.list_(pa.int32())),
+        (C.TEXTS, pa.list_(pa.string())),
+        (C.SCORES, pa.list_(pa.float32())),
+        (C.EMPTY, pa.bool_()),
+        (C.IN_CATALOG, pa.bool_()),
+        (C.IN_HISTORY, pa.bool_()),
+    ]
+)
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def load_evaluation(
+    dataset: Sequence[str], test_json: Sequence[str], catalog: str | None, *, split: str, eval_sample: int
+) -> tuple[Dataset, list[str]]:
+    """The examples to answer (`data.EXAMPLE_FEATURES`) and the catalog's titles, by row.
+
+    JSON files win over the prepared set; they need a catalog. A file of at most `eval_sample` records is taken whole, in
+    its own order: the reference's `test_5000.json` is already drawn. Raises BigrecError where something is missing.
+    """
+    loaded = None
+    if catalog is not None or test_json:
+        if catalog is None:
+            raise BigrecError(
+                "the reference's JSON files hold titles only: set catalog (section `data`) to a prepared set, movies.dat, "
+                "id2name.txt or a CSV"
+            )
+        from bigrec_hf.catalog import load_catalog
+
+        loaded = load_catalog(catalog)
+    if not test_json:
+        if not dataset:
+            raise BigrecError("no examples given: set dataset or test_json (section `data`)")
+        titles = list(loaded.titles if loaded is not None else load_config(dataset[0], "items", "train")[C.TITLE])
+        return load_examples(dataset[0], split, sample=eval_sample), titles
+    parts = [load_json_examples(path, rows_by_title=loaded.rows_by_title) for path in test_json]
+    # without a sample the loader keeps the file's order
+    parts = [
+        part.select(evaluation_rows(len(part), eval_sample)) if 0 < eval_sample < len(part) else part for part in parts
+    ]
+    examples = concatenate_datasets(parts)
+    if len(set(examples[C.EXAMPLE_ID])) < len(examples):
+        raise BigrecError(
+            f"several of {', '.join(test_json)} share a file name, so their example ids clash: rename one"
+        )
+    return examples, list(loaded.titles)
+
+
+def render_prompts(
+    examples: Dataset, tokenizer: PreTrainedTokenizerBase, *, template: str, max_history: int, max_tokens: int
+) -> tuple[list[list[int]], int]:
+    """Token ids of every example's prompt, and how many history titles were left out to fit `max_tokens`."""
+    if max_tokens < 1:
+        raise BigrecError("max_length leaves no token for the prompt: it must exceed max_new_tokens")
+    prompts, n_dropped = [], 0
+    columns = (C.INSTRUCTION, C.INPUT_PREFIX, C.HISTORY_TITLES)
+    for instruction, prefix, titles in zip(*(examples[column] for column in columns), strict=True):
+        _, ids, dropped = fit_prompt(
+            template, instruction, prefix, titles, tokenizer, max_history=max_history, max_tokens=max_tokens
+        )
+        prompts.append(ids)
+        n_dropped += dropped
+    return prompts, n_dropped
+
+
+def adapter_fingerprint(adapter: str | None) -> str | None:
+    """sha256 of the adapter's weights (folder or Hub id). Raises BigrecError where there is no adapter."""
+    if adapter is None:
+        return None
+    path, revision = split_reference(adapter)
+    for name in ADAPTER_FILES:
+        file = Path(path) / name
+        if not Path(path).is_dir():
+            if path.startswith((".", "/")) or path.count("/") != 1:
+                break
+            try:
+                file = Path(hf_hub_download(path, name, revision=revision))
+            except EntryNotFoundError:
+                continue
+        if file.is_file():
+            with file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+    raise BigrecError(f"no adapter in {adapter!r}: train one with `bigrec-hf sft`, or use --method zero_shot")
+
+
+def base_fingerprint(base_model: str) -> str:
+    """The Hub commit of the base model, or a digest of its folder's file names, sizes and modification times."""
+    path, revision = split_reference(base_model)
+    if Path(path).is_dir():
+        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+        return fingerprint({file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files})
+    return str(AutoConfig.from_pretrained(path, revision=revision)._commit_hash)
+
+
+def decode_batches(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    example_ids: Sequence[str],
+    batches: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    write: Callable[[int, list[int], list[list[str]], list[list[float]]], None],
+    *,
+    label: str = "generate",
+    quiet: bool = False,
+) -> None:
+    """Decode the batches with these numbers and hand each to `write(number, positions, texts, scores)` when it is done."""
+    total = sum(len(batches[number]) for number in numbers)
+    with tqdm(total=total, desc=label, unit=" titles", disable=quiet or not total, smoothing=0) as progress:
+        for number in numbers:
+            positions = list(batches[number])
+            texts, scores = decoder.decode([prompts[p] for p in positions], [example_ids[p] for p in positions])
+            write(number, positions, texts, scores)
+            progress.update(len(positions))
+
+
+def answer_flags(
+    texts: Sequence[Sequence[str]], histories: Sequence[Sequence[str]], titles: Sequence[str]
+) -> dict[str, list[bool]]:
+    """Of each example's first text: is it empty, a catalog title, a title of the whole history (as `clean_title`s)."""
+    known = {clean_title(title) for title in titles} - {""}
+    first = [clean_title(row[0]) for row in texts]
+    return {
+        C.EMPTY: [not text for text in first],
+        C.IN_CATALOG: [text in known for text in first],
+        C.IN_HISTORY: [
+            bool(text) and text in {clean_title(title) for title in history}
+            for text, history in zip(first, histories, strict=True)
+        ],
+    }
+
+
+def write_generations(
+    path: Path, examples: Dataset, titles: Sequence[str], texts: list[list[str]], scores: list[list[float]]
+) -> dict[str, int]:
+    """Write generations.parquet (GENERATIONS_SCHEMA). Returns the counts n_examples, n_empty, n_in_catalog, n_in_history."""
+    flags = answer_flags(texts, examples[C.HISTORY_TITLES], titles)
+    kept = {name: examples[name] for name in (C.EXAMPLE_ID, C.TARGET, C.TARGET_TITLE, C.HISTORY)}
+    columns = {name: list(column) for name, column in kept.items()} | {C.TEXTS: texts, C.SCORES: scores} | flags
+    table = pa.table(columns, schema=GENERATIONS_SCHEMA)
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+    return {"n_examples": len(table)} | {f"n_{name}": sum(values) for name, values in flags.items()}
+
+
+def print_summary(facts: dict[str, Any]) -> None:
+    n = facts["n_examples"]
+    shares = ", ".join(
+        f"{facts[f'n_{name}'] / n:.1%} {name.replace('_', ' ')}" for name in ("empty", "in_catalog", "in_history")
+    )
+    speed = facts["titles_per_second"]
+    print(f"generate ({facts['method']}): {n} examples, {shares}" + (f"; {speed:.2f} titles/s" if speed else ""))
+    if facts["dropped_history_titles"]:
+        print(f"generate: {facts['dropped_history_titles']} old history titles left out to fit max_length")
+
+
+def main(
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    generate: GenerateSettings,
+) -> None:
+    """Answer every evaluation example; under a launcher, each process takes a part of the batches and the first joins."""
+    if run.run_dir is None:
+        raise BigrecError("no place to write to: give --output_dir (the run folder) or --config RECIPE")
+    if not model.base_model:
+        raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
+    decoding = Decoding(
+        strategy=generate.decoding,
+        num_beams=generate.num_beams,
+        num_return_sequences=generate.num_return_sequences,
+        max_new_tokens=generate.max_new_tokens,
+        temperature=generate.temperature,
+        top_p=generate.top_p,
+        top_k=generate.sample_top_k,
+        seed=run.seed,
+    )
+    adapter = None
+    if run.method == "finetuned":
+        adapter = generate.adapter or str(Path(run.run_dir) / "adapter")
+    adapter_sha256 = adapter_fingerprint(adapter)
+    state = PartialState()
+    with state.main_process_first():
+        examples, titles = load_evaluation(
+            data.dataset, data.test_json, data.catalog, split=data.split, eval_sample=data.eval_sample
+        )
+        tokenizer = load_tokenizer(model.base_model, padding_side="left")
+    prompts, n_dropped = render_prompts(
+        examples,
+        tokenizer,
+        template=prompt.inference_prompt or prompt.train_prompt,
+        max_history=prompt.max_history,
+        max_tokens=prompt.max_length - generate.max_new_tokens,
+    )
+    lengths = [len(ids) for ids in prompts]
+    batches = plan_batches(
+        lengths,
+        batch_size=generate.generate_batch_size,
+        batch_tokens=generate.generate_batch_tokens,
+        extra_tokens=generate.max_new_tokens,
+        copies=decoding.rows_per_prompt,
+    )
+    example_ids = list(examples[C.EXAMPLE_ID])
+    facts: dict[str, Any] = {
+        "method": run.method,
+        "base_model": model.base_model,
+        "base_fingerprint": base_fingerprint(model.base_model),
+        "adapter": adapter,
+        "adapter_sha256": adapter_sha256,
+        "dtype": str(resolve_dtype(model.dtype, state.device)).removeprefix("torch."),
+        "quantization": model.quantization,
+        "attn_implementation": model.attn_implementation,
+        "device": state.device.type,
+        "seed": run.seed,
+        "data": asdict(data),
+        "prompt": asdict(prompt),
+        "generate": asdict(generate),
+        "versions": {"bigrec_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "prompts_sha256": hashlib.sha256(json.dumps([example_ids, prompts]).encode()).hexdigest(),
+    }
+    folder = Path(run.run_dir) / run.method
+    shards = ShardFolder(
+        folder / "shards",
+        fingerprint(facts),
+        len(batches),
+        rank=state.process_index,
+        n_processes=state.num_processes,
+    )
+    missing, numbers = shards.missing(), shards.own()
+    n_missing = sum(len(batches[number]) for number in missing)
+    if state.is_main_process and n_missing < len(prompts):
+        print(
+            f"generate: going on where a run was cut off, {len(prompts) - n_missing} of {len(prompts)} examples are done"
+        )
+    state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
+    start = time.perf_counter()
+    try:
+        if numbers:
+            network = load_generator(
+                model.base_model,
+                adapter,
+                dtype=model.dtype,
+                quantization=model.quantization,
+                attn_implementation=model.attn_implementation,
+            )
+            start = time.perf_counter()
+            prefix = prompts[0][: common_prefix_length(prompts)]
+            decoder = Decoder(network, tokenizer, decoding, shared_prefix=prefix)
+            decode_batches(
+                decoder, prompts, example_ids, batches, numbers, shards.write, quiet=not state.is_main_process
+            )
+        if state.is_main_process:
+            shards.wait_complete()
+            seconds = time.perf_counter() - start
+            counts = write_generations(folder / "generations.parquet", examples, titles, *shards.read(len(prompts)))
+            facts |= counts | {
+                "n_processes": state.num_processes,
+                "n_resumed": len(prompts) - n_missing,
+                "dropped_history_titles": n_dropped,
+                "prompt_tokens_mean": sum(lengths) / len(lengths),
+                "prompt_tokens_max": max(lengths),
+                "seconds": seconds,
+                "titles_per_second": n_missing / seconds if n_missing else None,
+            }
+            text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+            write_atomically(folder / "generate.json", lambda path: path.write_text(text, encoding="utf-8"))
+            shards.remove()
+            print_summary(facts)
+        else:
+            shards.wait_joined()
+    except Exception as error:
+        if state.num_processes > 1:
+            shards.fail(error)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["generate", *sys.argv[1:]]))
