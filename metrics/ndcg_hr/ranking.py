@@ -1,0 +1,273 @@
+"""Exact ranks and nearest items of a whole catalog, in chunks of bounded memory and without sorting the catalog.
+
+Order: ascending Euclidean distance (as float64 computes it from the given vectors), equal distances by catalog row.
+A float32 matrix product decides every comparison that its error bound allows; the rest is compared in float64.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from .distances import FLOAT32_ROUNDOFF
+from .distances import catalog_mean
+from .distances import centered_norms
+from .distances import check_vectors
+from .distances import score_error
+from .distances import squared_distances
+from .distances import thread_count
+from .nearest import NearestPool
+
+CELL_BYTES = 24  # of one query-item cell: float32 score, three masks, a partitioned copy, an int64 index
+ITEM_CHUNK = 4096  # more items a product gain nothing; fewer cost speed
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What `rank_catalog` returns, one row a query."""
+
+    rank: np.ndarray  # (n,) int64, 0-based; m (the number of items) where the target itself was excluded
+    top_rows: np.ndarray  # (n, k) int32, nearest first; -1 where fewer than k candidates remain
+    top_distances: np.ndarray  # (n, k) float32, Euclidean; infinity where top_rows is -1
+
+
+@dataclass
+class _Lane:
+    """A run of queries that one thread scans: their thresholds, counts and pool of nearest items."""
+
+    start: int  # first query
+    stop: int
+    pool: NearestPool
+    closer: np.ndarray  # (stop - start,) int64, items found to stand before the target
+    excluded_query: np.ndarray  # excluded cells of these queries, by item row
+    excluded_row: np.ndarray
+
+
+def rank_catalog(
+    queries: np.ndarray,
+    items: np.ndarray,
+    targets: np.ndarray | Sequence[int] | Sequence[Sequence[int]],
+    top_k: int = 50,
+    memory_mib: int = 256,
+    exclude: Sequence[Sequence[int]] | None = None,
+    duplicates: str = "best",
+) -> Ranking:
+    """Rank of each query's target among all items, and the top_k nearest items.
+
+    Args:
+        queries: (n, d) float32. items: (m, d) float32, in catalog order.
+        targets: a catalog row a query, or a list of rows a query (the rows that hold the target's title).
+        top_k: nearest items to return, at most m are.
+        memory_mib: working memory beyond inputs and results, whatever n and m are.
+        exclude: catalog rows a query that are no candidates (negative rows are skipped). A target whose rows are all
+            excluded gets rank m: it cannot be recommended.
+        duplicates: for a list of rows, "best" = the best rank over them, "exact" = the rank of the first.
+
+    Returns the `Ranking`: rank = number of candidates strictly closer than the target + equally distant ones in earlier
+    rows. Raises ValueError for NaN or infinity, shapes and rows that do not fit. Source: BIGRec's grounding (L2 over all
+    items), made exact.
+    """
+    queries = check_vectors("queries", queries)
+    items = check_vectors("items", items)
+    n, m = len(queries), len(items)
+    if m == 0:
+        raise ValueError("items is empty: a catalog needs at least one row")
+    if queries.shape[1] != items.shape[1]:
+        raise ValueError(
+            f"queries have {queries.shape[1]} dimensions, items {items.shape[1]}: use one encoder for both"
+        )
+    if duplicates not in ("best", "exact"):
+        raise ValueError(f"duplicates={duplicates!r} is unknown: use 'best' or 'exact'")
+    if top_k < 0 or memory_mib < 1:
+        raise ValueError(f"top_k={top_k} must be at least 0 and memory_mib={memory_mib} at least 1")
+    target_query, target_row = flat_rows("targets", targets, n, m, first_only=duplicates == "exact")
+    if len(np.unique(target_query)) < n:
+        raise ValueError(f"targets is empty for query {int(np.setdiff1d(np.arange(n), target_query)[0])}: give its row")
+    excluded_query, excluded_row = flat_rows("exclude", exclude, n, m, skip_negative=True)
+    kept = ~np.isin(target_query * np.int64(m) + target_row, excluded_query * np.int64(m) + excluded_row)
+    target_query, target_row = target_query[kept], target_row[kept]
+
+    k = min(top_k, m)
+    ranking = Ranking(np.full(n, m, np.int64), np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
+    mean = catalog_mean(items)
+    threads = thread_count()
+    block, chunk, group = _plan(n, m, queries.shape[1], k, memory_mib * 2**20)
+    with ThreadPoolExecutor(threads) as executor:
+        for start in range(0, n, block):
+            stop = min(start + block, n)
+            inside = (target_query >= start) & (target_query < stop)
+            cut = (excluded_query >= start) & (excluded_query < stop)
+            _rank_block(
+                queries[start:stop],
+                items,
+                mean,
+                (target_query[inside] - start, target_row[inside]),
+                (excluded_query[cut] - start, excluded_row[cut]),
+                (chunk, group, threads, executor),
+                Ranking(ranking.rank[start:stop], ranking.top_rows[start:stop], ranking.top_distances[start:stop]),
+            )
+    return ranking
+
+
+def flat_rows(name, rows, n: int, m: int, first_only: bool = False, skip_negative: bool = False):
+    """(query index, row), int64 each, of one row or a list of rows a query; ValueError where they do not fit."""
+    if rows is None:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    if len(rows) != n:
+        raise ValueError(f"{name} has {len(rows)} entries for {n} queries: give one a query")
+    if n == 0 or np.ndim(rows[0]) == 0:
+        query, row = np.arange(n), np.asarray(rows)
+    else:
+        lists = [np.atleast_1d(r)[:1] if first_only else np.atleast_1d(r) for r in rows]
+        query, row = np.repeat(np.arange(n), [len(r) for r in lists]), np.concatenate(lists)
+    if row.size and row.dtype.kind not in "iu" and not (row == np.floor(row)).all():
+        raise ValueError(f"{name} must hold whole catalog rows, not {row.dtype}")
+    row = row.astype(np.int64)
+    if skip_negative:
+        query, row = query[row >= 0], row[row >= 0]
+    wrong = (row < 0) | (row >= m)
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        raise ValueError(
+            f"{name} names row {row[first]} for query {query[first]}, outside the catalog's rows 0 to {m - 1} "
+            f"({int(wrong.sum())} such): check that both come from one catalog"
+        )
+    return query.astype(np.int64), row
+
+
+def _plan(n: int, m: int, dim: int, k: int, memory: int) -> tuple[int, int, int]:
+    """Queries held at a time, items a chunk, queries a product, so that all buffers stay within `memory` bytes."""
+    block = max(1, min(n, int(0.4 * memory / (4 * dim + NearestPool.BYTES_A_QUERY * k + 64))))
+    chunk = max(1, min(m, ITEM_CHUNK, int(0.2 * memory / (4 * dim))))
+    group = max(1, min(block, int(0.25 * memory / (CELL_BYTES * chunk))))
+    return block, chunk, group
+
+
+def _rank_block(queries, items, mean, targets, excluded, plan, out: Ranking) -> None:
+    """Fill `out` for a block of queries; `targets` and `excluded` are (query index, row) pairs within the block."""
+    chunk, group, threads, executor = plan
+    n, dim = queries.shape
+    m, k = len(items), out.top_rows.shape[1]
+    norms = centered_norms(queries, mean)
+    minus_two_q = queries - mean  # (n, d) float32
+    minus_two_q *= -2.0  # a power of two: exact
+    best_square, best_row = _best_targets(queries, items, *targets, executor)
+    threshold = best_square - norms**2  # in the scores' terms; -inf where there is no target
+    lanes = _lanes(queries, items, norms, k, group, threads, excluded)
+
+    scores = np.empty((group, chunk), np.float32)
+    largest = 0.0
+    for first in range(0, m, chunk):
+        centered = items[first : first + chunk] - mean
+        squares = np.einsum("ij,ij->i", centered, centered)  # float32; its error is part of the bound
+        item_norms = np.sqrt(squares.astype(np.float64)) * (1 + (dim + 8) * FLOAT32_ROUNDOFF)
+        largest = max(largest, float(item_norms.max()))
+        if not np.isfinite(largest) or largest * (largest + 2 * norms.max(initial=0.0)) > 1e38:
+            raise ValueError(
+                "the vectors are too large for float32 squares (norms near 1e19): scale queries and items down"
+            )
+        error = score_error(norms, float(item_norms.max()), dim)
+        low, high = _outward(threshold - error, -np.inf), _outward(threshold + error, np.inf)
+
+        def scan(lane: _Lane, cells, first=first, squares=squares, item_norms=item_norms, low=low, high=high):
+            cells += squares
+            _exclude(lane, cells, first)
+            part = slice(lane.start, lane.stop)
+            _count_closer(
+                lane,
+                cells,
+                low[part],
+                high[part],
+                item_norms,
+                threshold,
+                norms,
+                best_square,
+                best_row,
+                first,
+                queries,
+                items,
+            )
+            if k:
+                lane.pool.add(cells, first, largest)
+
+        for together in lanes:
+            a, b = together[0].start, together[-1].stop
+            cells = scores[: b - a, : len(centered)]
+            np.matmul(minus_two_q[a:b], centered.T, out=cells)
+            list(executor.map(scan, together, [cells[lane.start - a : lane.stop - a] for lane in together]))
+
+    for lane in (lane for together in lanes for lane in together):
+        part = slice(lane.start, lane.stop)
+        out.rank[part] = np.where(np.isneginf(threshold[part]), m, lane.closer)
+        if k:
+            lane.pool.finish(out.top_rows[part], out.top_distances[part], executor)
+
+
+def _best_targets(queries, items, query, row, executor):
+    """Each query's target: the nearest of its rows, the earliest among equals. -> squared distance ((n,) float64; -inf
+    where there is none), row ((n,) int64; -1)."""
+    square = squared_distances(queries, items, query, row, executor)
+    order = np.lexsort((row, square, query))
+    query, row, square = query[order], row[order], square[order]
+    first = np.ones(len(query), bool)
+    first[1:] = query[1:] != query[:-1]
+    best_square, best_row = np.full(len(queries), -np.inf), np.full(len(queries), -1, np.int64)
+    best_square[query[first]], best_row[query[first]] = square[first], row[first]
+    return best_square, best_row
+
+
+def _lanes(queries, items, norms, k, group, threads, excluded) -> list[list[_Lane]]:
+    """Lanes of queries, in groups that share one matrix product; a lane a thread."""
+    query, row = excluded
+    order = np.lexsort((row, query))
+    query, row = query[order], row[order]
+    grouped, n = [], len(queries)
+    for start in range(0, n, group):
+        stop = min(start + group, n)
+        edges = np.linspace(start, stop, min(threads, stop - start) + 1).astype(int).tolist()
+        together = []
+        for a, b in zip(edges, edges[1:], strict=False):
+            left, right = np.searchsorted(query, [a, b])
+            by_row = left + np.argsort(row[left:right], kind="stable")
+            pool = NearestPool(k, queries[a:b], items, norms[a:b])
+            together.append(_Lane(a, b, pool, np.zeros(b - a, np.int64), query[by_row] - a, row[by_row]))
+        grouped.append(together)
+    return grouped
+
+
+def _exclude(lane: _Lane, cells: np.ndarray, first: int) -> None:
+    """Infinite scores for the excluded cells of this chunk."""
+    left, right = np.searchsorted(lane.excluded_row, [first, first + cells.shape[1]])
+    cells[lane.excluded_query[left:right], lane.excluded_row[left:right] - first] = np.inf
+
+
+def _count_closer(
+    lane, cells, low, high, item_norms, threshold, norms, best_square, best_row, first, queries, items
+) -> None:
+    """Add this chunk's items that stand before the target: those surely closer, and after float64 those in doubt."""
+    rows, width = cells.shape
+    closer = np.less(cells, low[:, None])
+    doubt = np.less_equal(cells, high[:, None])
+    doubt ^= closer
+    lane.closer += np.count_nonzero(closer, axis=1)
+    index = np.flatnonzero(doubt)
+    for start in range(0, len(index), 65536):  # bounded temporaries even where everything is in doubt
+        local, column = np.divmod(index[start : start + 65536], width)
+        query = local + lane.start
+        # the bound again, with the item's own norm in place of the chunk's largest
+        score = cells.ravel()[index[start : start + 65536]] if cells.flags.c_contiguous else cells[local, column]
+        margin = score_error(norms[query], item_norms[column], queries.shape[1]) * (1 + 1e-6)
+        gap = score - threshold[query]
+        before = gap < -margin
+        close = np.flatnonzero(np.abs(gap) <= margin)
+        row = column[close] + first
+        square = squared_distances(queries, items, query[close], row)
+        target_square, target_row = best_square[query[close]], best_row[query[close]]
+        before[close] = (square < target_square) | ((square == target_square) & (row < target_row))
+        lane.closer += np.bincount(local[before], minlength=rows)
+
+
+def _outward(values: np.ndarray, direction: float) -> np.ndarray:
+    """float32 of float64 values, rounded towards `direction`, so that rounding cannot decide a comparison."""
+    return np.nextafter(values.astype(np.float32), np.float32(direction))
