@@ -6,13 +6,13 @@ cancellation would eat where vectors share a large common component (hidden stat
 
 Error bound. Let u = 2^-24 (float32 unit roundoff), v = 2^-53, d the dimension, Q = |q - c|, X = |x - c|. A float32 dot
 product of length d, summed in *any* order, is off by at most d u / (1 - d u) * sum |a_k b_k| (Higham, Accuracy and
-Stability of Numerical Algorithms, 2nd ed., section 3.1), and sum |a_k b_k| <= |a| |b|. With the roundings of the centered
-vectors (a relative u in every component), of |x|^2 and of the last addition:
+Stability of Numerical Algorithms, 2nd ed., section 3.1), and sum |a_k b_k| <= |a| |b|. With the roundings of the
+centered vectors (a relative u in every component), of |x|^2 and of the last addition:
 
     |S - exact| <= (d + 8) u (2 Q X + X^2) * 1.01  +  8 (d + 8) v (Q + X)^2  +  4 (d + 8) * 2^-126
 
 The second term makes a decision taken on S agree with the *float64* distance below, whose own rounding it covers; the
-third covers underflow (gradual or flushed). Whatever lies within the bound is compared in float64 (`squared_distances`).
+third covers underflow (gradual or flushed). What lies within the bound is compared in float64 (`squared_distances`).
 Holds for d < 100,000.
 """
 

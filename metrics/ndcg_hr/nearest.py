@@ -1,16 +1,15 @@
-"""The k nearest items of a run of queries, collected from chunks of scores: a pool that is pruned, never a full sort."""
+"""The k nearest items of a run of queries, collected from chunks of scores: a pruned pool, never a full sort."""
 
 import numpy as np
 
-from .distances import score_error
-from .distances import squared_distances
+from .distances import score_error, squared_distances
 
 
 class NearestPool:
     """Candidates for the k nearest items of some queries.
 
-    An entry is dropped only where at least k others are surely nearer: with scores off by at most e (distances.py), that
-    is so above the k-th smallest score + 2 e. `finish` orders the survivors by float64 distance, then row.
+    An entry is dropped only where at least k others are surely nearer: with scores off by at most e (distances.py),
+    that is so above the k-th smallest score + 2 e. `finish` orders the survivors by float64 distance, then row.
     """
 
     BYTES_A_QUERY = 4 * 12 + 60  # a kept place: entries of 12 bytes up to the limit; sorting one pool's worth
@@ -30,6 +29,8 @@ class NearestPool:
     def add(self, cells: np.ndarray, first: int, largest: float) -> None:
         """Take in a chunk: `cells` (q, width) float32 scores of the items from row `first` on (infinite = excluded);
         `largest` bounds the norm of every item seen so far."""
+        if not self.k:
+            return
         width = cells.shape[1]
         self.error = score_error(self.norms, largest, self.items.shape[1])
         if np.isposinf(self.cutoff).any() and width > self.k:
@@ -75,7 +76,7 @@ class NearestPool:
         self.size = len(query)
 
     def _exact(self, query, row, executor=None):
-        """The k nearest of each query among the entries, in float64: their indices in order, squared distances, places."""
+        """The k nearest of each query among the entries, in float64: indices in order, squared distances, places."""
         square = squared_distances(self.queries, self.items, query, row, executor)
         order = np.lexsort((row, square, query))
         place = _places(query[order], len(self.norms))
@@ -83,7 +84,7 @@ class NearestPool:
         return order[kept], square[order[kept]], place[kept]
 
     def finish(self, top_rows: np.ndarray, top_distances: np.ndarray, executor=None) -> None:
-        """Write the k nearest of each query into `top_rows` (int32) and `top_distances` (float32), padding left as is."""
+        """Write the k nearest into `top_rows` (int32) and `top_distances` (float32); padding stays as it is."""
         if not self.size:
             return
         self._prune()

@@ -7,16 +7,20 @@ A float32 matrix product decides every comparison that its error bound allows; t
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 
-from .distances import FLOAT32_ROUNDOFF
-from .distances import catalog_mean
-from .distances import centered_norms
-from .distances import check_vectors
-from .distances import score_error
-from .distances import squared_distances
-from .distances import thread_count
+from .distances import (
+    FLOAT32_ROUNDOFF,
+    catalog_mean,
+    centered_norms,
+    check_vectors,
+    score_error,
+    squared_distances,
+    thread_count,
+)
 from .nearest import NearestPool
 
 CELL_BYTES = 24  # of one query-item cell: float32 score, three masks, a partitioned copy, an int64 index
@@ -34,14 +38,23 @@ class Ranking:
 
 @dataclass
 class _Lane:
-    """A run of queries that one thread scans: their thresholds, counts and pool of nearest items."""
+    """A run of queries that one thread scans, with their targets and what is known so far. q = stop - start."""
 
-    start: int  # first query
+    start: int  # first query of the block
     stop: int
-    pool: NearestPool
-    closer: np.ndarray  # (stop - start,) int64, items found to stand before the target
-    excluded_query: np.ndarray  # excluded cells of these queries, by item row
+    queries: np.ndarray  # (q, d) float32, as given
+    norms: np.ndarray  # (q,) float64, of the queries less the catalog mean
+    target_square: np.ndarray  # (q,) float64, squared distance of the target; -inf where there is none
+    target_row: np.ndarray  # (q,) int64
+    excluded_query: np.ndarray  # excluded cells by ascending row: query within the lane
     excluded_row: np.ndarray
+    pool: NearestPool
+    closer: np.ndarray  # (q,) int64, items found to stand before the target
+
+    @property
+    def threshold(self) -> np.ndarray:
+        """(q,) float64, the target's distance in the scores' terms (distances.py)."""
+        return self.target_square - self.norms**2
 
 
 def rank_catalog(
@@ -64,9 +77,9 @@ def rank_catalog(
             excluded gets rank m: it cannot be recommended.
         duplicates: for a list of rows, "best" = the best rank over them, "exact" = the rank of the first.
 
-    Returns the `Ranking`: rank = number of candidates strictly closer than the target + equally distant ones in earlier
-    rows. Raises ValueError for NaN or infinity, shapes and rows that do not fit. Source: BIGRec's grounding (L2 over all
-    items), made exact.
+    Returns the `Ranking`: rank = number of candidates strictly closer than the target + equally distant ones in
+    earlier rows. Raises ValueError for NaN or infinity, shapes and rows that do not fit. Source: BIGRec's grounding
+    (L2 over all items), made exact.
     """
     queries = check_vectors("queries", queries)
     items = check_vectors("items", items)
@@ -147,61 +160,66 @@ def _plan(n: int, m: int, dim: int, k: int, memory: int) -> tuple[int, int, int]
 def _rank_block(queries, items, mean, targets, excluded, plan, out: Ranking) -> None:
     """Fill `out` for a block of queries; `targets` and `excluded` are (query index, row) pairs within the block."""
     chunk, group, threads, executor = plan
-    n, dim = queries.shape
-    m, k = len(items), out.top_rows.shape[1]
+    dim, k = queries.shape[1], out.top_rows.shape[1]
     norms = centered_norms(queries, mean)
     minus_two_q = queries - mean  # (n, d) float32
     minus_two_q *= -2.0  # a power of two: exact
-    best_square, best_row = _best_targets(queries, items, *targets, executor)
-    threshold = best_square - norms**2  # in the scores' terms; -inf where there is no target
-    lanes = _lanes(queries, items, norms, k, group, threads, excluded)
-
+    best = _best_targets(queries, items, *targets, executor)
+    grouped = _lanes(queries, items, norms, best, excluded, k, group, threads)
     scores = np.empty((group, chunk), np.float32)
-    largest = 0.0
-    for first in range(0, m, chunk):
+    largest = 0.0  # bounds the norms of all items seen so far
+    for first in range(0, len(items), chunk):
         centered = items[first : first + chunk] - mean
         squares = np.einsum("ij,ij->i", centered, centered)  # float32; its error is part of the bound
         item_norms = np.sqrt(squares.astype(np.float64)) * (1 + (dim + 8) * FLOAT32_ROUNDOFF)
         largest = max(largest, float(item_norms.max()))
-        if not np.isfinite(largest) or largest * (largest + 2 * norms.max(initial=0.0)) > 1e38:
-            raise ValueError(
-                "the vectors are too large for float32 squares (norms near 1e19): scale queries and items down"
-            )
-        error = score_error(norms, float(item_norms.max()), dim)
-        low, high = _outward(threshold - error, -np.inf), _outward(threshold + error, np.inf)
-
-        def scan(lane: _Lane, cells, first=first, squares=squares, item_norms=item_norms, low=low, high=high):
-            cells += squares
-            _exclude(lane, cells, first)
-            part = slice(lane.start, lane.stop)
-            _count_closer(
-                lane,
-                cells,
-                low[part],
-                high[part],
-                item_norms,
-                threshold,
-                norms,
-                best_square,
-                best_row,
-                first,
-                queries,
-                items,
-            )
-            if k:
-                lane.pool.add(cells, first, largest)
-
-        for together in lanes:
-            a, b = together[0].start, together[-1].stop
+        if not largest * (largest + 2 * norms.max(initial=0.0)) < 1e38:
+            raise ValueError("the vectors are too large for float32 squares (norms near 1e19): scale all of them down")
+        for lanes in grouped:
+            a, b = lanes[0].start, lanes[-1].stop
             cells = scores[: b - a, : len(centered)]
             np.matmul(minus_two_q[a:b], centered.T, out=cells)
-            list(executor.map(scan, together, [cells[lane.start - a : lane.stop - a] for lane in together]))
-
-    for lane in (lane for together in lanes for lane in together):
+            scan = partial(_scan, items=items, first=first, squares=squares, item_norms=item_norms, largest=largest)
+            list(executor.map(scan, lanes, [cells[lane.start - a : lane.stop - a] for lane in lanes]))
+    for lane in chain.from_iterable(grouped):
         part = slice(lane.start, lane.stop)
-        out.rank[part] = np.where(np.isneginf(threshold[part]), m, lane.closer)
-        if k:
-            lane.pool.finish(out.top_rows[part], out.top_distances[part], executor)
+        out.rank[part] = np.where(lane.target_row < 0, len(items), lane.closer)
+        lane.pool.finish(out.top_rows[part], out.top_distances[part], executor)
+
+
+def _scan(lane: _Lane, cells: np.ndarray, items, first, squares, item_norms, largest) -> None:
+    """Take one chunk of products (q, width) into the lane's counts and pool."""
+    cells += squares
+    left, right = np.searchsorted(lane.excluded_row, [first, first + cells.shape[1]])
+    cells[lane.excluded_query[left:right], lane.excluded_row[left:right] - first] = np.inf
+    _count_closer(lane, cells, items, first, item_norms)
+    lane.pool.add(cells, first, largest)
+
+
+def _count_closer(lane: _Lane, cells: np.ndarray, items, first, item_norms) -> None:
+    """Add this chunk's items that stand before the target: those surely closer, and after float64 those in doubt."""
+    rows, width = cells.shape
+    dim = items.shape[1]
+    threshold = lane.threshold
+    error = score_error(lane.norms, float(item_norms.max()), dim)
+    closer = np.less(cells, _outward(threshold - error, -np.inf)[:, None])
+    doubt = np.less_equal(cells, _outward(threshold + error, np.inf)[:, None])
+    doubt ^= closer
+    lane.closer += np.count_nonzero(closer, axis=1)
+    index = np.flatnonzero(doubt)
+    for start in range(0, len(index), 65536):  # bounded temporaries even where everything is in doubt
+        query, column = np.divmod(index[start : start + 65536], width)
+        # the bound again, with the item's own norm in place of the chunk's largest
+        gap = cells[query, column] - threshold[query]
+        margin = score_error(lane.norms[query], item_norms[column], dim)
+        before = gap < -margin
+        close = np.flatnonzero(np.abs(gap) <= margin)
+        at, row = query[close], column[close] + first
+        square = squared_distances(lane.queries, items, at, row)
+        before[close] = (square < lane.target_square[at]) | (
+            (square == lane.target_square[at]) & (row < lane.target_row[at])
+        )
+        lane.closer += np.bincount(query[before], minlength=rows)
 
 
 def _best_targets(queries, items, query, row, executor):
@@ -217,55 +235,35 @@ def _best_targets(queries, items, query, row, executor):
     return best_square, best_row
 
 
-def _lanes(queries, items, norms, k, group, threads, excluded) -> list[list[_Lane]]:
+def _lanes(queries, items, norms, best, excluded, k, group, threads) -> list[list[_Lane]]:
     """Lanes of queries, in groups that share one matrix product; a lane a thread."""
+    target_square, target_row = best
     query, row = excluded
-    order = np.lexsort((row, query))
+    order = np.argsort(query, kind="stable")
     query, row = query[order], row[order]
-    grouped, n = [], len(queries)
-    for start in range(0, n, group):
-        stop = min(start + group, n)
-        edges = np.linspace(start, stop, min(threads, stop - start) + 1).astype(int).tolist()
-        together = []
-        for a, b in zip(edges, edges[1:], strict=False):
+    grouped = []
+    for start in range(0, len(queries), group):
+        stop = min(start + group, len(queries))
+        lanes = []
+        for a, b in pairwise(np.linspace(start, stop, min(threads, stop - start) + 1).astype(int).tolist()):
             left, right = np.searchsorted(query, [a, b])
             by_row = left + np.argsort(row[left:right], kind="stable")
-            pool = NearestPool(k, queries[a:b], items, norms[a:b])
-            together.append(_Lane(a, b, pool, np.zeros(b - a, np.int64), query[by_row] - a, row[by_row]))
-        grouped.append(together)
+            lanes.append(
+                _Lane(
+                    start=a,
+                    stop=b,
+                    queries=queries[a:b],
+                    norms=norms[a:b],
+                    target_square=target_square[a:b],
+                    target_row=target_row[a:b],
+                    excluded_query=query[by_row] - a,
+                    excluded_row=row[by_row],
+                    pool=NearestPool(k, queries[a:b], items, norms[a:b]),
+                    closer=np.zeros(b - a, np.int64),
+                )
+            )
+        grouped.append(lanes)
     return grouped
-
-
-def _exclude(lane: _Lane, cells: np.ndarray, first: int) -> None:
-    """Infinite scores for the excluded cells of this chunk."""
-    left, right = np.searchsorted(lane.excluded_row, [first, first + cells.shape[1]])
-    cells[lane.excluded_query[left:right], lane.excluded_row[left:right] - first] = np.inf
-
-
-def _count_closer(
-    lane, cells, low, high, item_norms, threshold, norms, best_square, best_row, first, queries, items
-) -> None:
-    """Add this chunk's items that stand before the target: those surely closer, and after float64 those in doubt."""
-    rows, width = cells.shape
-    closer = np.less(cells, low[:, None])
-    doubt = np.less_equal(cells, high[:, None])
-    doubt ^= closer
-    lane.closer += np.count_nonzero(closer, axis=1)
-    index = np.flatnonzero(doubt)
-    for start in range(0, len(index), 65536):  # bounded temporaries even where everything is in doubt
-        local, column = np.divmod(index[start : start + 65536], width)
-        query = local + lane.start
-        # the bound again, with the item's own norm in place of the chunk's largest
-        score = cells.ravel()[index[start : start + 65536]] if cells.flags.c_contiguous else cells[local, column]
-        margin = score_error(norms[query], item_norms[column], queries.shape[1]) * (1 + 1e-6)
-        gap = score - threshold[query]
-        before = gap < -margin
-        close = np.flatnonzero(np.abs(gap) <= margin)
-        row = column[close] + first
-        square = squared_distances(queries, items, query[close], row)
-        target_square, target_row = best_square[query[close]], best_row[query[close]]
-        before[close] = (square < target_square) | ((square == target_square) & (row < target_row))
-        lane.closer += np.bincount(local[before], minlength=rows)
 
 
 def _outward(values: np.ndarray, direction: float) -> np.ndarray:

@@ -13,7 +13,7 @@ def hr_per_example(rank: np.ndarray, k: int) -> np.ndarray:
 
 
 def ndcg_per_example(rank: np.ndarray, k: int) -> np.ndarray:
-    """(n,) float64: 1 / log2(rank + 2) where the target is among the first k, else 0; the ideal DCG of one target is 1."""
+    """(n,) float64: 1 / log2(rank + 2) if the target is among the first k, else 0; one target's ideal DCG is 1."""
     rank = np.asarray(rank)
     return np.where(rank < k, 1.0 / np.log2(np.maximum(rank, 0) + 2.0), 0.0)
 

@@ -1,0 +1,190 @@
+"""Text encoders: the last token of a causal LM (BIGRec's grounding), or a sentence-transformers model.
+
+Which of the two a name stands for: a sentence-transformers model has a `modules.json` beside its weights (it is what that
+library itself looks for); whatever has none is taken for a causal LM.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+SENTENCE_MODEL_FILE = "modules.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Encoder(Protocol):
+    """What grounding needs of an encoder."""
+
+    kind: str
+
+    def encode(self, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
+        """(len(texts), d) float32, a vector a text, in order; `batch_tokens` counts padding."""
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`folder-or-hub-id[@revision]` -> (name, revision); an existing path is taken whole."""
+    if Path(name).exists() or "@" not in name:
+        return name, None
+    path, revision = name.rsplit("@", 1)
+    return path, revision
+
+
+def is_sentence_model(name: str, revision: str | None = None) -> bool:
+    """Whether the folder or Hub repository is a sentence-transformers model. Looks into the local cache when offline."""
+    if Path(name).is_dir():
+        return (Path(name) / SENTENCE_MODEL_FILE).is_file()
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        name,
+        SENTENCE_MODEL_FILE,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` = bfloat16 where the device multiplies it in hardware, else float32."""
+    if name == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            flags = torch.cpu.get_capabilities()
+            fast = bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
+        return torch.bfloat16 if fast else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r} is unknown: use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load_encoder(name: str, dtype: str = "float32", device: str | None = None) -> Encoder:
+    """The encoder of a folder or Hub id (`@revision` allowed), on `device` (default: the GPU if there is one).
+
+    A causal LM is loaded without its LM head and without any adapter. Raises ValueError where nothing can be loaded.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    path, revision = split_revision(name)
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise ValueError(f"encoder folder {path!r} does not exist: give a model folder or a Hub id")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = resolve_dtype(dtype, where)
+    if is_sentence_model(path, revision):
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(path, revision=revision, device=str(where), model_kwargs={"dtype": precision})
+        return SentenceEncoder(model)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    model = AutoModel.from_pretrained(path, revision=revision, dtype=precision).to(where)
+    return LastTokenEncoder(model, tokenizer)
+
+
+def unique_texts(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Distinct texts in order of first appearance, and for every text the index of its distinct one (int64)."""
+    position: dict[str, int] = {}
+    index = np.fromiter((position.setdefault(text, len(position)) for text in texts), np.int64, len(texts))
+    return list(position), index
+
+
+class LastTokenEncoder:
+    """Hidden state of the last layer at the last real token of the bare text (BIGRec).
+
+    `model`: a transformers base model (no LM head). Special tokens are as the tokenizer adds them. A text without any
+    token (an empty one, where the tokenizer adds nothing) is encoded as the BOS token alone, else EOS. Equal texts are
+    encoded once and get equal vectors. Padding follows the tokenizer's side; the result does not depend on it.
+    """
+
+    kind = "last-token"
+
+    def __init__(self, model, tokenizer) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.max_length = getattr(model.config, "max_position_embeddings", None) or 2048
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, at most `max_length`, never none."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=True, truncation=False, padding=False)["input_ids"]
+        lone = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        if lone is None and not all(encoded):
+            raise ValueError("an empty text has no token and the tokenizer has neither BOS nor EOS: leave the text out")
+        return [(ids or [lone])[: self.max_length] for ids in encoded]
+
+    def encode(self, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
+        """(len(texts), d) float32; `batch_tokens` = tokens a forward pass, padding included."""
+        distinct, index = unique_texts(texts)
+        tokens = self.tokenize(distinct)
+        vectors = np.empty((len(distinct), self.model.config.hidden_size), np.float32)
+        for batch in token_batches([len(ids) for ids in tokens], batch_tokens):
+            vectors[batch] = self._last_states([tokens[i] for i in batch])
+        return vectors[index]
+
+    @torch.inference_mode()
+    def _last_states(self, batch: list[list[int]]) -> np.ndarray:
+        """(len(batch), d) float32 of token ids padded on the tokenizer's side."""
+        width = max(map(len, batch))
+        left = self.tokenizer.padding_side == "left"
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        ids = torch.full((len(batch), width), pad, dtype=torch.long)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for i, row in enumerate(batch):
+            place = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, place] = torch.tensor(row)
+            mask[i, place] = 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        device = self.model.device
+        hidden = self.model(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            use_cache=False,
+        ).last_hidden_state  # (batch, width, d)
+        return last_token_states(hidden, mask.to(device)).float().cpu().numpy()
+
+
+def last_token_states(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(batch, d): `hidden` (batch, width, d) at the last position where `mask` (batch, width) is 1, on either padding side.
+
+    Not `mask.sum() - 1`, which is the wrong token under left padding (a bug of the reference's Qwen script).
+    """
+    last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length, longest first, with (texts x longest) <= batch_tokens (one text at least)."""
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens={batch_tokens} must be at least 1")
+    batches: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or len(batches[-1]) >= room:
+            batches.append([])
+            room = max(1, batch_tokens // max(1, lengths[i]))
+        batches[-1].append(i)
+    return batches
+
+
+class SentenceEncoder:
+    """A sentence-transformers model as it comes (its own pooling and normalization)."""
+
+    kind = "sentence-transformers"
+
+    def __init__(self, model) -> None:
+        self.model = model
+
+    def encode(self, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
+        """(len(texts), d) float32. The library sorts by length itself; a batch holds batch_tokens / 32 texts."""
+        distinct, index = unique_texts(texts)
+        if not distinct:
+            return np.empty((0, self.model.get_embedding_dimension()), np.float32)
+        vectors = self.model.encode(
+            distinct, batch_size=max(1, batch_tokens // 32), convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, np.float32)[index]
