@@ -170,7 +170,7 @@ def read_text(path: Path, encoding: str) -> str:
 
 
 def read_lines(path: Path, encoding: str) -> list[str]:
-    """Lines of a text file, split at line feeds only, without carriage returns before them and empty lines at the end."""
+    """Lines of a text file, split at line feeds only, without carriage returns there or empty lines at the end."""
     lines = [line.removesuffix("\r") for line in read_text(path, encoding).split("\n")]
     while lines and not lines[-1]:
         lines.pop()

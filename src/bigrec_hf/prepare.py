@@ -13,11 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from bigrec_hf.catalog import ITEMS_FILE, Catalog
+from bigrec_hf import __version__
+from bigrec_hf import prepare_files as parquet
+from bigrec_hf.cards import dataset_card
+from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.prepare_facts import describe_splits, sha256_of, summary_table
 from bigrec_hf.settings import PrepareSettings
 from bigrec_hf.sources import RawData
+from bigrec_hf.sources.download import download_movielens
+from bigrec_hf.sources.reading import read_source, source_files
+from bigrec_hf.sources.reference_json import export_reference_json, load_reference_json
 from bigrec_hf.splits import (
+    Examples,
     Protocol,
     Sequences,
     build_sequences,
@@ -36,7 +44,7 @@ FACTS_FILE = "facts.json"
 PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
 
 
-def prepare(source: str, raw_dir: str | Path | None, prepared_dir: str | Path, **options: Any) -> Path:
+def prepare_dataset(source: str, raw_dir: str | Path | None, prepared_dir: str | Path, **options: Any) -> Path:
     """Write the prepared set of `raw_dir` to `prepared_dir` and return that folder.
 
     `options` are the other fields of `PrepareSettings`. A set that is already there, made from the same bytes with the
@@ -45,15 +53,10 @@ def prepare(source: str, raw_dir: str | Path | None, prepared_dir: str | Path, *
     settings = PrepareSettings(
         source=source, raw_dir=str(raw_dir) if raw_dir else None, prepared_dir=str(prepared_dir), **options
     )
-    from bigrec_hf.prepare_facts import sha256_of, summary_table
-    from bigrec_hf.sources.reading import read_source, source_files
-
     target = Path(prepared_dir)
     _check_replaceable(target)
     protocol = _protocol(settings)
     if settings.download:
-        from bigrec_hf.sources.download import download_movielens
-
         settings = _with_raw_dir(settings, download_movielens(settings.download, settings.raw_dir))
     files = source_files(settings)
     fingerprint = _fingerprint(settings, sha256_of(files.values()))
@@ -63,13 +66,9 @@ def prepare(source: str, raw_dir: str | Path | None, prepared_dir: str | Path, *
         _say(f"{target} is up to date (same raw files, same settings): kept")
     else:
         started = time.perf_counter()
-        _say(f"reading {', '.join(file.name for file in files.values())}")
-        raw = read_source(settings, files)
-        facts = _write_atomically(target, raw, protocol, settings, fingerprint)
+        facts = _write_atomically(target, files, protocol, settings, fingerprint)
         _say(f"wrote {target} in {time.perf_counter() - started:.1f} s")
     if settings.export_reference_json:
-        from bigrec_hf.sources.reference_json import export_reference_json
-
         export_reference_json(target, Path(settings.export_reference_json))
         _say(f"wrote the reference's JSON files to {settings.export_reference_json}")
     print(summary_table(facts), flush=True)
@@ -93,10 +92,10 @@ def _protocol(settings: PrepareSettings) -> Protocol:
 # --- the prepared set -----------------------------------------------------------------------------------------------
 
 
-def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, Catalog, dict[str, Any]]:
+def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, dict[str, Any]]:
     """Filter, recode users by first kept appearance, and cut the catalog down where the source or preset asks for it.
 
-    Returns the kept data, its catalog and facts about what was dropped.
+    Returns the kept data, with its own catalog, and the source's facts with what was dropped.
     """
     keep, dropped, date_from = filter_interactions(
         protocol, raw.users, raw.rows, raw.ratings, raw.times, raw.time_divisor
@@ -129,85 +128,90 @@ def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, Cata
         time_divisor=raw.time_divisor,
     )
     reasons = {reason: n for reason, n in (raw.dropped | dropped).items() if n}
-    facts: dict[str, Any] = {"interactions": {"raw": raw.raw_rows, "dropped": reasons, "kept": len(rows)}}
+    facts: dict[str, Any] = dict(raw.facts)
+    facts["interactions"] = {"raw": raw.raw_rows, "dropped": reasons, "kept": len(rows)}
     if date_from != protocol.date_from:
-        facts["notes"] = {"date_from moved back to": date_from}
-    return kept, catalog, facts
+        facts["notes"] = {**facts.get("notes", {}), "date_from moved back to": date_from}
+    return kept, facts
 
 
-def write_set(folder: Path, raw: RawData, protocol: Protocol, settings: PrepareSettings) -> dict[str, Any]:
-    """Write the parquet files of every config into `folder` and return the facts."""
-    from bigrec_hf import prepare_files as files
-    from bigrec_hf.prepare_facts import describe_splits
+def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings: PrepareSettings) -> dict[str, Any]:
+    """Read the raw files, write the parquet files of every config into `folder`, and return the facts."""
+    _say(f"reading {', '.join(file.name for file in files.values())}")
+    if settings.source == "reference-json":
+        ready = load_reference_json(files, settings.encoding, settings.drop_untitled)
+        nothing = np.empty(0, dtype=np.int32)
+        kept = RawData(ready.catalog, ready.user_ids, nothing, nothing, None, None, 0, list(files.values()))
+        facts, sequences, splits = ready.facts, ready.sequences, ready.splits
+    else:
+        raw = read_source(settings, files)
+        kept, facts = select_interactions(raw, protocol)
+        _say(f"building sequences of {len(kept.user_ids):,} users from {len(kept.rows):,} interactions")
+        sequences = build_sequences(kept.users, kept.rows, kept.ratings, kept.times)
+        splits = split_examples(protocol, sequences)
+        if not any(map(len, splits.values())):
+            raise BigrecError(
+                f"{files['ratings']}: none of {len(kept.user_ids)} users is long enough for an example under preset "
+                f"{protocol.preset}: lower min_history (now {protocol.min_history}), or choose another preset"
+            )
+    noun, noun_singular, verb = domain_words(settings, facts)
+    words = {"noun": noun, "noun_singular": noun_singular, "verb": verb}
+    text_rows = write_configs(folder / "data", kept, sequences, splits, settings.text_sample, words)
+    described = describe_splits(sequences, splits, kept.catalog, kept.time_divisor)
+    return facts | words | described | {"text_rows": text_rows}
 
-    noun, noun_singular, verb = domain_words(settings, raw)
-    kept, catalog, facts = select_interactions(raw, protocol)
-    _say(f"building sequences of {len(kept.user_ids):,} users from {len(kept.rows):,} interactions")
-    sequences: Sequences = build_sequences(kept.users, kept.rows, kept.ratings, kept.times)
-    splits = split_examples(protocol, sequences)
-    if not any(map(len, splits.values())):
-        raise BigrecError(
-            f"{raw.files[0].name}: none of {len(kept.user_ids)} users is long enough for an example under preset "
-            f"{protocol.preset}: lower min_history (now {protocol.min_history}), or choose another preset"
-        )
+
+def write_configs(
+    folder: Path,
+    kept: RawData,
+    sequences: Sequences,
+    splits: dict[str, Examples],
+    text_sample: int,
+    words: dict[str, str],
+) -> dict[str, int]:
+    """Write `default`, `text`, `items` and `interactions`; returns the rows of `text` by split."""
     user_ids = kept.user_ids.to_arrow().cast("string")
-    train_count = np.bincount(kept_targets(sequences, splits["train"]), minlength=len(catalog))
-    data, divisor = folder / "data", raw.time_divisor
+    catalog, divisor = kept.catalog, kept.time_divisor
+    text_rows = {}
     for split, examples in splits.items():
         _say(f"writing {len(examples):,} {split} examples")
-        files.write_tables(
-            data / "default" / f"{split}.parquet",
-            files.EXAMPLE_SCHEMA,
-            files.example_tables(user_ids, sequences, examples, divisor),
-        )
+        tables = parquet.example_tables(user_ids, sequences, examples, divisor)
+        parquet.write_tables(folder / "default" / f"{split}.parquet", parquet.EXAMPLE_SCHEMA, tables)
         n = len(examples)
-        drawn = training_sample(n, settings.text_sample) if split == "train" else evaluation_sample(n)
-        facts.setdefault("text_rows", {})[split] = len(drawn)
-        files.write_tables(
-            data / "text" / f"{split}.parquet",
-            files.TEXT_SCHEMA,
-            files.text_tables(user_ids, sequences, examples.take(drawn), catalog, noun, verb, noun_singular),
-        )
-    files.write_tables(folder / ITEMS_FILE, files.ITEM_SCHEMA, iter([files.item_table(catalog, train_count)]))
-    files.write_tables(
-        data / "interactions" / "train.parquet",
-        files.INTERACTION_SCHEMA,
-        files.interaction_tables(user_ids, kept.users, kept.rows, kept.ratings, kept.times, divisor),
-    )
-    words = {"noun": noun, "noun_singular": noun_singular, "verb": verb}
-    return words | facts | describe_splits(sequences, splits, catalog, divisor)
+        drawn = examples.take(training_sample(n, text_sample) if split == "train" else evaluation_sample(n))
+        tables = parquet.text_tables(user_ids, sequences, drawn, catalog, **words)
+        parquet.write_tables(folder / "text" / f"{split}.parquet", parquet.TEXT_SCHEMA, tables)
+        text_rows[split] = len(drawn)
+    train_count = np.bincount(sequences.rows[splits["train"].targets], minlength=len(catalog))
+    items = iter([parquet.item_table(catalog, train_count)])
+    parquet.write_tables(folder / "items" / "train.parquet", parquet.ITEM_SCHEMA, items)
+    tables = parquet.interaction_tables(user_ids, kept.users, kept.rows, kept.ratings, kept.times, divisor)
+    parquet.write_tables(folder / "interactions" / "train.parquet", parquet.INTERACTION_SCHEMA, tables)
+    return text_rows
 
 
-def kept_targets(sequences: Sequences, examples: Any) -> np.ndarray:
-    """(m,) catalog rows of the targets."""
-    return sequences.rows[examples.targets]
-
-
-def domain_words(settings: PrepareSettings, raw: RawData) -> tuple[str, str, str]:
-    """(noun, singular, verb): as set, else as the preset or the source says, else `items` that were `chosen`."""
-    if settings.preset == "bigrec-game":
+def domain_words(settings: PrepareSettings, facts: dict[str, Any]) -> tuple[str, str, str]:
+    """(noun, singular, verb): as set, else as the source knows, else by preset, else `items` that were `chosen`."""
+    if "noun" in facts:
+        known = facts
+    elif settings.preset == "bigrec-game":
         known = {"noun": "video games", "noun_singular": "video game", "verb": "played"}
-    elif "noun" in raw.facts:
-        known = raw.facts
     elif settings.preset == "bigrec-movie":
         known = {"noun": "movies", "noun_singular": "movie", "verb": "watched"}
     else:
         known = {"noun": "items", "noun_singular": "item", "verb": "chosen"}
-    noun = settings.noun or str(known["noun"])
-    singular = settings.noun_singular or (noun.removesuffix("s") if settings.noun else str(known["noun_singular"]))
-    return noun, singular, settings.verb or str(known["verb"])
+    noun = settings.noun or known["noun"]
+    singular = settings.noun_singular or (noun.removesuffix("s") if settings.noun else known["noun_singular"])
+    return noun, singular, settings.verb or known["verb"]
 
 
 # --- one step into place --------------------------------------------------------------------------------------------
 
 
 def _write_atomically(
-    target: Path, raw: RawData, protocol: Protocol, settings: PrepareSettings, fingerprint: dict[str, Any]
+    target: Path, files: dict[str, Path], protocol: Protocol, settings: PrepareSettings, fingerprint: dict[str, Any]
 ) -> dict[str, Any]:
     """Write to a temporary sibling, then move it into place; an older prepared set gives way only then."""
-    from bigrec_hf import __version__
-    from bigrec_hf.cards import dataset_card
-
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
     temporary.mkdir()
@@ -215,13 +219,11 @@ def _write_atomically(
         facts = {
             "name": settings.dataset_name or _default_name(settings),
             "source": settings.source,
-            "preset": settings.preset,
+            "preset": "given" if settings.source == "reference-json" else settings.preset,
             "max_history": protocol.window,
             "bigrec_hf_version": __version__,
         }
-        facts |= write_set(temporary, raw, protocol, settings)
-        for name, value in raw.facts.items():
-            facts.setdefault(name, value)
+        facts |= write_set(temporary, files, protocol, settings)
         facts["protocol"] = asdict(protocol)
         facts |= fingerprint
         facts["bytes"] = {
@@ -292,15 +294,15 @@ def _is_running(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def main(prepare_settings: PrepareSettings) -> None:
+def main(prepare: PrepareSettings) -> None:
     """Run the stage with settings from the command line or a recipe."""
-    options = asdict(prepare_settings)
+    options = asdict(prepare)
     source, raw_dir, target = (options.pop(name) for name in ("source", "raw_dir", "prepared_dir"))
-    source = source or ("movielens" if prepare_settings.download else None)
+    source = source or ("movielens" if prepare.download else None)
     if source is None or target is None:
         missing = "source" if source is None else "prepared_dir"
         raise BigrecError(f"{missing} is not set: name it with --{missing}")
-    prepare(source, raw_dir, target, **options)
+    prepare_dataset(source, raw_dir, target, **options)
 
 
 if __name__ == "__main__":

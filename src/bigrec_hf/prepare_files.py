@@ -138,8 +138,14 @@ def render_inputs(quoted_titles: pl.Series, offsets: np.ndarray, rows: np.ndarra
     `quoted_titles` holds each catalog title in double quotes; `offsets` (m + 1,) and flat `rows` are Arrow-style lists.
     """
     prefix, joint, tail = build_input(noun, verb, ["\0", "\0"]).split('"\0"')
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), quoted_titles.gather(rows).to_arrow())
-    return prefix + pl.Series(pl.from_arrow(lists)).list.join(joint) + tail
+    return prefix + join_titles(quoted_titles, offsets, rows, joint) + tail
+
+
+def join_titles(quoted_titles: pl.Series, offsets: np.ndarray, rows: np.ndarray, joint: str) -> pl.Series:
+    """(m,) strings: the titles of each list of rows, joined; an empty list gives an empty string."""
+    titles = quoted_titles.gather(rows).to_arrow().cast(pa.large_string())
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), titles)
+    return pl.Series(pl.from_arrow(lists)).list.join(joint)
 
 
 def text_tables(
@@ -147,9 +153,10 @@ def text_tables(
     sequences: Sequences,
     examples: Examples,
     catalog: Catalog,
+    *,
     noun: str,
+    noun_singular: str,
     verb: str,
-    noun_singular: str | None,
 ) -> Iterator[pa.Table]:
     """The `text` config of one split: instruction, input, output as the reference writes them."""
     instruction = build_instruction(noun, verb, noun_singular)

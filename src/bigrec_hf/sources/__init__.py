@@ -59,19 +59,22 @@ def encode_items(items: pl.Series, catalog: Catalog) -> np.ndarray:
 
 
 def untitled_mask(
-    rows: np.ndarray, item_ids: pl.Series, file: Path, first_line: int | None, drop_untitled: bool
+    rows: np.ndarray, item_ids: pl.Series, file: Path, lines: int | np.ndarray | None, drop_untitled: bool
 ) -> np.ndarray:
     """(n,) bool: interactions whose item has no title. Raises BigrecError at the first one unless `drop_untitled`.
 
-    `first_line` is the file's line of interaction 0, or None where entries are not lines.
+    `lines` gives the line of every interaction, or that of interaction 0 where each has its own line, or None.
     """
     missing = rows < 0
     if missing.any() and not drop_untitled:
         at = int(np.argmax(missing))
-        place = f"{file}:{at + first_line}" if first_line is not None else f"{file}: interaction {at + 1}"
+        if lines is None:
+            place = f"{file}: interaction {at + 1}"
+        else:
+            place = f"{file}:{lines + at if isinstance(lines, int) else lines[at]}"
         raise BigrecError(
-            f"{place}: item {item_ids[at]!r} is not in the items file ({int(missing.sum())} such interactions): "
-            "add it, or drop them with --drop_untitled true"
+            f"{place}: item {item_ids[at]!r} has no title ({int(missing.sum())} such interactions): "
+            "add it to the items file, or drop them with --drop_untitled true"
         )
     return missing
 

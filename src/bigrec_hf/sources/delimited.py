@@ -25,11 +25,12 @@ def read_delimited(
     header: bool,
     quotes: bool = False,
     encoding: str = "utf-8",
+    optional: list[str] | None = None,
 ) -> pl.DataFrame:
     """Read the `kept` of all `columns` (name -> String, Float64 or Boolean; a Boolean column must be empty).
 
-    Every kept field must be there and not empty; Float64 fields must be finite numbers. Raises BigrecError naming file,
-    line and remedy.
+    Every kept field must be there and not empty (those that are in `optional` only may be null); Float64 fields must be
+    finite numbers. Raises BigrecError naming file, line and remedy.
     """
     try:
         # text that is not UTF-8 is decoded here, strictly: polars would replace bad bytes in silence
@@ -58,7 +59,7 @@ def read_delimited(
     wrong |= any(not frame[name].is_finite().all() for name in kept if columns[name] == FLOAT)
     if wrong:
         raise _bad_line(path, separator, columns, kept, header, quotes, encoding, "a field is missing")
-    return frame.select(kept)
+    return frame.select(optional or kept)
 
 
 def _bad_line(

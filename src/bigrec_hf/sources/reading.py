@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.settings import PrepareSettings
-from bigrec_hf.sources import RawData, movielens
+from bigrec_hf.sources import RawData, amazon, movielens, reference_json, sequences, tabular
+from bigrec_hf.splits import d3_titles, long_titles
 
 
 def source_files(settings: PrepareSettings) -> dict[str, Path]:
@@ -14,18 +19,64 @@ def source_files(settings: PrepareSettings) -> dict[str, Path]:
     folder = Path(settings.raw_dir) if settings.raw_dir else None
     ratings = Path(settings.ratings_file) if settings.ratings_file else None
     items = Path(settings.items_file) if settings.items_file else None
+    for file in (ratings, items):
+        if file is not None and not file.is_file():
+            raise BigrecError(f"{file}: no such file: check --ratings_file and --items_file")
     if settings.source == "movielens":
-        files = movielens.find_movielens_files(folder, ratings, items)
-    else:
-        raise BigrecError(
-            f"unknown source {settings.source!r}: choose movielens, amazon, tabular, sequences, reference-json"
-        )
-    for file in files.values():
-        if not file.is_file():
-            raise BigrecError(f"{file}: no such file: check --raw_dir, --ratings_file and --items_file")
-    return files
+        return movielens.find_movielens_files(folder, ratings, items)
+    if settings.source == "amazon":
+        return amazon.find_amazon_files(folder, ratings, items)
+    if settings.source == "sequences":
+        return sequences.find_sequence_files(folder, ratings, items)
+    if settings.source == "tabular":
+        return tabular.find_tabular_files(folder, ratings, items)
+    if settings.source == "reference-json":
+        return reference_json.find_reference_files(folder, items)
+    raise BigrecError(
+        f"unknown source {settings.source!r}: choose movielens, amazon, tabular, sequences, reference-json"
+    )
 
 
 def read_source(settings: PrepareSettings, files: dict[str, Path]) -> RawData:
-    """Read the files of one source. Raises BigrecError naming file, line and remedy."""
-    return movielens.load_movielens(files["ratings"], files["items"], settings.encoding, settings.drop_untitled)
+    """Read the files of a source of interactions. Raises BigrecError naming file, line and remedy."""
+    encoding, drop = settings.encoding, settings.drop_untitled
+    is_d3 = settings.preset == "d3"
+    if settings.source == "amazon":
+        rule = d3_titles if is_d3 else long_titles
+        return amazon.load_amazon(files["ratings"], files["items"], rule, encoding)
+    if settings.source == "movielens":
+        raw = movielens.load_movielens(files["ratings"], files["items"], encoding, drop)
+    elif settings.source == "sequences":
+        raw = sequences.load_sequences(files["ratings"], files["items"], encoding, drop)
+    else:
+        raw = tabular.load_tabular(
+            files["ratings"],
+            files.get("items"),
+            user_column=settings.user_column,
+            item_column=settings.item_column,
+            title_column=settings.title_column,
+            rating_column=settings.rating_column,
+            timestamp_column=settings.timestamp_column,
+            timestamp_unit=settings.timestamp_unit,
+            separator=settings.separator,
+            encoding=encoding,
+            drop_untitled=drop,
+        )
+    return with_d3_titles(raw) if is_d3 else raw
+
+
+def with_d3_titles(raw: RawData) -> RawData:
+    """Titles cleaned by the d3 rule; interactions with items whose title it refuses are dropped and counted."""
+    import polars as pl
+
+    titles = d3_titles(pl.Series(raw.catalog.titles, dtype=pl.String))
+    keep = ~titles.is_null().to_numpy()[raw.rows]
+    return replace(
+        raw,
+        catalog=Catalog(raw.catalog.item_ids, titles.fill_null("").to_list()),
+        users=raw.users[keep],
+        rows=raw.rows[keep],
+        ratings=None if raw.ratings is None else raw.ratings[keep],
+        times=None if raw.times is None else raw.times[keep],
+        dropped=raw.dropped | {"title refused by d3": int(np.count_nonzero(~keep))},
+    )
