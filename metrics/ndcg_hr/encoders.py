@@ -1,7 +1,7 @@
 """Text encoders: the last token of a causal LM (BIGRec's grounding), or a sentence-transformers model.
 
-Which of the two a name stands for: a sentence-transformers model has a `modules.json` beside its weights (it is what that
-library itself looks for); whatever has none is taken for a causal LM.
+Which of the two a name stands for: a sentence-transformers model has a `modules.json` beside its weights (it is what
+that library itself looks for); whatever has none is taken for a causal LM.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def is_sentence_model(name: str, revision: str | None = None) -> bool:
-    """Whether the folder or Hub repository is a sentence-transformers model. Looks into the local cache when offline."""
+    """Whether the folder or Hub repository is a sentence-transformers model; offline, the local cache is asked."""
     if Path(name).is_dir():
         return (Path(name) / SENTENCE_MODEL_FILE).is_file()
     from transformers.utils import cached_file
@@ -149,7 +149,7 @@ class LastTokenEncoder:
 
 
 def last_token_states(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(batch, d): `hidden` (batch, width, d) at the last position where `mask` (batch, width) is 1, on either padding side.
+    """(batch, d): `hidden` (batch, width, d) at the last position where `mask` (batch, width) is 1, for any padding.
 
     Not `mask.sum() - 1`, which is the wrong token under left padding (a bug of the reference's Qwen script).
     """
@@ -158,7 +158,7 @@ def last_token_states(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of similar length, longest first, with (texts x longest) <= batch_tokens (one text at least)."""
+    """Indices in batches of similar length, longest first, (texts x longest) <= batch_tokens; one text at least."""
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens={batch_tokens} must be at least 1")
     batches: list[list[int]] = []
