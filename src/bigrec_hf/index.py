@@ -1,0 +1,253 @@
+"""The catalog index: one embedding a catalog row, with a fingerprint of everything that has a say in them.
+
+Folder: `embeddings.safetensors` (`embeddings`, (n_items, d) float32), `catalog.parquet` (row, item_id, title) and
+`fingerprint.json`, which is written last: a folder without it is no index. What the fingerprint compares: the encoder
+(a local folder by the sha256 of its configuration, tokenizer and weights, wherever it lies; a Hub model by name and
+commit), its kind, dtype, template, and the catalog's sha256. Library versions and batch size are not compared: they
+change the vectors by float32 rounding only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from bigrec_hf.catalog import Catalog
+from bigrec_hf.columns import Columns as C
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+
+EMBEDDINGS_FILE = "embeddings.safetensors"
+CATALOG_FILE = "catalog.parquet"
+FINGERPRINT_FILE = "fingerprint.json"
+TEMPLATE = "bare title"  # without outer white space and quotes (clean_title), no prompt around it
+PART_TITLES = 2048  # titles a part: what a kill can lose
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
+
+Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, d) float32
+
+
+@dataclass(frozen=True)
+class CatalogIndex:
+    """A catalog and its embeddings, row by row."""
+
+    catalog: Catalog
+    embeddings: np.ndarray  # (n_items, d) float32
+    fingerprint: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+
+def catalog_sha256(catalog: Catalog) -> str:
+    """sha256 over ids and titles, in row order."""
+    text = json.dumps([catalog.item_ids, catalog.titles], ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """sha256 over names and contents of a model folder's configuration, tokenizer and weight files."""
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix in MODEL_SUFFIXES and file.name != "training_args.bin"
+    )
+    if not files:
+        raise BigrecError(f"{folder} holds no model (no configuration or weights): give the folder of an encoder")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def encoder_fingerprint(encoder: str, dtype: str = "float32") -> dict[str, str]:
+    """What identifies an encoder: name, revision (commit, or `sha256:...` of a local folder), kind, dtype.
+
+    Raises BigrecError where there is no such model.
+    """
+    import torch
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
+    from bigrec_hf.metrics.ndcg_hr.encoders import (
+        SENTENCE_MODEL_FILE,
+        LastTokenEncoder,
+        SentenceEncoder,
+        is_sentence_model,
+        resolve_dtype,
+        split_revision,
+    )
+
+    name, revision = split_revision(encoder)
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise BigrecError(f"encoder folder {name!r} does not exist: give --encoder a model folder or a Hub id")
+    sentence = is_sentence_model(name, revision)
+    if Path(name).is_dir():
+        revision = f"sha256:{folder_sha256(Path(name))}"
+    else:
+        try:
+            file = cached_file(name, SENTENCE_MODEL_FILE if sentence else "config.json", revision=revision)
+        except OSError as error:
+            raise BigrecError(f"encoder {name!r} is neither a folder nor a model on the Hub ({error})") from error
+        revision = extract_commit_hash(file, None) or revision or "main"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "encoder": name,
+        "revision": revision,
+        "kind": (SentenceEncoder if sentence else LastTokenEncoder).kind,
+        "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
+    }
+
+
+def index_fingerprint(catalog: Catalog, encoder: dict[str, str]) -> dict[str, Any]:
+    """What an index of this catalog and this encoder (`encoder_fingerprint`) must carry."""
+    return {**encoder, "template": TEMPLATE, "catalog_sha256": catalog_sha256(catalog), "n_items": len(catalog)}
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Names of the fields in which an index is not what is expected; a local encoder's name (its path) is no field."""
+    names = [name for name in expected if found.get(name) != expected[name]]
+    if "encoder" in names and "revision" not in names and str(expected.get("revision")).startswith("sha256:"):
+        names.remove("encoder")
+    return names
+
+
+def read_fingerprint(index_dir: str | Path) -> dict[str, Any] | None:
+    """The fingerprint of the index in a folder; None where there is no complete index."""
+    file = Path(index_dir) / FINGERPRINT_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def load_index(index_dir: str | Path, expected: dict[str, Any] | None = None) -> CatalogIndex:
+    """Read an index; refuse it where its fingerprint is not `expected` (any of `index_fingerprint`'s fields)."""
+    from safetensors.numpy import load_file
+
+    folder = Path(index_dir)
+    found = read_fingerprint(folder)
+    if found is None:
+        raise BigrecError(f"{folder} holds no complete index ({FINGERPRINT_FILE}): build it with `bigrec-hf ground`")
+    wrong = differences(found, expected or {})
+    if wrong:
+        name = wrong[0]
+        raise BigrecError(
+            f"the index in {folder} has {name} {found.get(name)!r}, this run needs {expected[name]!r}: "
+            "name another --index_dir, or delete that folder to have it built again"
+        )
+    table = pq.read_table(folder / CATALOG_FILE)
+    catalog = Catalog(table[C.ITEM_ID].to_pylist(), table[C.TITLE].to_pylist())
+    embeddings = load_file(folder / EMBEDDINGS_FILE)["embeddings"]
+    if embeddings.shape != (found["n_items"], found["dim"]) or len(catalog) != found["n_items"]:
+        raise BigrecError(
+            f"the index in {folder} is damaged: {embeddings.shape} embeddings and {len(catalog)} titles where its "
+            f"fingerprint says {found['n_items']} x {found['dim']}; delete that folder to have it built again"
+        )
+    return CatalogIndex(catalog, embeddings, found)
+
+
+def build_index(
+    index_dir: str | Path,
+    catalog: Catalog,
+    encode: Encode,
+    encoder: dict[str, str],
+    *,
+    owned: bool = True,
+    progress: bool = True,
+) -> CatalogIndex:
+    """The index of `catalog` by `encode`, whose fingerprint is `encoder`: reused where nothing changed, else encoded.
+
+    `owned`: the folder is this run's own, and an index of something else in it is replaced; otherwise it is refused.
+    Encodes in parts that a killed run leaves behind for the next one; the files are moved into place when complete.
+    Raises BigrecError for an empty catalog, NaN embeddings, or a refused index.
+    """
+    folder = Path(index_dir)
+    expected = index_fingerprint(catalog, encoder)
+    found = read_fingerprint(folder)
+    if found is not None and (not owned or not differences(found, expected)):
+        return load_index(folder, expected)
+    if len(catalog) == 0:
+        raise BigrecError("the catalog is empty: an index needs at least one title")
+    key = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()[:16]
+    parts = folder / f".parts-{key}"
+    parts.mkdir(parents=True, exist_ok=True)
+    titles = list(dict.fromkeys(clean_title(title) for title in catalog.titles))
+    files = []
+    bar = tqdm(total=len(titles), desc="index", unit="title", disable=not progress, file=sys.stderr)
+    for start in range(0, len(titles), PART_TITLES):
+        file = parts / f"{start:09d}.npy"
+        if not file.is_file():
+            vectors = np.asarray(encode(titles[start : start + PART_TITLES]), np.float32)
+            if not np.isfinite(vectors).all():
+                row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+                raise BigrecError(
+                    f"the encoder {encoder['encoder']!r} gives NaN or infinity for {titles[start + row]!r}: "
+                    "try --encoder_dtype float32"
+                )
+            temporary = file.with_suffix(".tmp")
+            with temporary.open("wb") as stream:
+                np.save(stream, vectors)
+            temporary.replace(file)
+        files.append(file)
+        bar.update(min(PART_TITLES, len(titles) - start))
+    bar.close()
+    distinct = np.concatenate([np.load(file) for file in files])
+    position = {title: i for i, title in enumerate(titles)}
+    embeddings = distinct[[position[clean_title(title)] for title in catalog.titles]]  # (n_items, d) float32
+    _write(folder, catalog, embeddings, {**expected, "dim": embeddings.shape[1], "versions": _versions()})
+    for leftover in folder.glob(".parts-*"):
+        shutil.rmtree(leftover)
+    return load_index(folder, expected)
+
+
+def _write(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: dict[str, Any]) -> None:
+    """Write all three files beside the old ones, then move them into place, the fingerprint last."""
+    from safetensors.numpy import save_file
+
+    table = pa.table(
+        {
+            C.ROW: pa.array(range(len(catalog)), pa.int32()),
+            C.ITEM_ID: pa.array(catalog.item_ids, pa.string()),
+            C.TITLE: pa.array(catalog.titles, pa.string()),
+        }
+    )
+    names = (EMBEDDINGS_FILE, CATALOG_FILE, FINGERPRINT_FILE)
+    temporary = [folder / f".{name}.tmp" for name in names]
+    save_file({"embeddings": np.ascontiguousarray(embeddings)}, temporary[0])
+    pq.write_table(table, temporary[1])
+    temporary[2].write_text(json.dumps(fingerprint, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / FINGERPRINT_FILE).unlink(missing_ok=True)  # from here to the last move the folder holds no index
+    for name, file in zip(names, temporary, strict=True):
+        file.replace(folder / name)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "sentence-transformers", "tokenizers")}
+
+
+def lazy_encode(encoder: str, dtype: str = "float32", batch_tokens: int = 4096) -> Encode:
+    """An `Encode` that loads the model at its first call: a run whose index is reused may need no model at all."""
+    loaded: list[Any] = []
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        if not loaded:
+            from bigrec_hf.metrics.ndcg_hr.encoders import load_encoder
+
+            loaded.append(load_encoder(encoder, dtype))
+        return loaded[0].encode(texts, batch_tokens)
+
+    return encode
