@@ -194,13 +194,15 @@ def export_reference_json(prepared: Path, folder: Path) -> list[Path]:
     head = f'    {{\n        "instruction": "{_escape(instruction)}",\n        "input": "'
     prefix, joint, tail = (_escape(part) for part in build_input(noun, verb, ["\0", "\0"]).split('"\0"'))
 
-    def render(table: pa.Table) -> list[str]:
+    def render(table: pa.Table) -> bytes:
+        """The objects of the array, joined, without the brackets."""
         history = pl.Series(pl.from_arrow(table[Columns.HISTORY]))
         offsets = np.concatenate([[0], np.cumsum(history.list.len().to_numpy())])
         rows = table[Columns.HISTORY].combine_chunks().flatten().to_numpy()
         inputs = join_titles(quoted, offsets, rows, joint)
         outputs = targets.gather(pl.Series(pl.from_arrow(table[Columns.TARGET])).cast(pl.UInt32))
-        return (head + prefix + inputs + tail + '",\n        "output": "' + outputs + '"\n    }').to_list()
+        parts = (pl.lit(head + prefix), inputs, pl.lit(tail + '",\n        "output": "'), outputs, pl.lit('"\n    }'))
+        return pl.select(pl.concat_str(parts).str.join(",\n")).item().encode("ascii")
 
     folder.mkdir(parents=True, exist_ok=True)
     columns = [Columns.HISTORY, Columns.TARGET]
@@ -220,15 +222,15 @@ def _escape(text: str) -> str:
     return json.dumps(text)[1:-1]
 
 
-def _write_array(path: Path, parts: Iterator[list[str]]) -> Path:
+def _write_array(path: Path, parts: Iterator[bytes]) -> Path:
     """Write rendered objects as one JSON array, by way of a temporary file."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="ascii", newline="") as file:
-        between = "[\n"
-        for part in parts:
-            if part:
-                file.write(between + ",\n".join(part))
-                between = ",\n"
-        file.write("[]" if between == "[\n" else "\n]")
+    with temporary.open("wb") as file:
+        between = b"[\n"
+        for part in filter(None, parts):
+            file.write(between)
+            file.write(part)
+            between = b",\n"
+        file.write(b"[]" if between == b"[\n" else b"\n]")
     temporary.replace(path)
     return path
