@@ -1,0 +1,211 @@
+"""NDCG@K and HR@K over a full catalog, as an `evaluate` module: from titles, from embeddings or from ranked lists."""
+
+from pathlib import Path
+
+import datasets
+import evaluate
+import numpy as np
+
+from .distances import check_vectors
+from .encoders import load_encoder
+from .nearest import NearestPool
+from .ranking import flat_rows, rank_catalog
+from .scores import DEFAULT_KS, bootstrap_intervals, check_ks, mean_scores
+from .titles import clean_title, read_titles
+
+# `evaluate.load` copies only the siblings that this file imports, so it imports the indirect ones too
+_SIBLINGS_OF_SIBLINGS = (NearestPool,)
+
+_DESCRIPTION = """
+Full-ranking NDCG@K and HR@K with one target an example: HR@K = mean(rank < K) and
+NDCG@K = mean((rank < K) / log2(rank + 2)), where rank is the target's 0-based place among *all* catalog items (the ideal
+DCG of one target is 1). Ranks are exact: Euclidean distance in float64 from the given float32 vectors, ties by row.
+"""
+
+_CITATION = """
+@article{bao2023bigrec,
+  title={A Bi-Step Grounding Paradigm for Large Language Models in Recommendation Systems},
+  author={Bao, Keqin and Zhang, Jizhi and Wang, Wenjie and Zhang, Yang and Yang, Zhengyi and Luo, Yancheng and
+          Chen, Chong and Feng, Fuli and Tian, Qi},
+  journal={arXiv preprint arXiv:2308.08434},
+  year={2023}
+}
+"""
+
+_KWARGS_DESCRIPTION = """
+Configurations (`evaluate.load(..., config_name=...)`):
+
+`titles` (default): each generated title is embedded and grounded to the nearest catalog titles.
+    predictions: list of generated titles. references: list of true titles, each a title of the catalog.
+    catalog: list of titles in catalog order, or a file of titles (movies.dat, id2name.txt, parquet with a title column,
+        one title a line).
+    encoder: a sentence-transformers or causal LM name or folder, or a function texts -> (n, d) array.
+    An empty prediction counts as a miss.
+`embeddings`: predictions: list of vectors. references: catalog row of each target. item_embeddings: (n_items, d) array.
+`rankings`: predictions: list of ranked id lists, best first. references: the target's id. An absent id is a miss, an
+    empty list an empty prediction; max(ks) must not exceed the shortest other list.
+
+Options:
+    ks: cut-offs, default [1, 3, 5, 10, 20, 50]; none may exceed the catalog (or list).
+    duplicates: "best" (default) = a target whose title (`embeddings`: vector) stands in several rows counts at the best
+        of them; "exact" = at its own row (`titles`: the first row with it). In `rankings`, the id's first place.
+    drop_empty: leave empty predictions out of the mean (as BIGRec's scripts do) instead of counting them as misses.
+    bootstrap: resamples for percentile intervals; 0 (default) = none. confidence: their level (0.95). seed: 0.
+    memory_mib: working memory of the ranking (256). batch_tokens: tokens encoded together (4096).
+
+Returns: {"ndcg@1": ..., "hr@1": ..., ...}, floats; with bootstrap also "ndcg@1_low", "ndcg@1_high" and so on.
+
+Examples:
+    >>> metric = evaluate.load("metrics/ndcg_hr", config_name="rankings")
+    >>> metric.compute(predictions=[[3, 1, 2], [2, 3, 1]], references=[1, 2], ks=[1, 3])
+    {'ndcg@1': 0.5, 'ndcg@3': 0.8154648767857288, 'hr@1': 0.5, 'hr@3': 1.0}
+"""
+
+_FEATURES = {
+    "titles": {"predictions": datasets.Value("string"), "references": datasets.Value("string")},
+    "embeddings": {"predictions": datasets.List(datasets.Value("float32")), "references": datasets.Value("int64")},
+    "rankings": {"predictions": datasets.List(datasets.Value("int64")), "references": datasets.Value("int64")},
+}
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class NdcgHr(evaluate.Metric):
+    """NDCG@K and HR@K over a full catalog; errors in input are ValueErrors of one line."""
+
+    def _info(self):
+        if self.config_name == "default":
+            self.config_name = "titles"
+        if self.config_name not in _FEATURES:
+            raise ValueError(f"config_name={self.config_name!r} is unknown: use one of {', '.join(_FEATURES)}")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(_FEATURES[self.config_name]),
+            reference_urls=["https://arxiv.org/abs/2308.08434"],
+        )
+
+    def _compute(
+        self,
+        predictions,
+        references,
+        *,
+        ks=DEFAULT_KS,
+        duplicates="best",
+        drop_empty=False,
+        bootstrap=0,
+        confidence=0.95,
+        seed=0,
+        **inputs,
+    ):
+        if len(predictions) == 0:
+            raise ValueError("predictions is empty: give at least one prediction and its reference")
+        if duplicates not in ("best", "exact"):
+            raise ValueError(f"duplicates={duplicates!r} is unknown: use 'best' or 'exact'")
+        rank_examples = {"titles": ranks_of_titles, "embeddings": ranks_of_embeddings, "rankings": ranks_of_lists}
+        accepted = {
+            "titles": {"catalog", "encoder", "memory_mib", "batch_tokens"},
+            "embeddings": {"item_embeddings", "memory_mib"},
+            "rankings": set(),
+        }[self.config_name]
+        unknown = sorted(set(inputs) - accepted)
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]!r} is no input of config {self.config_name!r}: it takes {sorted(accepted) or 'none'} "
+                "beside the options"
+            )
+        if any(reference is None for reference in references):
+            raise ValueError(f"reference {references.index(None)} is missing: every example needs its target")
+        rank, empty = rank_examples[self.config_name](
+            predictions, references, check_ks(ks), duplicates=duplicates, **inputs
+        )
+        if drop_empty:
+            if empty.all():
+                raise ValueError(f"all {len(rank)} predictions are empty: with drop_empty nothing is left to score")
+            rank = rank[~empty]
+        ks = check_ks(ks)
+        scores = mean_scores(rank, ks)
+        if bootstrap:
+            scores |= bootstrap_intervals(rank, ks, bootstrap, confidence, seed)
+        return scores
+
+
+def ranks_of_titles(
+    predictions, references, ks, *, catalog=None, encoder=None, duplicates="best", memory_mib=256, batch_tokens=4096
+):
+    """Ranks ((n,) int64; n_items for an empty prediction) and emptiness ((n,) bool) of generated titles."""
+    if catalog is None or encoder is None:
+        missing = "catalog" if catalog is None else "encoder"
+        raise ValueError(f"config 'titles' needs {missing}=: a list of titles and an encoder's name or folder")
+    titles = [clean_title(title) for title in (read_titles(catalog) if isinstance(catalog, str | Path) else catalog)]
+    if not titles:
+        raise ValueError("catalog is empty: give at least one title")
+    check_ks(ks, len(titles))
+    rows_by_title: dict[str, list[int]] = {}
+    for row, title in enumerate(titles):
+        rows_by_title.setdefault(title, []).append(row)
+    targets = [clean_title(title) for title in references]
+    unknown = [title for title, target in zip(references, targets, strict=True) if target not in rows_by_title]
+    if unknown:
+        raise ValueError(
+            f"reference {unknown[0]!r} is no title of the catalog ({len(unknown)} such of {len(references)}): give the "
+            "catalog that holds every target"
+        )
+    texts = [clean_title(text or "") for text in predictions]
+    full = np.flatnonzero([bool(text) for text in texts])
+    rank = np.full(len(texts), len(titles), np.int64)
+    if len(full):
+        # one call for both, so that a generated catalog title gets that title's own vector
+        everything = titles + [texts[i] for i in full]
+        if callable(encoder):
+            vectors = np.asarray(encoder(everything))
+        else:
+            encoder = load_encoder(encoder) if isinstance(encoder, str | Path) else encoder
+            vectors = encoder.encode(everything, batch_tokens)
+        ranking = rank_catalog(
+            vectors[len(titles) :],
+            vectors[: len(titles)],
+            [rows_by_title[targets[i]] for i in full],
+            top_k=0,
+            memory_mib=memory_mib,
+            duplicates=duplicates,
+        )
+        rank[full] = ranking.rank
+    return rank, np.array([not text for text in texts])
+
+
+def ranks_of_embeddings(predictions, references, ks, *, item_embeddings=None, duplicates="best", memory_mib=256):
+    """Ranks ((n,) int64) of target rows for prediction vectors; none is empty."""
+    if item_embeddings is None:
+        raise ValueError("config 'embeddings' needs item_embeddings=: an array (n_items, d), in catalog order")
+    widths = {len(vector) if vector is not None else 0 for vector in predictions}
+    if len(widths) > 1:
+        raise ValueError(f"predictions have vectors of {sorted(widths)} dimensions: give every example one of the same")
+    items = check_vectors("item_embeddings", item_embeddings)
+    check_ks(ks, len(items))
+    flat_rows("references", references, len(references), len(items))
+    targets = same_vectors(items, references) if duplicates == "best" else references
+    queries = check_vectors("predictions", np.asarray(predictions, np.float32))
+    ranking = rank_catalog(queries, items, targets, top_k=0, memory_mib=memory_mib)
+    return ranking.rank, np.zeros(len(references), bool)
+
+
+def same_vectors(items, rows):
+    """For each of `rows`, all rows of `items` (m, d) that hold the same vector, ascending."""
+    wanted = {(items[row] + 0.0).tobytes(): [] for row in set(rows)}  # + 0.0: no negative zeros
+    for row, vector in enumerate(items):
+        found = wanted.get((vector + 0.0).tobytes())
+        if found is not None:
+            found.append(row)
+    return [wanted[(items[row] + 0.0).tobytes()] for row in rows]
+
+
+def ranks_of_lists(predictions, references, ks, *, duplicates="best"):
+    """Ranks ((n,) int64; max(ks) where the id is absent) and emptiness ((n,) bool) of ranked id lists."""
+    lists = [list(ids or []) for ids in predictions]
+    shortest = min((len(ids) for ids in lists if ids), default=None)
+    if shortest is not None:
+        at = next(i for i, ids in enumerate(lists) if len(ids) == shortest)
+        check_ks(ks, shortest, f"the ranked list of example {at}")
+    rank = [ids.index(target) if target in ids else ks[-1] for ids, target in zip(lists, references, strict=True)]
+    return np.array(rank, np.int64), np.array([not ids for ids in lists])
