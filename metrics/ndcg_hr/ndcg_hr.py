@@ -18,8 +18,9 @@ _SIBLINGS_OF_SIBLINGS = (NearestPool,)
 
 _DESCRIPTION = """
 Full-ranking NDCG@K and HR@K with one target an example: HR@K = mean(rank < K) and
-NDCG@K = mean((rank < K) / log2(rank + 2)), where rank is the target's 0-based place among *all* catalog items (the ideal
-DCG of one target is 1). Ranks are exact: Euclidean distance in float64 from the given float32 vectors, ties by row.
+NDCG@K = mean((rank < K) / log2(rank + 2)), where rank is the target's 0-based place among *all* catalog items (the
+ideal DCG of one target is 1). Ranks are exact: Euclidean distance in float64 from the given float32 vectors, ties by
+row.
 """
 
 _CITATION = """

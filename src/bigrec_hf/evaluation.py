@@ -1,0 +1,169 @@
+"""Evaluate: ground and score any prediction file, ours or the reference's.
+
+Takes generations.parquet, a run folder, the reference's prediction JSON (an array of {"instruction", "input", "output",
+"predict": [...]}), or folders of such files. One input writes results.json, per_example.parquet and rankings.parquet
+into the output folder itself; several write a subfolder each, named after the file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigrec_hf.catalog import Catalog, load_catalog
+from bigrec_hf.columns import Columns as C
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.ground import (
+    GENERATIONS_FILE,
+    RANKINGS_FILE,
+    Answers,
+    catalog_source,
+    encoder_name,
+    ground_answers,
+    open_index,
+    read_generations,
+    resolve_targets,
+    write_table,
+)
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.prompts import parse_input
+from bigrec_hf.score import results_table, score_rankings, write_results
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings, EvaluateSettings, GroundSettings, ModelSettings, ScoreSettings
+
+
+def find_generations(paths: Sequence[str]) -> dict[str, Path]:
+    """Name -> file of every prediction file in `paths` (files, run folders, folders of files), names made distinct.
+
+    Raises BigrecError for a path without any.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            files.append(path)
+            continue
+        if not path.is_dir():
+            raise BigrecError(
+                f"{path} does not exist: give generations.parquet, a prediction JSON, or a folder of them"
+            )
+        runs = [path / GENERATIONS_FILE, *sorted(path.glob(f"*/{GENERATIONS_FILE}"))]
+        found = [file for file in runs if file.is_file()] or [f for f in sorted(path.glob("*.json")) if has_predict(f)]
+        if not found:
+            raise BigrecError(f"{path} holds neither {GENERATIONS_FILE} nor a JSON file with a `predict` field")
+        files.extend(found)
+    if not files:
+        raise BigrecError("no predictions given: name them with --generations")
+    named: dict[str, Path] = {}
+    for file in files:
+        base = file.parent.name if file.name == GENERATIONS_FILE else file.stem
+        name, number = base or "predictions", 2
+        while name in named:
+            name, number = f"{base}-{number}", number + 1
+        named[name] = file
+    return named
+
+
+def has_predict(file: Path) -> bool:
+    """Whether a JSON file looks like the reference's predictions: an array whose first record has `predict`."""
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(records, list) and bool(records) and isinstance(records[0], dict) and C.PREDICT in records[0]
+
+
+def read_predictions(path: Path, catalog: Catalog) -> Answers:
+    """Answers of the reference's prediction JSON; ids are `{file stem}:{record number}`, as `load_json_examples` gives.
+
+    The first of `predict` is grounded (stripped of spaces and quotes, as the reference does); history titles of no
+    catalog row are left out. Raises BigrecError naming file and record.
+    """
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save the predictions as UTF-8") from error
+    if not isinstance(records, list) or not records:
+        raise BigrecError(f"{path} must hold a JSON array of at least one record with `output` and `predict`")
+    known = catalog.rows_by_title
+    texts, outputs, histories = [], [], []
+    for number, record in enumerate(records):
+        texts.append(_first_text(record, f"{path}, record {number}"))
+        outputs.append(clean_title(record[C.OUTPUT]))
+        titles = parse_input(record[C.INPUT])[1] if isinstance(record.get(C.INPUT), str) else []
+        histories.append([known[clean_title(title)][0] for title in titles if clean_title(title) in known])
+    targets = resolve_targets(outputs, None, catalog, str(path))
+    return Answers([f"{path.stem}:{number}" for number in range(len(records))], texts, targets, histories)
+
+
+def _first_text(record: Any, place: str) -> str:
+    """The text to ground: the first of `predict` (a list, or a lone string)."""
+    if not isinstance(record, dict) or not isinstance(record.get(C.OUTPUT), str):
+        raise BigrecError(f"{place}: no text field 'output': expected instruction, input, output and predict")
+    predict = record.get(C.PREDICT)
+    predict = [predict] if isinstance(predict, str) else predict
+    if not isinstance(predict, list) or not all(isinstance(text, str) for text in predict):
+        raise BigrecError(f"{place}: 'predict' must be a list of texts: run the inference that writes it first")
+    return clean_title(predict[0]) if predict else ""
+
+
+def evaluate_file(path: Path, catalog: Catalog) -> Answers:
+    """Answers of one prediction file, by its suffix."""
+    return read_generations(path, catalog) if path.suffix == ".parquet" else read_predictions(path, catalog)
+
+
+def main(
+    evaluate: EvaluateSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    ground: GroundSettings,
+    score: ScoreSettings,
+) -> None:
+    """Ground and score every prediction file; print one table."""
+    if evaluate.output_dir is None:
+        raise BigrecError("no output folder given: name it with --output_dir")
+    output = Path(evaluate.output_dir)
+    files = find_generations(evaluate.generations)
+    catalog = load_catalog(catalog_source(data.catalog, data.dataset), evaluate.catalog_encoding)
+    answers = {name: evaluate_file(file, catalog) for name, file in files.items()}  # all read before the model loads
+    index, encode = open_index(
+        catalog,
+        ground.index_dir,
+        output / "index",
+        encoder_name(ground.encoder, model.base_model),
+        ground.encoder_dtype,
+        ground.encode_batch_tokens,
+    )
+    rows = {}
+    for name, answer in answers.items():
+        folder = output if len(files) == 1 else output / name
+        table = ground_answers(
+            answer,
+            index,
+            encode,
+            top_k=ground.top_k,
+            memory_mib=ground.memory_mib,
+            exclude_history=ground.exclude_history,
+            duplicates=ground.duplicates,
+        )
+        rows[name], per_example = score_rankings(
+            table,
+            score.ks,
+            drop_empty=score.drop_empty,
+            bootstrap=score.bootstrap,
+            confidence=score.confidence,
+        )
+        write_table(table, folder / RANKINGS_FILE)
+        write_results(rows[name], per_example, folder)
+    print(results_table(rows, sorted(set(score.ks))))
+
+
+if __name__ == "__main__":
+    from bigrec_hf.cli import main as cli_main
+
+    sys.exit(cli_main(["evaluate", *sys.argv[1:]]))
