@@ -1,35 +1,24 @@
-"""Decoding of batches: beams, greedy and sampling on a shared prompt cache, with nothing taken from the model's own file.
-
-Three properties hold for all strategies and are tested. The model's `generation_config.json` has no say (Instruct models
-ship sampling and penalty values there). A text depends on its own prompt only, not on the batch it stands in (equal up
-to floating-point ties). The keys and values of a prompt are computed once, however many beams or samples it gets, and
-those of the tokens that all prompts share (template and instruction) once for all.
-"""
+"""How an answer is chosen: the strategy and its limits, what ends an answer, and the choice of one token."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import (
     StoppingCriteria,
-    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.prompts import parse_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -154,154 +143,3 @@ class StopAtLineBreak(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         return torch.isin(input_ids[:, -1], self.token_ids.to(input_ids.device))
-
-
-def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with, at least one token of every prompt left over."""
-    if not prompts:
-        return 0
-    low, high = min(prompts), max(prompts)  # in lexicographic order, all others lie between these two
-    limit = min(map(len, prompts)) - 1
-    return next((i for i in range(limit) if low[i] != high[i]), max(limit, 0))
-
-
-class Decoder:
-    """A model, a tokenizer and a decoding strategy; the cache of the prompts' common beginning is computed once."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        decoding: Decoding,
-        *,
-        shared_prefix: Sequence[int] = (),
-    ) -> None:
-        """`shared_prefix`: token ids that every prompt given later begins with; () = share nothing."""
-        self.model, self.tokenizer, self.decoding = model, tokenizer, decoding
-        self.end_ids = end_token_ids(model, tokenizer)
-        self.break_ids = line_break_ids(tokenizer)
-        self.cut_ids = set(self.end_ids) | (set() if decoding.strategy == "beam" else set(self.break_ids.tolist()))
-        # `generate` fills unset fields from the model's own file: leave it nothing to fill them with
-        model.generation_config = GenerationConfig()
-        self.prefix: list[int] = []
-        self.prefix_cache = self._empty_cache()
-        # a sliding window counts cache slots, and padding would stand inside it between the prefix and the rest
-        if shared_prefix and not any(self.prefix_cache.is_sliding):
-            self.prefix = list(shared_prefix)
-            ids = torch.tensor([self.prefix], device=model.device)
-            self._fill(self.prefix_cache, ids, torch.ones_like(ids))
-
-    def _empty_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config)
-
-    @torch.inference_mode()
-    def _fill(self, cache: DynamicCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        """Append the keys and values of `ids` (rows, new) to the cache; `mask` (rows, cached + new) marks real tokens."""
-        positions = (mask.cumsum(dim=-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
-        self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-
-    def config(self) -> GenerationConfig:
-        """Everything set here: beams with transformers' (and the reference's) early stopping and length penalty."""
-        decoding = self.decoding
-        beam = decoding.strategy == "beam"
-        return GenerationConfig(
-            max_new_tokens=decoding.max_new_tokens,
-            do_sample=False,
-            num_beams=decoding.num_beams if beam else 1,
-            num_return_sequences=decoding.n_texts if beam else 1,
-            early_stopping=False,
-            length_penalty=1.0,
-            repetition_penalty=1.0,
-            eos_token_id=self.end_ids,
-            pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=self.tokenizer.bos_token_id,
-            use_cache=True,
-            return_dict_in_generate=True,
-            output_scores=beam,
-        )
-
-    @torch.inference_mode()
-    def decode(
-        self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]
-    ) -> tuple[list[list[str]], list[list[float]]]:
-        """Answers to a batch of prompts (token ids): texts and scores, `n_texts` each, best first.
-
-        A score is the sum of the answer's log-probabilities, its end token included, over its number of tokens (for beams,
-        `sequences_scores`). Sampled answers are scored under the distribution before temperature, top-k and top-p.
-
-        Beams run on past a line break as in the reference, and the text is cut there afterwards: ending a beam at the
-        break would normalize its score over another length and so could change the ranking. Greedy and sampled answers
-        stop there, which cannot change what precedes it.
-        """
-        n_prefix, copies = len(self.prefix), self.decoding.rows_per_prompt
-        tails = [list(prompt[n_prefix:]) for prompt in prompts]
-        if any(not tail or list(prompt[:n_prefix]) != self.prefix for prompt, tail in zip(prompts, tails, strict=True)):
-            raise ValueError("every prompt must begin with the shared prefix and go on after it")
-        # layout of a row: shared prefix, padding, the rest of the prompt
-        width = max(map(len, tails))
-        ids = torch.full((len(prompts), n_prefix + width), self.tokenizer.pad_token_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, tail in enumerate(tails):
-            ids[row, :n_prefix], mask[row, :n_prefix] = torch.tensor(self.prefix, dtype=torch.long), 1
-            ids[row, -len(tail) :], mask[row, -len(tail) :] = torch.tensor(tail), 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        cache = self._empty_cache()
-        if n_prefix:
-            cache = copy.deepcopy(self.prefix_cache)
-            cache.batch_repeat_interleave(len(prompts))
-        if width > 1:  # the last token is left to `generate`, which expects one that is not in the cache
-            self._fill(cache, ids[:, n_prefix:-1], mask[:, :-1])
-        if cache.get_seq_length() > 0:
-            cache.batch_repeat_interleave(copies)
-        options: dict[str, object] = {}
-        chooser = None
-        if self.decoding.strategy != "beam":
-            ids, mask = ids.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)
-            chooser = ChooseToken(self.decoding, self._draws(example_ids))
-            options = {
-                "logits_processor": LogitsProcessorList([chooser]),
-                "stopping_criteria": StoppingCriteriaList([StopAtLineBreak(self.break_ids)]),
-            }
-        output = self.model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=self.config(), **options
-        )
-        answers = [self._cut(row) for row in output.sequences[:, ids.shape[1] :].tolist()]
-        texts = [self._text(answer) for answer in answers]
-        if chooser is None:
-            scores = output.sequences_scores.tolist()
-        else:
-            table = torch.stack(chooser.log_probs, dim=1).tolist()  # (rows, steps)
-            scores = [float(np.mean(row[: len(answer)])) for row, answer in zip(table, answers, strict=True)]
-        n = self.decoding.n_texts
-        grouped_texts, grouped_scores = [], []
-        for start in range(0, len(texts), n):
-            order = sorted(range(start, start + n), key=lambda row: -scores[row])  # stable: ties keep their number
-            grouped_texts.append([texts[row] for row in order])
-            grouped_scores.append([scores[row] for row in order])
-        return grouped_texts, grouped_scores
-
-    def _draws(self, example_ids: Sequence[str]) -> torch.Tensor | None:
-        if self.decoding.strategy != "sample":
-            return None
-        decoding = self.decoding
-        rows = [
-            uniforms(decoding.seed, example_id, number, decoding.max_new_tokens)
-            for example_id in example_ids
-            for number in range(decoding.n_texts)
-        ]
-        return torch.tensor(np.stack(rows), device=self.model.device)  # (prompts * n_texts, max_new_tokens)
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """The tokens of one answer, its end token included; what `generate` fills up with after it is dropped."""
-        return next((ids[: i + 1] for i, token in enumerate(ids) if token in self.cut_ids), ids)
-
-    def _text(self, answer: list[int]) -> str:
-        ended = bool(answer) and answer[-1] in self.end_ids
-        return parse_answer(self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))

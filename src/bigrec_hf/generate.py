@@ -28,7 +28,8 @@ from transformers import AutoConfig
 from bigrec_hf import __version__, cli
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import evaluation_rows, load_config, load_examples, load_json_examples, split_reference
-from bigrec_hf.decoding import Decoder, Decoding, common_prefix_length
+from bigrec_hf.decoder import Decoder, common_prefix_length
+from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.modeling import load_generator, load_tokenizer, resolve_dtype
