@@ -38,7 +38,7 @@ ODD_TITLES = [
 ]
 AMAZON_TITLES = [*ODD_TITLES, "", "x", '<span id="a">', "&quot;Q&quot; &amp; A", '"', "w " * 25, " &amp;quot; "]
 DAY = 86_400
-quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def check(folder: Path, source: str, raw: Path, preset: str, catalog, splits, domain: str, **options) -> None:
