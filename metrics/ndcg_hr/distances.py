@@ -46,7 +46,9 @@ def check_vectors(name: str, vectors: np.ndarray) -> np.ndarray:
     for start in range(0, len(array), 4096):
         chunk = array[start : start + 4096]
         # one pass at memory speed; the sum is finite unless a value is not (or the sum overflows: then look closer)
-        if not np.isfinite(np.ones(len(chunk), np.float32) @ chunk).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.ones(len(chunk), np.float32) @ chunk
+        if not np.isfinite(total).all():
             finite = np.isfinite(chunk).all(axis=1)
             if not finite.all():
                 row = start + int(np.flatnonzero(~finite)[0])

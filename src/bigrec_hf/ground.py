@@ -90,8 +90,8 @@ def resolve_targets(
             resolved.append(row if row is not None and row >= 0 else candidates[0])
     if unknown:
         raise BigrecError(
-            f"{place}: the target {unknown[0]!r} is in no row of the catalog where it should be ({len(unknown)} of "
-            f"{len(titles)} targets): give the catalog these examples were made with (--catalog), in its encoding"
+            f"{place}: the target {unknown[0]!r} stands in no row of the catalog, or in another than the file says "
+            f"({len(unknown)} of {len(titles)} targets): give the catalog these examples were made with (--catalog)"
         )
     return resolved
 

@@ -26,9 +26,9 @@ def rank_scores(
 ) -> Ranking:
     """Exact ranks by descending score, ties by catalog row.
 
-    `scores(start, stop)` gives (stop - start, n_items) finite floats of the examples start..stop; `targets` are the rows
-    at which each target counts as found (the best one does); `exclude` are rows that are no candidates. A target whose
-    rows are all excluded gets rank n_items. `top_distances` holds the negated scores.
+    `scores(start, stop)` gives (stop - start, n_items) finite floats of the examples start..stop; `targets` are the
+    rows at which each target counts as found (the best one does); `exclude` are rows that are no candidates. A target
+    whose rows are all excluded gets rank n_items. `top_distances` holds the negated scores.
     """
     n, k = len(targets), min(top_k, n_items)
     ranking = Ranking(np.full(n, n_items, np.int64), np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
