@@ -276,11 +276,15 @@ def _check_replaceable(target: Path) -> None:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove temporary folders that a killed run left beside `target`."""
+    """Clean up what a killed run left beside `target`: put an older set back that was on its way out, remove the rest."""
     for folder in target.parent.glob(f".{target.name}.*-*"):
         kind, _, pid = folder.name.removeprefix(f".{target.name}.").partition("-")
-        if kind in {"tmp", "old"} and pid.isdigit() and not _is_running(int(pid)):
-            _say(f"removing {folder.name}, left by an interrupted run")
+        if kind not in {"tmp", "old"} or not pid.isdigit() or _is_running(int(pid)):
+            continue
+        _say(f"cleaning up {folder.name}, left by an interrupted run")
+        if kind == "old" and not target.exists():
+            folder.rename(target)
+        else:
             shutil.rmtree(folder)
 
 

@@ -57,7 +57,8 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> N
     # ids and histories hardly repeat within a chunk: dictionaries would cost more time than they save space
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
         for table in tables:
-            writer.write_table(table.cast(schema), row_group_size=CHUNK)
+            if len(table):  # `datasets` cannot read a row group without rows; a file without row groups it can
+                writer.write_table(table.cast(schema), row_group_size=CHUNK)
 
 
 def _optional(values: np.ndarray | None, n: int, kind: pa.DataType) -> pa.Array:
@@ -105,7 +106,7 @@ def interaction_tables(
     time_divisor: int,
 ) -> Iterator[pa.Table]:
     """The `interactions` config in file order, chunk by chunk."""
-    for start in range(0, max(len(rows), 1), CHUNK):
+    for start in range(0, len(rows), CHUNK):
         part = slice(start, start + CHUNK)
         n = len(rows[part])
         yield pa.table(

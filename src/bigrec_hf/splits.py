@@ -247,8 +247,8 @@ class Examples:
         return Examples(self.begins[indices], self.targets[indices])
 
     def chunks(self, size: int) -> Iterator[Examples]:
-        """Consecutive parts of at most `size` examples; one empty part where there are none."""
-        for start in range(0, max(len(self), 1), size):
+        """Consecutive parts of at most `size` examples."""
+        for start in range(0, len(self), size):
             yield Examples(self.begins[start : start + size], self.targets[start : start + size])
 
     def history(self) -> tuple[np.ndarray, np.ndarray]:

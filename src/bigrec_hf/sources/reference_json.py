@@ -116,7 +116,8 @@ def load_reference_json(
             n += 1
         n_examples[split] = n
     if not lengths:
-        raise BigrecError(f"none of {raw} records has all its titles in {catalog_file}: check --items_file")
+        names = ", ".join(path.name for split, path in files.items() if split != "items")
+        raise BigrecError(f"{names}: none of {raw} records can be used: check --raw_dir and --items_file")
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     sequences = Sequences(
         users=np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths),
@@ -158,8 +159,8 @@ def _records(path: Path) -> Iterator[tuple[str, list[str], str]]:
         records = json.loads(read_text(path, "utf-8"))
     except json.JSONDecodeError as error:
         raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): repair the file") from error
-    if not isinstance(records, list) or not records:
-        raise BigrecError(f"{path}: expected a JSON array with at least one record: check --raw_dir")
+    if not isinstance(records, list):
+        raise BigrecError(f"{path}: expected a JSON array of records: check --raw_dir")
     for number, record in enumerate(records):
         for name in FIELDS:
             if not isinstance(record, dict) or not isinstance(record.get(name), str):
