@@ -30,7 +30,7 @@ setup(
     packages=[*find_packages("src"), *MAPPED],
     package_dir={"": "src", **MAPPED},
     package_data={
-        "bigrec_hf": ["templates/*.md", "data/*.csv"],
+        "bigrec_hf": ["templates/*.md", "*.csv"],
         "bigrec_hf.metrics.ndcg_hr": ["README.md", "requirements.txt"],
         "bigrec_hf.recipes_data": ["*.md", "**/*.yaml", "**/*.sh"],
         "bigrec_hf.accelerate_configs": ["*.yaml"],

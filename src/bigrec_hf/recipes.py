@@ -177,8 +177,8 @@ def default_run_dir(recipe: Path) -> str:
 def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
     """All sections as settings objects: defaults, then the recipe, then `overrides` (field name -> value).
 
-    Places that depend on others are filled in here, once: the run folder from the recipe's name, the prepared set,
-    adapter and index inside the run folder.
+    Places that depend on others are filled in here, once: the run folder from the recipe's name, the prepared set and
+    the adapter inside the run folder.
     """
     merged = read_recipe(recipe) if recipe is not None else {}
     for key, value in overrides.items():
@@ -199,8 +199,6 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
             data["dataset"] = [prepare["prepared_dir"]]
         sft = merged.setdefault("sft", {})
         sft["adapter_dir"] = sft.get("adapter_dir") or str(folder / "adapter")
-        ground = merged.setdefault("ground", {})
-        ground["index_dir"] = ground.get("index_dir") or str(folder / "index")
     return {name: cls(**merged.get(name, {})) for name, cls in SECTIONS.items()}
 
 

@@ -107,22 +107,31 @@ def results_table(rows: dict[str, dict[str, Any]], ks: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+def score_folder(
+    folder: str | Path,
+    ks: Sequence[int],
+    *,
+    drop_empty: bool = False,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score `folder`/rankings.parquet into results.json and per_example.parquet beside it; returns the results."""
+    rankings = Path(folder) / RANKINGS_FILE
+    if not rankings.is_file():
+        raise BigrecError(f"{rankings} does not exist: run `bigrec-hf ground` first")
+    results, per_example = score_rankings(
+        pq.read_table(rankings), ks, drop_empty=drop_empty, bootstrap=bootstrap, confidence=confidence, seed=seed
+    )
+    write_results(results, per_example, folder)
+    return results
+
+
 def main(run: RunSettings, score: ScoreSettings) -> None:
     """Write `<run_dir>/<method>/results.json` and `per_example.parquet`; print the table."""
     if run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
-    folder = Path(run.run_dir) / run.method
-    if not (folder / RANKINGS_FILE).is_file():
-        raise BigrecError(f"{folder / RANKINGS_FILE} does not exist: run `bigrec-hf ground` first")
-    results, per_example = score_rankings(
-        pq.read_table(folder / RANKINGS_FILE),
-        score.ks,
-        drop_empty=score.drop_empty,
-        bootstrap=score.bootstrap,
-        confidence=score.confidence,
-        seed=run.seed,
-    )
-    write_results(results, per_example, folder)
+    results = score_folder(Path(run.run_dir) / run.method, **vars(score), seed=run.seed)
     print(results_table({run.method: results}, sorted(set(score.ks))))
 
 

@@ -1,0 +1,274 @@
+"""Run: all stages from one recipe in one folder, with a manifest; stages that are done and unchanged are skipped.
+
+A stage's mark is a fingerprint of the settings it depends on and of the marks of the stages before it. It goes into
+`manifest.json` when the stage has finished; a stage runs again where its mark differs, an output is missing, or
+`--from` says so. Inside a stage the stage's own resumption applies (shards, checkpoints).
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from bigrec_hf import ground as ground_stage
+from bigrec_hf import prepare as prepare_stage
+from bigrec_hf import report as report_stage
+from bigrec_hf import score as score_stage
+from bigrec_hf.baselines.popularity import popularity_rankings
+from bigrec_hf.baselines.random import random_rankings
+from bigrec_hf.catalog import load_catalog
+from bigrec_hf.columns import Columns as C
+from bigrec_hf.data import load_config, load_facts, split_reference
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.recipes import to_yaml
+from bigrec_hf.runs import environment, file_fingerprint, fingerprint, measured, read_json, write_json
+from bigrec_hf.settings import (
+    DataSettings,
+    GenerateSettings,
+    GroundSettings,
+    ModelSettings,
+    PipelineSettings,
+    PrepareSettings,
+    PromptSettings,
+    RunSettings,
+    ScoreSettings,
+    SftSettings,
+)
+
+STAGES = ("prepare", "sft", "index", "generate", "ground", "score", "report")
+MANIFEST = "manifest.json"
+
+
+class Steps:
+    """The stages of one run: skips what is done, measures what is not, keeps the manifest."""
+
+    def __init__(self, folder: Path, redo_from: str | None):
+        self.folder = folder
+        self.redo = STAGES[STAGES.index(redo_from) :] if redo_from else ()
+        self.manifest = read_json(folder / MANIFEST)
+        self.state = PartialState()
+
+    def do(
+        self,
+        stage: str,
+        action: Callable[[], Any],
+        *,
+        depends: Any,
+        outputs: list[Path],
+        label: str = "",
+        distributed: bool = False,
+    ) -> str:
+        """Run one stage unless it is done. Returns its mark, for the stages that depend on it.
+
+        `depends`: JSON-able, what the outputs depend on. `distributed`: every process takes part, not the first alone.
+        """
+        name = f"{stage}:{label}" if label else stage
+        mark = fingerprint(stage, label, depends)
+        done = self.manifest.get("stages", {}).get(name, {})
+        if done.get("fingerprint") == mark and stage not in self.redo and all(map(Path.exists, outputs)):
+            self.state.print(f"== {name}: done and unchanged")
+            return mark
+        self.state.print(f"== {name}", flush=True)
+        self.state.wait_for_everyone()  # all have looked at the outputs before the first process removes or writes any
+        if self.state.is_main_process and stage in self.redo:
+            for output in outputs:
+                shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
+        self.state.wait_for_everyone()
+        record: dict[str, Any] = {"fingerprint": mark}
+        with measured(record):
+            if distributed or self.state.is_main_process:
+                action()
+        self.state.wait_for_everyone()
+        gc.collect()
+        self.manifest.setdefault("stages", {})[name] = record
+        self.save()
+        return mark
+
+    def save(self) -> None:
+        if self.state.is_main_process:
+            write_json(self.folder / MANIFEST, self.manifest)
+
+
+def baseline_table(
+    name: str, folder: Path, data: DataSettings, *, seed: int, top_k: int, exclude_history: bool, duplicates: str
+) -> Any:
+    """Rankings of `random` or `popularity` over the very examples in `folder`/generations.parquet."""
+    catalog = load_catalog(ground_stage.catalog_source(data.catalog, data.dataset))
+    answers = ground_stage.read_generations(folder / ground_stage.GENERATIONS_FILE, catalog)
+    examples = (answers.example_ids, answers.targets, answers.histories)
+    options = {"top_k": top_k, "exclude_history": exclude_history, "duplicates": duplicates}
+    if name == "random":
+        return random_rankings(catalog, *examples, seed=seed, **options)
+    if not data.dataset:
+        raise BigrecError(
+            "the popularity baseline needs train counts: give a prepared set, or leave it out of `baselines`"
+        )
+    counts = load_config(data.dataset[0], "items", "train")[C.TRAIN_COUNT]
+    return popularity_rankings(catalog, counts, *examples, **options)
+
+
+def data_mark(data: DataSettings) -> list[str]:
+    """What identifies the data: content of local facts and JSON files, names (with revision) of Hub data sets."""
+    marks = []
+    for name in data.dataset:
+        local = Path(split_reference(name)[0]) / prepare_stage.FACTS_FILE
+        marks.append(file_fingerprint(local) if local.is_file() else name)
+    for path in [*data.train_json, *data.validation_json, *data.test_json, *([data.catalog] if data.catalog else [])]:
+        marks.append(file_fingerprint(path) if Path(path).is_file() else path)
+    return marks
+
+
+def describe_data(data: DataSettings) -> dict[str, Any]:
+    """The facts of the first prepared set that a report shows."""
+    if not data.dataset:
+        return {}
+    facts = load_facts(data.dataset[0])
+    kept = ("name", "source", "preset", "users", "items", "examples", "repeated_targets", "duplicate_titles", "sha256")
+    return {key: facts[key] for key in kept if key in facts}
+
+
+def main(
+    run: RunSettings,
+    pipeline: PipelineSettings,
+    prepare: PrepareSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    sft: SftSettings,
+    generate: GenerateSettings,
+    ground: GroundSettings,
+    score: ScoreSettings,
+) -> None:
+    """The `run` command."""
+    from bigrec_hf import generate as generate_stage
+    from bigrec_hf import sft as sft_stage
+
+    if run.run_dir is None:
+        raise BigrecError("no run folder: give --config RECIPE or --run_dir")
+    unknown = set(pipeline.baselines) - {"random", "popularity", "zero_shot"}
+    if unknown:
+        raise BigrecError(f"unknown baseline {sorted(unknown)[0]!r}: choose among random, popularity, zero_shot")
+    if not data.dataset and not data.train_json:
+        raise BigrecError(
+            "no data: the recipe needs a section `prepare` (source, raw_dir), or `data` with dataset or *_json"
+        )
+    folder = Path(run.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = Steps(folder, pipeline.from_stage)
+    sections = (run, pipeline, prepare, data, model, prompt, sft, generate, ground, score)
+    names = ("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score")
+    if steps.state.is_main_process:
+        (folder / "recipe.yaml").write_text(to_yaml(dict(zip(names, sections, strict=True)), names), encoding="utf-8")
+    steps.manifest |= {"seed": run.seed, "environment": environment()}
+
+    if prepare.source:
+        prepared = Path(str(prepare.prepared_dir))
+        steps.do(
+            "prepare",
+            lambda: prepare_stage.main(prepare),
+            depends=asdict(prepare),
+            outputs=[prepared / prepare_stage.FACTS_FILE],
+        )
+    steps.manifest["data"] = describe_data(data)
+    data_now = data_mark(data)
+
+    adapter_dir = Path(str(sft.adapter_dir))
+    trains = generate.adapter is None
+    sft_mark = generate.adapter
+    if trains:
+        sft_mark = steps.do(
+            "sft",
+            lambda: sft_stage.main(run, data, model, prompt, sft),
+            depends=[sft_stage.training_settings(run, data, model, prompt, sft), data_now],
+            outputs=[adapter_dir / sft_stage.TRAINING_FILE],
+            distributed=True,
+        )
+        training = read_json(adapter_dir / sft_stage.TRAINING_FILE)
+        steps.manifest["training"] = {key: value for key, value in training.items() if key != "history"}
+
+    methods = ["finetuned", *(["zero_shot"] if "zero_shot" in pipeline.baselines else [])]
+    index_mark = steps.do(
+        "index",
+        lambda: build_run_index(folder, data, model, ground),
+        depends=[data_now, ground.encoder, ground.encoder_dtype, model.base_model],
+        outputs=[Path(ground.index_dir or folder / "index")],
+    )
+    marks = {}
+    for method in methods:
+        method_run = replace(run, method=method)
+        marks[method] = steps.do(
+            "generate",
+            lambda method_run=method_run: generate_stage.main(method_run, data, model, prompt, generate),
+            label=method,
+            depends=[
+                data_now,
+                [data.split, data.eval_sample, run.seed],
+                asdict(model),
+                asdict(prompt),
+                asdict(generate),
+                sft_mark if method == "finetuned" else None,
+            ],
+            outputs=[folder / method / ground_stage.GENERATIONS_FILE],
+            distributed=True,
+        )
+    ground_options = {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
+    for method in methods:
+        method_run = replace(run, method=method)
+        marks[method] = steps.do(
+            "ground",
+            lambda method_run=method_run: ground_stage.main(method_run, data, model, ground),
+            label=method,
+            depends=[marks[method], index_mark, ground_options],
+            outputs=[folder / method / ground_stage.RANKINGS_FILE],
+        )
+    for name in pipeline.baselines:
+        if name in methods:
+            continue
+        marks[name] = steps.do(
+            "ground",
+            lambda name=name: ground_stage.write_table(
+                baseline_table(name, folder / methods[0], data, seed=run.seed, **ground_options),
+                folder / name / ground_stage.RANKINGS_FILE,
+            ),
+            label=name,
+            depends=[marks[methods[0]], data_now, ground_options, run.seed],
+            outputs=[folder / name / ground_stage.RANKINGS_FILE],
+        )
+    for name, mark in marks.items():
+        marks[name] = steps.do(
+            "score",
+            lambda name=name: score_stage.score_folder(folder / name, **vars(score), seed=run.seed),
+            label=name,
+            depends=[mark, asdict(score), run.seed],
+            outputs=[folder / name / score_stage.RESULTS_FILE, folder / name / score_stage.PER_EXAMPLE_FILE],
+        )
+    steps.save()
+    if steps.state.is_main_process:
+        text = report_stage.build_report([str(folder)])
+        (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+        print(f"\n{text}\nreport: {folder / 'report.md'}")
+
+
+def build_run_index(folder: Path, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
+    """Build (or find unchanged) the run's catalog index."""
+    ground_stage.open_index(
+        load_catalog(ground_stage.catalog_source(data.catalog, data.dataset)),
+        ground.index_dir,
+        folder / "index",
+        ground_stage.encoder_name(ground.encoder, model.base_model),
+        ground.encoder_dtype,
+        ground.encode_batch_tokens,
+    )
+
+
+if __name__ == "__main__":
+    from bigrec_hf.cli import main as cli_main
+
+    sys.exit(cli_main(["run", *sys.argv[1:]]))
