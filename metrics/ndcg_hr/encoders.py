@@ -68,6 +68,7 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None) -
     A causal LM is loaded without its LM head and without any adapter. Raises ValueError where nothing can be loaded.
     """
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
     path, revision = split_revision(name)
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
@@ -80,7 +81,12 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None) -
         model = SentenceTransformer(path, revision=revision, device=str(where), model_kwargs={"dtype": precision})
         return SentenceEncoder(model)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    model = AutoModel.from_pretrained(path, revision=revision, dtype=precision).to(where)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would report the LM head, left out on purpose, as an unexpected key
+    try:
+        model = AutoModel.from_pretrained(path, revision=revision, dtype=precision).to(where)
+    finally:
+        logging.set_verbosity(verbosity)
     return LastTokenEncoder(model, tokenizer)
 
 
