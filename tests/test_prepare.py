@@ -196,6 +196,38 @@ def test_filters_are_counted_and_users_follow_their_first_kept_row(raw, tmp_path
     assert not (tmp_path / "other").exists()
 
 
+def test_latin_1_on_request_gives_the_reference_strings(raw, tmp_path):
+    # as the reference reads the 10M file; U+0085 must not end a line
+    (raw / "movies.dat").write_text(MOVIES.replace("Unseen", "Fucking Åmål"), encoding="utf-8")
+    options = {"window": 1, "encoding": "latin-1", "export_reference_json": str(tmp_path / "json")}
+    prepared = prepare_dataset("movielens", raw, tmp_path / "set", **options)
+    assert load_catalog(prepared).titles[2:] == ["MisÃ©rables, Les (1995)", "Fucking Ã\x85mÃ¥l (2000)"]
+    assert json.loads((tmp_path / "json/test.json").read_text())[0]["output"] == '"MisÃ©rables, Les (1995)"'
+    assert "Mis\\u00c3\\u00a9rables" in (tmp_path / "json/test.json").read_text()
+    assert facts_of(prepared)["encoding"] == "latin-1"
+
+
+def test_d3_cleans_and_refuses_titles_of_any_source(tmp_path):
+    titles = ["Toys &amp; Story", ' "Heat" ', "<span id=x>", "Z"]
+    (tmp_path / "movies.dat").write_text("".join(f"{i}::{title}::X\n" for i, title in enumerate(titles)))
+    moment = 1_510_000_000  # November 2017
+    ratings = [f"u::{item}::3::{moment + i}\n" for i, item in enumerate([0, 1, 2, 3, 1, 0])]
+    (tmp_path / "ratings.dat").write_text("".join(ratings))
+    prepared = prepare_dataset("movielens", tmp_path, tmp_path / "set", preset="d3", k_core=2, min_items=0)
+    assert load_catalog(prepared).titles == ["Heat", "Toys & Story"]  # first appearance, shuffled with seed 42
+    facts = facts_of(prepared)
+    assert facts["interactions"] == {"raw": 6, "dropped": {"title refused by d3": 2}, "kept": 4}
+    assert facts["protocol"]["date_from"] == "2017-10-01"
+    with pytest.raises(BigrecError, match="is left after dropping"):
+        prepare_dataset("movielens", tmp_path, tmp_path / "set", preset="d3", min_items=9)
+
+
+def test_d3_notes_how_far_its_window_went_back(raw, tmp_path):
+    (raw / "ratings.dat").write_text("".join(f"u::{item}::3::{1_400_000_000 + item}\n" for item in (10, 7, 3)))
+    prepared = prepare_dataset("movielens", raw, tmp_path / "set", preset="d3", k_core=1)
+    assert facts_of(prepared)["notes"] == {"date_from moved back to": "1996-10-01"}
+
+
 def test_repeated_targets_and_duplicates_are_reported(tmp_path):
     (tmp_path / "movies.dat").write_text('1::A::X\n2::"A"::X\n3::A::X\n')
     (tmp_path / "ratings.dat").write_text("".join(f"u::{i}::3::{t}\n" for t, i in enumerate("12131")))

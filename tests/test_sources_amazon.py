@@ -8,9 +8,9 @@ import json
 import pytest
 
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.protocols import long_titles
 from bigrec_hf.sources import json_lines
 from bigrec_hf.sources.amazon import find_amazon_files, load_amazon
-from bigrec_hf.splits import long_titles
 
 META = [
     {"asin": "B1", "title": "Zelda", "price": "$1"},
@@ -124,6 +124,15 @@ def test_strings_for_numbers_bad_bytes_and_other_encodings(tmp_path):
     with pytest.raises(BigrecError, match=r"meta_Games.json:1: byte 0xe9 is not valid utf-8.*--encoding latin-1"):
         load(tmp_path)
     assert load(tmp_path, encoding="latin-1").catalog.titles == ["Oké"]
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character(tmp_path):
+    write(tmp_path / "Games_5.json", dump(REVIEWS))
+    write(
+        tmp_path / "meta_Games.json",
+        '{"asin": "B1", "title": "a\\ud83d"}\n{"asin": "B4", "title": "\\ud83d\\ude00!"}\n',
+    )
+    assert load(tmp_path).catalog.titles == ["a\ufffd", "😀!"]
 
 
 def test_what_is_not_amazon_data(tmp_path):

@@ -96,6 +96,7 @@ def test_dates_are_utc(tmp_path, times):
         ("user_id,item_id\n1,a,b\n", None, {}, "interactions.csv:2: expected 2 fields"),
         ("user_id,item_id\n", None, {}, "no data lines"),
         ("", None, {}, "empty or has no header"),
+        ("user_id::item_id\n1::a\n", None, {"separator": "::"}, "separator is '::': give a single character"),
         ("user_id,item_id\n1,a\n", "item_id,title\na,A\nb,B\na,C\n", {}, "items.csv:4: item id 'a' stands twice"),
         ("user_id,item_id\n1,a\n", "item_id,title\na,\n", {}, "items.csv:2: the field title is empty"),
         ("user_id,item_id\n1,a\n", "item_id,name\na,A\n", {}, "items.csv: there is no column 'title'.*--title_column"),
@@ -114,6 +115,14 @@ def test_missing_titles_are_dropped_on_request(tmp_path):
         load_tabular(tmp_path / "interactions.csv", None)
     raw = load_tabular(tmp_path / "interactions.csv", None, drop_untitled=True)
     assert (raw.rows.tolist(), raw.dropped) == ([0], {"item without a title": 2})
+
+
+def test_another_separator_and_encoding(tmp_path):
+    (tmp_path / "log.txt").write_text("user_id|item_id|title\n1|a|Café\n", encoding="utf-16")
+    raw = load_tabular(tmp_path / "log.txt", None, separator="|", encoding="utf-16")
+    assert raw.catalog.titles == ["Café"]
+    with pytest.raises(BigrecError, match=r"log\.txt:1: the header cannot be read .*--encoding"):
+        load_tabular(tmp_path / "log.txt", None, separator="|")
 
 
 def test_null_ids_in_parquet_name_the_row(tmp_path):

@@ -11,19 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.splits import (
-    Examples,
-    build_sequences,
+from bigrec_hf.protocols import (
     d3_titles,
-    evaluation_sample,
     filter_interactions,
     first_appearance,
     k_core_mask,
     long_titles,
     parse_date,
-    repeated_targets,
     resolve_protocol,
     shuffled,
+)
+from bigrec_hf.splits import (
+    Examples,
+    build_sequences,
+    evaluation_sample,
+    repeated_targets,
     split_examples,
     training_sample,
 )

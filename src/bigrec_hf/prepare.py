@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -19,27 +18,16 @@ from bigrec_hf.cards import dataset_card
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.prepare_facts import describe_splits, sha256_of, summary_table
+from bigrec_hf.prepare_place import FACTS_FILE, check_replaceable, put_in_place, remove_stale, temporary_sibling
+from bigrec_hf.protocols import Protocol, filter_interactions, first_appearance, resolve_protocol, shuffled
 from bigrec_hf.settings import PrepareSettings
 from bigrec_hf.sources import RawData
 from bigrec_hf.sources.download import download_movielens
 from bigrec_hf.sources.reading import read_source, source_files
 from bigrec_hf.sources.reference_json import export_reference_json, load_reference_json
-from bigrec_hf.splits import (
-    Examples,
-    Protocol,
-    Sequences,
-    build_sequences,
-    evaluation_sample,
-    filter_interactions,
-    first_appearance,
-    resolve_protocol,
-    shuffled,
-    split_examples,
-    training_sample,
-)
+from bigrec_hf.splits import Examples, Sequences, build_sequences, evaluation_sample, split_examples, training_sample
 
 FORMAT = 1  # raised whenever the same input would give another prepared set
-FACTS_FILE = "facts.json"
 # settings that say where things lie or what happens besides, and do not change the prepared set
 PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
 
@@ -54,13 +42,13 @@ def prepare_dataset(source: str, raw_dir: str | Path | None, prepared_dir: str |
         source=source, raw_dir=str(raw_dir) if raw_dir else None, prepared_dir=str(prepared_dir), **options
     )
     target = Path(prepared_dir)
-    _check_replaceable(target)
+    check_replaceable(target)
     protocol = _protocol(settings)
     if settings.download:
         settings = _with_raw_dir(settings, download_movielens(settings.download, settings.raw_dir))
     files = source_files(settings)
     fingerprint = _fingerprint(settings, sha256_of(files.values()))
-    _remove_stale(target)
+    remove_stale(target)
     facts = _finished_facts(target, fingerprint)
     if facts is not None:
         _say(f"{target} is up to date (same raw files, same settings): kept")
@@ -212,9 +200,7 @@ def _write_atomically(
     target: Path, files: dict[str, Path], protocol: Protocol, settings: PrepareSettings, fingerprint: dict[str, Any]
 ) -> dict[str, Any]:
     """Write to a temporary sibling, then move it into place; an older prepared set gives way only then."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
-    temporary.mkdir()
+    temporary = temporary_sibling(target)
     try:
         facts = {
             "name": settings.dataset_name or _default_name(settings),
@@ -232,13 +218,7 @@ def _write_atomically(
         (temporary / "README.md").write_text(dataset_card(facts), encoding="utf-8")
         text = json.dumps(facts, ensure_ascii=False, indent=2)
         (temporary / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
-        if target.exists():
-            older = target.parent / f".{target.name}.old-{os.getpid()}"
-            target.rename(older)
-            temporary.replace(target)
-            shutil.rmtree(older)
-        else:
-            temporary.replace(target)
+        put_in_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return facts
@@ -265,37 +245,6 @@ def _finished_facts(target: Path, fingerprint: dict[str, Any]) -> dict[str, Any]
         return None
     same = all(facts.get(name) == value for name, value in fingerprint.items()) and sizes == facts["bytes"]
     return facts if same and (target / "README.md").is_file() else None
-
-
-def _check_replaceable(target: Path) -> None:
-    """A folder that is not a prepared set is never touched. Raises BigrecError."""
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise BigrecError(f"{target} is not a folder: choose another prepared_dir")
-    if target.is_dir() and any(target.iterdir()) and not (target / FACTS_FILE).is_file():
-        raise BigrecError(f"{target} is not empty and no prepared set (no {FACTS_FILE}): choose another prepared_dir")
-
-
-def _remove_stale(target: Path) -> None:
-    """Clean up what a killed run left beside `target`: put an older set back that was on its way out, remove the rest."""
-    for folder in target.parent.glob(f".{target.name}.*-*"):
-        kind, _, pid = folder.name.removeprefix(f".{target.name}.").partition("-")
-        if kind not in {"tmp", "old"} or not pid.isdigit() or _is_running(int(pid)):
-            continue
-        _say(f"cleaning up {folder.name}, left by an interrupted run")
-        if kind == "old" and not target.exists():
-            folder.rename(target)
-        else:
-            shutil.rmtree(folder)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
 
 
 def main(prepare: PrepareSettings) -> None:

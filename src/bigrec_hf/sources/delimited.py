@@ -112,11 +112,14 @@ def _is_number(value: str) -> bool:
 
 def read_header(path: Path, separator: str, encoding: str = "utf-8") -> list[str]:
     """Column names in the first line of a delimited file, unquoted. Raises BigrecError where there is none."""
-    try:
-        with path.open("rb") as file:
-            first = file.readline().decode(encoding)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BigrecError(f"{path}:1: the header cannot be read ({error})") from error
+    if encoding.lower() in UTF8:
+        try:
+            with path.open("rb") as file:
+                first = file.readline().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BigrecError(f"{path}:1: the header cannot be read ({error}): give its --encoding") from error
+    else:
+        first = read_text(path, encoding).partition("\n")[0]
     names = next(csv.reader([first.removeprefix("\ufeff").rstrip("\r\n")], delimiter=separator), [])
     if not any(names):
         raise BigrecError(f"{path}: the file is empty or has no header: fetch it again")

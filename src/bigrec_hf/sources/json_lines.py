@@ -10,6 +10,7 @@ import ast
 import gzip
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import polars as pl
 from bigrec_hf.errors import BigrecError
 
 CHUNK_BYTES = 64 * 2**20
+HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 
 
 def read_json_lines(
@@ -33,8 +35,11 @@ def read_json_lines(
     for chunk in _chunks(path):
         data = _to_utf8(chunk, path, first_line, encoding)
         try:
-            part = pl.read_ndjson(io.BytesIO(data), schema=fields)
+            # polars reads half a surrogate pair as U+0000
+            part = None if HALF_PAIR.search(data) else pl.read_ndjson(io.BytesIO(data), schema=fields)
         except pl.exceptions.PolarsError:
+            part = None
+        if part is None:
             part = _parse_slowly(data, path, first_line, fields)
         for name in required:
             if part[name].null_count():

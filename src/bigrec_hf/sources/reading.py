@@ -9,9 +9,9 @@ import numpy as np
 
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.protocols import d3_titles, long_titles
 from bigrec_hf.settings import PrepareSettings
 from bigrec_hf.sources import RawData, amazon, movielens, reference_json, sequences, tabular
-from bigrec_hf.splits import d3_titles, long_titles
 
 
 def source_files(settings: PrepareSettings) -> dict[str, Path]:

@@ -117,7 +117,10 @@ def _is_json(path: Path) -> bool:
 
 
 def _separator(path: Path, separator: str | None) -> str:
-    return (separator or ("," if path.suffix == ".csv" else "\t")).replace("\\t", "\t")
+    cut = (separator or ("," if path.suffix == ".csv" else "\t")).replace("\\t", "\t")
+    if len(cut.encode()) != 1:
+        raise BigrecError(f"separator is {separator!r}: give a single character")
+    return cut
 
 
 def _column_names(path: Path, separator: str | None, encoding: str | None) -> list[str]:
