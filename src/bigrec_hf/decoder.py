@@ -62,7 +62,7 @@ class Decoder:
 
     @torch.inference_mode()
     def _fill(self, cache: DynamicCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        """Append the keys and values of `ids` (rows, new) to the cache; `mask` (rows, cached + new) marks real tokens."""
+        """Append keys and values of `ids` (rows, new) to the cache; `mask` (rows, cached + new) marks real tokens."""
         positions = (mask.cumsum(dim=-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
         self.model(
             input_ids=ids,
@@ -99,8 +99,9 @@ class Decoder:
     ) -> tuple[list[list[str]], list[list[float]]]:
         """Answers to a batch of prompts (token ids): texts and scores, `n_texts` each, best first.
 
-        A score is the sum of the answer's log-probabilities, its end token included, over its number of tokens (for beams,
-        `sequences_scores`). Sampled answers are scored under the distribution before temperature, top-k and top-p.
+        A score is the sum of the answer's log-probabilities, its end token included, over its number of tokens (for
+        beams, `sequences_scores`). Sampled answers are scored under the model's own distribution, before temperature,
+        top-k and top-p.
 
         Beams run on past a line break as in the reference, and the text is cut there afterwards: ending a beam at the
         break would normalize its score over another length and so could change the ranking. Greedy and sampled answers

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are chosen; the fields are those of `settings.GenerateSettings`. Raises BigrecError on impossible ones."""
+    """How answers are chosen, as in `settings.GenerateSettings`. Raises BigrecError on impossible values."""
 
     strategy: str = "beam"  # beam, greedy or sample
     num_beams: int = 4
@@ -103,10 +103,10 @@ def uniforms(seed: int, example_id: str, number: int, n: int) -> np.ndarray:
 
 
 class ChooseToken(LogitsProcessor):
-    """Greedy choice, or sampling by inverting the distribution function at given uniform numbers; keeps log-probabilities.
+    """Greedy choice, or sampling by inverting the distribution function at given numbers; keeps log-probabilities.
 
-    It returns 0 at the chosen token and -inf elsewhere, so that `generate(do_sample=False)` takes it. Temperature, top-k and
-    top-p are transformers' own warpers, in the order in which `generate` applies them.
+    It returns 0 at the chosen token and -inf elsewhere, so that `generate(do_sample=False)` takes it. Temperature,
+    top-k and top-p are transformers' own warpers, in the order in which `generate` applies them.
     """
 
     def __init__(self, decoding: Decoding, draws: torch.Tensor | None) -> None:

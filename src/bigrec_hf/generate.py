@@ -1,7 +1,7 @@
 """Generate: for every evaluation example the language model writes the next title (step 1 of BIGRec).
 
-Writes `<run_dir>/<method>/generations.parquet`, one row an example in the examples' own order, and `generate.json` beside
-it: every setting, the fingerprints of base and adapter, counts and speed.
+Writes `<run_dir>/<method>/generations.parquet`, one row an example in the examples' own order, and `generate.json`
+beside it: every setting, the fingerprints of base and adapter, counts and speed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import transformers
-from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -31,10 +28,12 @@ from bigrec_hf.data import evaluation_rows, load_config, load_examples, load_jso
 from bigrec_hf.decoder import Decoder, common_prefix_length
 from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.generations import print_summary, write_generations
 from bigrec_hf.modeling import load_generator, load_tokenizer, resolve_dtype
+from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import fit_prompt
-from bigrec_hf.shards import ShardFolder, fingerprint, plan_batches, write_atomically
+from bigrec_hf.runs import fingerprint, write_json
+from bigrec_hf.shards import ShardFolder, plan_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,19 +42,6 @@ if TYPE_CHECKING:
 
     from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
 
-GENERATIONS_SCHEMA = pa.schema(
-    [
-        (C.EXAMPLE_ID, pa.string()),
-        (C.TARGET, pa.int32()),
-        (C.TARGET_TITLE, pa.string()),
-        (C.HISTORY, pa.list_(pa.int32())),
-        (C.TEXTS, pa.list_(pa.string())),
-        (C.SCORES, pa.list_(pa.float32())),
-        (C.EMPTY, pa.bool_()),
-        (C.IN_CATALOG, pa.bool_()),
-        (C.IN_HISTORY, pa.bool_()),
-    ]
-)
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -64,15 +50,15 @@ def load_evaluation(
 ) -> tuple[Dataset, list[str]]:
     """The examples to answer (`data.EXAMPLE_FEATURES`) and the catalog's titles, by row.
 
-    JSON files win over the prepared set; they need a catalog. A file of at most `eval_sample` records is taken whole, in
-    its own order: the reference's `test_5000.json` is already drawn. Raises BigrecError where something is missing.
+    JSON files win over the prepared set; they need a catalog. A file of at most `eval_sample` records is taken whole,
+    in its own order: the reference's `test_5000.json` is already drawn. Raises BigrecError where something is missing.
     """
     loaded = None
     if catalog is not None or test_json:
         if catalog is None:
             raise BigrecError(
-                "the reference's JSON files hold titles only: set catalog (section `data`) to a prepared set, movies.dat, "
-                "id2name.txt or a CSV"
+                "the reference's JSON files hold titles only: set catalog (section `data`) to a prepared set, "
+                "movies.dat, id2name.txt or a CSV"
             )
         from bigrec_hf.catalog import load_catalog
 
@@ -152,7 +138,7 @@ def decode_batches(
     label: str = "generate",
     quiet: bool = False,
 ) -> None:
-    """Decode the batches with these numbers and hand each to `write(number, positions, texts, scores)` when it is done."""
+    """Decode the batches of these numbers; hand each to `write(number, positions, texts, scores)` when it is done."""
     total = sum(len(batches[number]) for number in numbers)
     with tqdm(total=total, desc=label, unit=" titles", disable=quiet or not total, smoothing=0) as progress:
         for number in numbers:
@@ -162,45 +148,6 @@ def decode_batches(
             progress.update(len(positions))
 
 
-def answer_flags(
-    texts: Sequence[Sequence[str]], histories: Sequence[Sequence[str]], titles: Sequence[str]
-) -> dict[str, list[bool]]:
-    """Of each example's first text: is it empty, a catalog title, a title of the whole history (as `clean_title`s)."""
-    known = {clean_title(title) for title in titles} - {""}
-    first = [clean_title(row[0]) for row in texts]
-    return {
-        C.EMPTY: [not text for text in first],
-        C.IN_CATALOG: [text in known for text in first],
-        C.IN_HISTORY: [
-            bool(text) and text in {clean_title(title) for title in history}
-            for text, history in zip(first, histories, strict=True)
-        ],
-    }
-
-
-def write_generations(
-    path: Path, examples: Dataset, titles: Sequence[str], texts: list[list[str]], scores: list[list[float]]
-) -> dict[str, int]:
-    """Write generations.parquet (GENERATIONS_SCHEMA). Returns the counts n_examples, n_empty, n_in_catalog, n_in_history."""
-    flags = answer_flags(texts, examples[C.HISTORY_TITLES], titles)
-    kept = {name: examples[name] for name in (C.EXAMPLE_ID, C.TARGET, C.TARGET_TITLE, C.HISTORY)}
-    columns = {name: list(column) for name, column in kept.items()} | {C.TEXTS: texts, C.SCORES: scores} | flags
-    table = pa.table(columns, schema=GENERATIONS_SCHEMA)
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
-    return {"n_examples": len(table)} | {f"n_{name}": sum(values) for name, values in flags.items()}
-
-
-def print_summary(facts: dict[str, Any]) -> None:
-    n = facts["n_examples"]
-    shares = ", ".join(
-        f"{facts[f'n_{name}'] / n:.1%} {name.replace('_', ' ')}" for name in ("empty", "in_catalog", "in_history")
-    )
-    speed = facts["titles_per_second"]
-    print(f"generate ({facts['method']}): {n} examples, {shares}" + (f"; {speed:.2f} titles/s" if speed else ""))
-    if facts["dropped_history_titles"]:
-        print(f"generate: {facts['dropped_history_titles']} old history titles left out to fit max_length")
-
-
 def main(
     run: RunSettings,
     data: DataSettings,
@@ -208,7 +155,7 @@ def main(
     prompt: PromptSettings,
     generate: GenerateSettings,
 ) -> None:
-    """Answer every evaluation example; under a launcher, each process takes a part of the batches and the first joins."""
+    """Answer every evaluation example; of several processes, each takes a part of the batches and the first joins."""
     if run.run_dir is None:
         raise BigrecError("no place to write to: give --output_dir (the run folder) or --config RECIPE")
     if not model.base_model:
@@ -227,7 +174,7 @@ def main(
     if run.method == "finetuned":
         adapter = generate.adapter or str(Path(run.run_dir) / "adapter")
     adapter_sha256 = adapter_fingerprint(adapter)
-    state = PartialState()
+    state = process_state()
     with state.main_process_first():
         examples, titles = load_evaluation(
             data.dataset, data.test_json, data.catalog, split=data.split, eval_sample=data.eval_sample
@@ -277,9 +224,7 @@ def main(
     missing, numbers = shards.missing(), shards.own()
     n_missing = sum(len(batches[number]) for number in missing)
     if state.is_main_process and n_missing < len(prompts):
-        print(
-            f"generate: going on where a run was cut off, {len(prompts) - n_missing} of {len(prompts)} examples are done"
-        )
+        print(f"generate: resuming, {len(prompts) - n_missing} of {len(prompts)} examples are done")
     state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
     start = time.perf_counter()
     try:
@@ -310,8 +255,7 @@ def main(
                 "seconds": seconds,
                 "titles_per_second": n_missing / seconds if n_missing else None,
             }
-            text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(folder / "generate.json", lambda path: path.write_text(text, encoding="utf-8"))
+            write_json(folder / "generate.json", facts)
             shards.remove()
             print_summary(facts)
         else:

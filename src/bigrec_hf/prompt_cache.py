@@ -1,7 +1,7 @@
 """The key-value cache of prompts that several beams or samples continue.
 
-transformers' own cache grows by concatenation and is gathered as a whole at every beam step. Here the room for the answer
-is there from the start, and a beam step moves the answer's part only: the beams of a prompt share what precedes it.
+transformers' own cache grows by concatenation and is gathered as a whole at every beam step. Here the room for the
+answer is there from the start, and a beam step moves the answer's part only: the beams of a prompt share the rest.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AnswerLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Rows `beam_idx` take the places 0, 1, ...; each comes from the same prompt, so that prompts stay as they are."""
+        """Rows `beam_idx` take the places 0, 1, ...; each comes from its own prompt, so that prompts stay in place."""
         end = self.keys.shape[-2]
         if end > self.n_prompt:
             for buffer in (self._keys, self._values):

@@ -8,8 +8,6 @@ on one machine): a collective operation would time out while one process still d
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -35,7 +33,7 @@ def plan_batches(
 ) -> list[list[int]]:
     """Positions in batches of similar prompt length, longest first (what does not fit in memory fails at once).
 
-    A batch holds at most `batch_size` prompts and at most `batch_tokens` tokens: (longest prompt + `extra_tokens` for the
+    A batch holds at most `batch_size` prompts and `batch_tokens` tokens: (longest prompt + `extra_tokens` for the
     answer) x prompts x `copies` (beams or samples); a single prompt is always a batch. Ties keep the examples' order.
     """
     order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
@@ -49,11 +47,6 @@ def plan_batches(
                 continue
         batches.append([position])
     return batches
-
-
-def fingerprint(facts: dict[str, Any]) -> str:
-    """16 hexadecimal digits over JSON-able facts, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -129,7 +122,7 @@ class ShardFolder:
         table = table.sort_by(POSITION)
         if table[POSITION].to_pylist() != list(range(n_rows)):
             raise BigrecError(
-                f"the shards in {self.path} hold {len(table)} rows for {n_rows} examples: delete that folder and start again"
+                f"the shards in {self.path} hold {len(table)} rows for {n_rows} examples: delete that folder, try again"
             )
         return table[C.TEXTS].to_pylist(), table[C.SCORES].to_pylist()
 
