@@ -86,6 +86,17 @@ class NdcgHr(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2308.08434"],
         )
 
+    def compute(self, *, predictions=None, references=None, **kwargs):
+        """Scores of the given and the added examples."""
+        try:
+            return evaluate.Metric.compute(self, predictions=predictions, references=references, **kwargs)
+        except Exception:
+            # the base class keeps the locks of its cache files after an error, and the next metric would wait for them
+            for lock in {id(lock): lock for lock in [*(self.filelocks or []), self.filelock] if lock}.values():
+                lock.release()
+            self.filelocks = self.filelock = self.writer = None
+            raise
+
     def _compute(
         self,
         predictions,
