@@ -1,8 +1,8 @@
 """Recipes: one YAML file = one run. Parsed strictly; the command line overrides the file.
 
-A recipe holds sections (`settings.SECTIONS`), each a mapping of that section's fields, and may name a parent with
-`extends: PATH` (relative to the recipe): the parent's sections come first, the recipe's own values win. So what several
-recipes share is written once.
+A recipe holds sections (`settings.SECTIONS`), each a mapping of that section's fields, and may name parents with
+`extends: PATH` or `extends: [PATH, ...]` (relative to the recipe): they come first, in order, later ones win over
+earlier ones and the recipe's own values over all. So what several recipes share is written once.
 """
 
 from __future__ import annotations
@@ -84,9 +84,13 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
     if not isinstance(content, dict):
         raise BigrecError(f"recipe {str(path)!r} must map sections to settings, it holds a {type(content).__name__}")
     merged: dict[str, dict[str, Any]] = {}
-    parent = content.pop("extends", None)
-    if parent is not None:
-        merged = read_recipe(path.parent / str(parent), (*_seen, path.resolve()))
+    parents = content.pop("extends", None) or []
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise BigrecError(f"`extends` of {path} is {parents!r}: expected a path or a list of paths")
+    for parent in parents:
+        for section, values in read_recipe(path.parent / parent, (*_seen, path.resolve())).items():
+            merged.setdefault(section, {}).update(values)
     for section, values in content.items():
         if section not in SECTIONS:
             raise _unknown_key(section, [*SECTIONS, "extends"], str(path))
