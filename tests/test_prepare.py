@@ -228,6 +228,19 @@ def test_d3_notes_how_far_its_window_went_back(raw, tmp_path):
     assert facts_of(prepared)["notes"] == {"date_from moved back to": "1996-10-01"}
 
 
+def test_ties_go_to_the_user_whose_first_kept_row_comes_first(raw, tmp_path):
+    # a is first in the file, but that row is too old; among the kept rows b is first
+    lines = "a::10::3::5\nb::7::3::20\na::7::3::20\na::3::3::30\nb::3::3::30\n"
+    (raw / "ratings.dat").write_text(lines)
+    options = {"window": 1, "date_from": "1970-01-01T00:00:10", "train_fraction": 1, "validation_fraction": 0}
+    prepared = prepare_dataset("movielens", raw, tmp_path / "set", **options)
+    train = pl.read_parquet(prepared / "data/default/train.parquet")
+    assert train["example_id"].to_list() == ["b:1", "a:1"]
+    interactions = pl.read_parquet(prepared / "data/interactions/train.parquet")
+    assert interactions["user_id"].to_list() == ["b", "a", "a", "b"]
+    assert facts_of(prepared)["interactions"]["dropped"] == {"before date_from": 1}
+
+
 def test_repeated_targets_and_duplicates_are_reported(tmp_path):
     (tmp_path / "movies.dat").write_text('1::A::X\n2::"A"::X\n3::A::X\n')
     (tmp_path / "ratings.dat").write_text("".join(f"u::{i}::3::{t}\n" for t, i in enumerate("12131")))
