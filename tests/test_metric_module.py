@@ -222,11 +222,16 @@ def test_titles_from_a_prepared_set(tmp_path):
     assert read_titles(tmp_path) == ["A", "B"]
 
 
-def test_the_demo_scores_its_own_example(monkeypatch):
+def test_the_demo_scores_its_own_example(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(FOLDER))
     pytest.importorskip("gradio")
     import app
 
+    assert app.build() is not None
     text = app.score_rankings(*app.EXAMPLE)
     assert "hr@1" in text and "0.5" in text
+    titles = app.score_titles("f", "f", "a b\nf\n", save_lm(tmp_path), "1")
+    assert '"hr@1": 1.0' in titles
+    assert app.score_titles("f", "f", "a", "", "x").startswith("Error: K must")
+    assert app.score_rankings("a", "1", "1").startswith("Error: ids")
     assert "K=9 is larger" in app.score_rankings(app.EXAMPLE[0], app.EXAMPLE[1], "9")

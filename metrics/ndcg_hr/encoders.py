@@ -143,13 +143,14 @@ class LastTokenEncoder:
             place = slice(width - len(row), width) if left else slice(0, len(row))
             ids[i, place] = torch.tensor(row)
             mask[i, place] = 1
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
         device = self.model.device
+        # under right padding the default positions are right, and some architectures take no others
+        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0).to(device)} if left else {}
         hidden = self.model(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            position_ids=positions.to(device),
             use_cache=False,
+            **positions,
         ).last_hidden_state  # (batch, width, d)
         return last_token_states(hidden, mask.to(device)).float().cpu().numpy()
 
