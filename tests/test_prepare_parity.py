@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -177,6 +179,22 @@ def test_d3_equals_the_row_by_row_protocol(files, min_items):
             check(folder, "amazon", folder, "d3", catalog, splits, "game", min_items=min_items)
         else:
             expect_no_examples(folder, "amazon", folder, "d3", min_items=min_items)
+
+
+DATA = Path(os.environ.get("BIGREC_HF_DATA", "none"))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="BIGREC_HF_DATA is not set to the folder of the real data")
+@pytest.mark.parametrize("preset", ["bigrec-movie", "bigrec-game", "leave-one-out"])
+def test_real_ratings_equal_the_row_by_row_protocol(preset, tmp_path):
+    folder = DATA / "ml-latest-small"
+    with (folder / "movies.csv").open(encoding="utf-8", newline="") as file:
+        catalog = [(row["movieId"], row["title"]) for row in csv.DictReader(file)]
+    with (folder / "ratings.csv").open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        interactions = [(r["userId"], r["movieId"], float(r["rating"]), int(r["timestamp"])) for r in rows]
+    splits = rowwise.examples(catalog, interactions, preset)
+    check(tmp_path, "movielens", folder, preset, catalog, splits, "movie")
 
 
 def test_the_parity_export_takes_pandas_missing_words_for_nan():
