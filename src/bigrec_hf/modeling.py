@@ -31,9 +31,19 @@ def resolve_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
     return torch.bfloat16
 
 
-def load_tokenizer(base_model: str, *, padding_side: str = "right") -> PreTrainedTokenizerBase:
-    """The base model's tokenizer; a missing pad token becomes EOS (padding is masked everywhere, it is never read)."""
+def find_model(base_model: str | None) -> tuple[str, str | None]:
+    """(folder or Hub id, revision) of a base model. Raises BigrecError where none is given or the folder is missing."""
+    if not base_model:
+        raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
     path, revision = split_reference(base_model)
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise BigrecError(f"base model folder {path!r} does not exist (quickstart: `make quickstart` fetches it)")
+    return path, revision
+
+
+def load_tokenizer(base_model: str | None, *, padding_side: str = "right") -> PreTrainedTokenizerBase:
+    """The base model's tokenizer; a missing pad token becomes EOS (padding is masked everywhere, it is never read)."""
+    path, revision = find_model(base_model)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -59,14 +69,10 @@ def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAn
 
 
 def load_base(
-    base_model: str, *, dtype: str = "auto", quantization: str = "none", attn_implementation: str | None = None
+    base_model: str | None, *, dtype: str = "auto", quantization: str = "none", attn_implementation: str | None = None
 ) -> PreTrainedModel:
     """The causal LM on this process's device. Raises BigrecError where it cannot be found."""
-    if not base_model:
-        raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
-    path, revision = split_reference(base_model)
-    if path.startswith((".", "/")) and not Path(path).is_dir():
-        raise BigrecError(f"base model folder {path!r} does not exist (quickstart: `make quickstart` fetches it)")
+    path, revision = find_model(base_model)
     device = PartialState().device
     torch_dtype = resolve_dtype(dtype, device)
     config = quantization_config(quantization, torch_dtype)

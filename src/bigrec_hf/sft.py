@@ -257,7 +257,7 @@ def main(
         write_json(checkpoints / "settings.json", {"fingerprint": mark, **settings})
     state.wait_for_everyone()
 
-    tokenizer = load_tokenizer(model.base_model or "")
+    tokenizer = load_tokenizer(model.base_model)
     limits = {"max_history": prompt.max_history, "max_length": prompt.max_length}
     train = load_training_data(data.dataset, data.train_json, "train", sample=sft.sample, seed=run.seed)
     has_validation = bool(data.dataset or data.validation_json)
@@ -305,7 +305,7 @@ def main(
         r=sft.lora_r, alpha=sft.lora_alpha, dropout=sft.lora_dropout, target_modules=sft.lora_target_modules
     )
     base = load_base(
-        model.base_model or "",
+        model.base_model,
         dtype=model.dtype,
         quantization=model.quantization,
         attn_implementation=model.attn_implementation,

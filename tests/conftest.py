@@ -1,0 +1,61 @@
+"""Shared fixtures. Tests never reach the network: the Hub client is told so before anything imports it."""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_EVALUATE_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+}
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny matrices: threads only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random Llama with its tokenizer."""
+    from tests.tiny import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny-llama", spread=0.05)
+
+
+@pytest.fixture(scope="session")
+def raw_movies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw files in the CSV shape of MovieLens: 20 movies, 24 users with 15 ratings each."""
+    from tests.tiny import TITLES
+
+    folder = tmp_path_factory.mktemp("raw-movies")
+    rng = np.random.default_rng(0)
+    lines = ["userId,movieId,rating,timestamp"]
+    for user in range(1, 25):
+        for step, movie in enumerate(rng.permutation(len(TITLES))[:15]):
+            lines.append(f"{user},{movie + 1},{rng.integers(1, 6)}.0,{1_000_000 + 1000 * step + user}")
+    (folder / "ratings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [f'{i + 1},"{title}",Drama' for i, title in enumerate(TITLES)]
+    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *rows]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(raw_movies: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The prepared set of `raw_movies`: 120 examples, 96 / 12 / 12."""
+    from bigrec_hf.prepare import prepare_dataset
+
+    target = tmp_path_factory.mktemp("prepared") / "movies"
+    prepare_dataset("movielens", str(raw_movies), str(target))
+    return str(target)
