@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import get_peft_model
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -24,10 +27,12 @@ from transformers import (
 
 from bigrec_hf import generate
 from bigrec_hf.columns import Columns as C
+from bigrec_hf.data import load_examples
 from bigrec_hf.decoder import Decoder, common_prefix_length
 from bigrec_hf.decoding import ChooseToken, Decoding, end_token_ids, line_break_ids, uniforms
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import answer_flags
+from bigrec_hf.modeling import lora_config
 from bigrec_hf.prompts import parse_answer
 from bigrec_hf.recipes import build_settings
 from bigrec_hf.shards import ShardFolder, plan_batches
@@ -458,6 +463,57 @@ class TestMain:
         table, facts = run_generate(assets, tmp_path, max_length=110, eval_sample=6, train_prompt="chat-basic")
         assert facts["dropped_history_titles"] > 0 and facts["prompt_tokens_max"] <= 104
         assert len(table) == 6
+
+    @pytest.mark.parametrize("quantization", ["none", "8bit", "4bit"])
+    def test_the_runs_own_adapter_on_a_prepared_set(self, tiny_prepared, tmp_path, quantization):
+        base = save_tiny_model(tmp_path / "model", seed=1, spread=0.1)
+        config = lora_config(r=4, alpha=64, dropout=0.0, target_modules=["all-linear"])
+        tuned = get_peft_model(tiny_model(seed=1, spread=0.1), config)
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        tuned.save_pretrained(tmp_path / "run" / "adapter")
+        options = {
+            "base_model": base,
+            "dataset": [tiny_prepared],
+            "decoding": "beam",
+            "num_beams": 2,
+            "max_new_tokens": 6,
+            "quantization": quantization,
+        }
+        table, facts = run_generate(options, tmp_path / "run")
+        without, _ = run_generate(options, tmp_path / "run", method="zero_shot")
+        examples = load_examples(tiny_prepared, "test", sample=5000)
+        assert table[C.EXAMPLE_ID].to_pylist() == list(examples[C.EXAMPLE_ID])
+        assert table[C.HISTORY].to_pylist() == list(examples[C.HISTORY])
+        assert table[C.TEXTS] != without[C.TEXTS]  # the adapter has a say
+        assert len(facts["adapter_sha256"]) == 64
+        if quantization == "none":  # merged here, beside the base there
+            prompts, _ = generate.render_prompts(
+                examples, tiny_tokenizer(), template="alpaca-basic", max_history=10, max_tokens=1000
+            )
+            decoder = Decoder(tuned.eval(), tiny_tokenizer(), Decoding("beam", num_beams=2, max_new_tokens=6))
+            expected, _ = decoder.decode(prompts, list(examples[C.EXAMPLE_ID]))
+            assert table[C.TEXTS].to_pylist() == expected
+
+    def test_an_existing_catalog_title_is_flagged(self, assets, tmp_path, monkeypatch):
+        monkeypatch.setattr(Decoder, "_text", lambda self, answer: TITLES[3])
+        table, facts = run_generate(assets, tmp_path)
+        histories = [[TITLES[row] for row in history] for history in table[C.HISTORY].to_pylist()]
+        assert table[C.IN_HISTORY].to_pylist() == [TITLES[3] in history for history in histories]
+        assert facts["n_in_catalog"] == 23 and facts["n_empty"] == 0
+        assert 0 < facts["n_in_history"] < 23
+
+    def test_a_small_json_file_keeps_its_order_and_a_large_one_is_drawn(self, assets):
+        load = partial(generate.load_evaluation, [], assets["test_json"], assets["catalog"], split="test")
+        whole, titles = load(eval_sample=5000)
+        assert list(whole[C.EXAMPLE_ID]) == [f"test:{i}" for i in range(23)] and titles == list(TITLES)
+        drawn = pd.DataFrame({"i": range(23)}).sample(n=5, random_state=42)["i"]
+        assert list(load(eval_sample=5)[0][C.EXAMPLE_ID]) == [f"test:{i}" for i in drawn]
+
+    def test_files_of_one_name_would_share_ids(self, assets):
+        with pytest.raises(BigrecError, match="share a file name"):
+            generate.load_evaluation([], assets["test_json"] * 2, assets["catalog"], split="test", eval_sample=0)
 
     @pytest.mark.parametrize(
         "overrides, words",
