@@ -377,11 +377,12 @@ def test_a_killed_training_resumes_to_the_same_adapter(tmp_path, tiny_model_dir,
 
 def test_two_processes_train_the_same_adapter(tmp_path, tiny_model_dir, tiny_prepared):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    torchrun += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     for n, launcher in ((1, [sys.executable]), (2, torchrun)):
         flags = {"lora_dropout": 0.0, "micro_batch_size": 2, "epochs": 2}
         arguments = [*launcher, *command(tmp_path / str(n), tiny_model_dir, tiny_prepared, **flags)]
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=150)
         assert done.returncode == 0, done.stderr[-3000:]
         record = json.loads((tmp_path / str(n) / "adapter" / "training.json").read_text())
         assert record["n_processes"] == n

@@ -15,8 +15,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from bigrec_hf import ground as ground_stage
 from bigrec_hf import prepare as prepare_stage
 from bigrec_hf import report as report_stage
@@ -27,6 +25,7 @@ from bigrec_hf.catalog import load_catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_config, load_facts, split_reference
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.processes import process_state
 from bigrec_hf.recipes import to_yaml
 from bigrec_hf.runs import environment, file_fingerprint, fingerprint, measured, read_json, write_json
 from bigrec_hf.settings import (
@@ -53,7 +52,7 @@ class Steps:
         self.folder = folder
         self.redo = STAGES[STAGES.index(redo_from) :] if redo_from else ()
         self.manifest = read_json(folder / MANIFEST)
-        self.state = PartialState()
+        self.state = process_state()
 
     def do(
         self,

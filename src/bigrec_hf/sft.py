@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
@@ -22,6 +21,7 @@ from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_examples, load_json_examples
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.modeling import count_parameters, load_base, load_tokenizer, lora_config, resolve_dtype
+from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import build_output, completion_token_ids, fit_prompt
 from bigrec_hf.runs import environment, fingerprint, measured, read_json, write_json
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
@@ -130,7 +130,7 @@ def trainer_config(
     trainer_args: dict[str, Any],
 ) -> SFTConfig:
     """The SFTConfig of a run; `trainer_args` wins over everything. BigrecError on a field SFTConfig does not have."""
-    state = PartialState()
+    state = process_state()
     on_cpu = state.device.type == "cpu"
     unknown = set(trainer_args) - set(SFTConfig.__dataclass_fields__)
     if unknown:
@@ -247,7 +247,7 @@ def main(
     checkpoints = adapter_dir.parent / CHECKPOINTS
     settings = training_settings(run, data, model, prompt, sft)
     mark = fingerprint(settings)
-    state = PartialState()
+    state = process_state()
     if read_json(adapter_dir / TRAINING_FILE).get("fingerprint") == mark:
         state.print(f"adapter in {adapter_dir} is done and its settings are unchanged: kept")
         return read_json(adapter_dir / TRAINING_FILE)
