@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test lint bench clean
+.PHONY: install quickstart quickstart-short test lint bench clean
 install: $(STAMP)
 
 # torch goes first and by its exact pin: that is what selects the CPU build on a machine without a GPU
@@ -20,6 +20,12 @@ quickstart: $(STAMP)
 	$(BIN)/python scripts/fetch_assets.py
 	$(BIN)/bigrec-hf run --config recipes/quickstart/movielens_smollm2.yaml
 
+# the same job on a few examples: shows that every stage works, not how good the result is
+quickstart-short: $(STAMP)
+	$(BIN)/python scripts/fetch_assets.py
+	$(BIN)/bigrec-hf run --config recipes/quickstart/movielens_smollm2.yaml --run_dir runs/quickstart-short \
+	  --sample 16 --validation_sample 8 --eval_sample 8
+
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
@@ -28,7 +34,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.prepare
+	$(BIN)/python -m benchmarks.ground
 
 clean:
 	rm -rf $(VENV) .assets build *.egg-info src/*.egg-info

@@ -60,7 +60,7 @@ def load_config(dataset: str, config: str, split: str) -> Dataset:
 
 
 def evaluation_rows(n: int, sample: int) -> np.ndarray:
-    """The reference's evaluation rows in drawn order: `DataFrame.sample(n=sample, random_state=42)`; 0 = all, in order."""
+    """The reference's evaluation rows, as drawn: `DataFrame.sample(n=sample, random_state=42)`; 0 = all, in order."""
     if sample <= 0:
         return np.arange(n)
     return pd.Series(np.arange(n)).sample(n=min(sample, n), random_state=EVAL_SEED).to_numpy()
