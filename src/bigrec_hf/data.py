@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, load_dataset
 from huggingface_hub import hf_hub_download
 
@@ -52,9 +53,18 @@ def load_facts(dataset: str) -> dict[str, Any]:
 
 
 def load_config(dataset: str, config: str, split: str) -> Dataset:
-    """One configuration and split of a prepared set, by the plain `datasets.load_dataset`."""
+    """One configuration and split of a prepared set, from its folder or from the Hub.
+
+    A folder's parquet is read directly: `load_dataset` caches by the folder's name and the files' relative names, so two
+    runs whose sets are both called `data` would be given each other's examples.
+    """
     path, revision = split_reference(dataset)
-    if not Path(path).is_dir() and path.startswith((".", "/")):
+    if Path(path).is_dir():
+        file = Path(path) / "data" / config / f"{split}.parquet"
+        if not file.is_file():
+            raise BigrecError(f"{file} does not exist: {path!r} is no prepared set; make one with `bigrec-hf prepare`")
+        return Dataset(pq.read_table(file))
+    if path.startswith((".", "/", "~")):
         raise BigrecError(f"data set folder {path!r} does not exist: make it with `bigrec-hf prepare`")
     return load_dataset(path, config, split=split, revision=revision)
 
