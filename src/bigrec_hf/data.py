@@ -55,8 +55,8 @@ def load_facts(dataset: str) -> dict[str, Any]:
 def load_config(dataset: str, config: str, split: str) -> Dataset:
     """One configuration and split of a prepared set, from its folder or from the Hub.
 
-    A folder's parquet is read directly: `load_dataset` caches by the folder's name and the files' relative names, so two
-    runs whose sets are both called `data` would be given each other's examples.
+    A folder's parquet is read directly: `load_dataset` caches by the folder's name and the files' relative names, so
+    two runs whose sets are both called `data` would be given each other's examples.
     """
     path, revision = split_reference(dataset)
     if Path(path).is_dir():
