@@ -229,6 +229,12 @@ class TestSampling:
         assert not np.array_equal(first, uniforms(0, "7:12", 1, 64))
         assert first.min() >= 0 and first.max() < 1
 
+    def test_several_samples_come_best_first(self, model, tokenizer, prompts):
+        decoding = Decoding("sample", max_new_tokens=6, num_return_sequences=5)
+        texts, scores = decode(model, tokenizer, decoding, prompts)
+        assert all(row == sorted(row, reverse=True) for row in scores)
+        assert all(len(set(row)) > 1 for row in texts)
+
     def test_low_temperature_is_greedy(self, tokenizer, prompts):
         model = tiny_model(seed=1)
         cold = Decoding("sample", max_new_tokens=12, temperature=1e-4)
