@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import threading
 import time
 import tracemalloc
@@ -19,10 +20,14 @@ import tracemalloc
 import numpy as np
 import psutil
 import torch
-from bigrec_hf.metrics.ndcg_hr.distances import thread_count
 from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog
 
 TOP_K = 50
+
+
+def thread_count() -> int:
+    """OMP_NUM_THREADS, which both libraries obey, or the processors this process may run on."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 class PeakMemory:

@@ -97,6 +97,17 @@ def test_bootstrap_adds_intervals():
     assert scores["hr@1_low"] < 0.5 < scores["hr@1_high"]
 
 
+def test_the_packages_own_class_is_the_loaded_one():
+    """`bigrec_hf.metrics.ndcg_hr` and `evaluate.load` share one file."""
+    for config_name, inputs in (
+        ("rankings", {"predictions": [[1, 2], []], "references": [2, 1], "bootstrap": 20}),
+        ("embeddings", {"predictions": [[0.9], [0.2]], "references": [1, 1], "item_embeddings": [[0], [1], [1]]}),
+        (None, {"predictions": ["a", ""], "references": ["f", "f"], "catalog": CATALOG, "encoder": letters}),
+    ):
+        inputs |= {"ks": [1, 2], "drop_empty": True}
+        assert module.NdcgHr(config_name=config_name).compute(**inputs) == load(config_name).compute(**inputs)
+
+
 NAN = float("nan")
 FAULTS = [
     ("rankings", {"predictions": [], "references": []}, "predictions is empty"),
@@ -130,7 +141,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("config_name", "inputs", "message"), FAULTS)
 def test_clear_errors(config_name, inputs, message):
-    metric = load(config_name)
+    metric = module.NdcgHr(config_name=config_name)
     with pytest.raises(ValueError, match=message) as caught:
         metric.compute(**inputs)
     assert "\n" not in str(caught.value)

@@ -16,9 +16,6 @@ third covers underflow (gradual or flushed). What lies within the bound is compa
 Holds for d < 100,000.
 """
 
-import os
-from concurrent.futures import Executor
-
 import numpy as np
 
 FLOAT32_ROUNDOFF = 2.0**-24
@@ -76,11 +73,7 @@ def centered_norms(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def squared_distances(
-    queries: np.ndarray,
-    items: np.ndarray,
-    query_index: np.ndarray,
-    item_index: np.ndarray,
-    executor: Executor | None = None,
+    queries: np.ndarray, items: np.ndarray, query_index: np.ndarray, item_index: np.ndarray
 ) -> np.ndarray:
     """(p,) float64, |queries[query_index] - items[item_index]|^2 pair by pair, from the given (not centered) float32.
 
@@ -88,25 +81,9 @@ def squared_distances(
     in the same order. This is the distance that defines a rank.
     """
     out = np.empty(len(query_index), np.float64)
-
-    def run(start: int, stop: int) -> None:
-        for a in range(start, stop, PAIR_CHUNK):
-            b = min(a + PAIR_CHUNK, stop)
-            difference = items[item_index[a:b]].astype(np.float64)
-            difference -= queries[query_index[a:b]]
-            np.einsum("ij,ij->i", difference, difference, out=out[a:b])
-
-    if executor is None or len(out) < 8 * PAIR_CHUNK:
-        run(0, len(out))
-    else:
-        step = 4 * PAIR_CHUNK
-        list(executor.map(run, range(0, len(out), step), [min(s + step, len(out)) for s in range(0, len(out), step)]))
+    for start in range(0, len(out), PAIR_CHUNK):
+        part = slice(start, start + PAIR_CHUNK)
+        difference = items[item_index[part]].astype(np.float64)
+        difference -= queries[query_index[part]]
+        np.einsum("ij,ij->i", difference, difference, out=out[part])
     return out
-
-
-def thread_count() -> int:
-    """Threads to use beside the matrix product: OMP_NUM_THREADS, or the processors this process may run on."""
-    configured = os.environ.get("OMP_NUM_THREADS", "")
-    if configured.isdigit() and int(configured) > 0:
-        return int(configured)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

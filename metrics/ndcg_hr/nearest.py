@@ -75,21 +75,21 @@ class NearestPool:
         self.parts = [(query, row, score)]
         self.size = len(query)
 
-    def _exact(self, query, row, executor=None):
+    def _exact(self, query, row):
         """The k nearest of each query among the entries, in float64: indices in order, squared distances, places."""
-        square = squared_distances(self.queries, self.items, query, row, executor)
+        square = squared_distances(self.queries, self.items, query, row)
         order = np.lexsort((row, square, query))
         place = _places(query[order], len(self.norms))
         kept = place < self.k
         return order[kept], square[order[kept]], place[kept]
 
-    def finish(self, top_rows: np.ndarray, top_distances: np.ndarray, executor=None) -> None:
+    def finish(self, top_rows: np.ndarray, top_distances: np.ndarray) -> None:
         """Write the k nearest into `top_rows` (int32) and `top_distances` (float32); padding stays as it is."""
         if not self.size:
             return
         self._prune()
         query, row, _ = self.parts.pop()
-        order, square, place = self._exact(query, row, executor)
+        order, square, place = self._exact(query, row)
         top_rows[query[order], place] = row[order]
         top_distances[query[order], place] = np.sqrt(square)
 

@@ -4,11 +4,10 @@ Order: ascending Euclidean distance (as float64 computes it from the given vecto
 A float32 matrix product decides every comparison that its error bound allows; the rest is compared in float64.
 """
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, pairwise
 
 import numpy as np
 
@@ -19,11 +18,10 @@ from .distances import (
     check_vectors,
     score_error,
     squared_distances,
-    thread_count,
 )
 from .nearest import NearestPool
 
-CELL_BYTES = 24  # of one query-item cell: float32 score, three masks, a partitioned copy, an int64 index
+CELL_BYTES = 20  # of one query-item cell: float32 score, masks, a partitioned copy, an int64 index
 ITEM_CHUNK = 4096  # more items a product gain nothing; fewer cost speed
 
 
@@ -38,7 +36,7 @@ class Ranking:
 
 @dataclass
 class _Lane:
-    """A run of queries that one thread scans, with their targets and what is known so far. q = stop - start."""
+    """Queries of one matrix product, with their targets and what is known so far. q = stop - start."""
 
     start: int  # first query of the block
     stop: int
@@ -104,22 +102,20 @@ def rank_catalog(
     k = min(top_k, m)
     ranking = Ranking(np.full(n, m, np.int64), np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
     mean = catalog_mean(items)
-    threads = thread_count()
     block, chunk, group = _plan(n, m, queries.shape[1], k, memory_mib * 2**20)
-    with ThreadPoolExecutor(threads) as executor:
-        for start in range(0, n, block):
-            stop = min(start + block, n)
-            inside = (target_query >= start) & (target_query < stop)
-            cut = (excluded_query >= start) & (excluded_query < stop)
-            _rank_block(
-                queries[start:stop],
-                items,
-                mean,
-                (target_query[inside] - start, target_row[inside]),
-                (excluded_query[cut] - start, excluded_row[cut]),
-                (chunk, group, threads, executor),
-                Ranking(ranking.rank[start:stop], ranking.top_rows[start:stop], ranking.top_distances[start:stop]),
-            )
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        inside = (target_query >= start) & (target_query < stop)
+        cut = (excluded_query >= start) & (excluded_query < stop)
+        _rank_block(
+            queries[start:stop],
+            items,
+            mean,
+            (target_query[inside] - start, target_row[inside]),
+            (excluded_query[cut] - start, excluded_row[cut]),
+            (chunk, group),
+            Ranking(ranking.rank[start:stop], ranking.top_rows[start:stop], ranking.top_distances[start:stop]),
+        )
     return ranking
 
 
@@ -153,47 +149,46 @@ def _plan(n: int, m: int, dim: int, k: int, memory: int) -> tuple[int, int, int]
     """Queries held at a time, items a chunk, queries a product, so that all buffers stay within `memory` bytes."""
     block = max(1, min(n, int(0.4 * memory / (4 * dim + NearestPool.BYTES_A_QUERY * k + 64))))
     chunk = max(1, min(m, ITEM_CHUNK, int(0.2 * memory / (4 * dim))))
-    group = max(1, min(block, int(0.25 * memory / (CELL_BYTES * chunk))))
+    group = max(1, min(block, int(0.35 * memory / (CELL_BYTES * chunk))))
     return block, chunk, group
 
 
 def _rank_block(queries, items, mean, targets, excluded, plan, out: Ranking) -> None:
     """Fill `out` for a block of queries; `targets` and `excluded` are (query index, row) pairs within the block."""
-    chunk, group, threads, executor = plan
+    chunk, group = plan
     dim, k = queries.shape[1], out.top_rows.shape[1]
     norms = centered_norms(queries, mean)
     minus_two_q = queries - mean  # (n, d) float32
     minus_two_q *= -2.0  # a power of two: exact
-    best = _best_targets(queries, items, *targets, executor)
-    grouped = _lanes(queries, items, norms, best, excluded, k, group, threads)
+    best = _best_targets(queries, items, *targets)
+    lanes = _lanes(queries, items, norms, best, excluded, k, group)
     scores = np.empty((group, chunk), np.float32)
     largest = 0.0  # bounds the norms of all items seen so far
     for first in range(0, len(items), chunk):
-        centered = items[first : first + chunk] - mean
+        with np.errstate(over="ignore"):  # caught below, by the norms
+            centered = items[first : first + chunk] - mean
         squares = np.einsum("ij,ij->i", centered, centered)  # float32; its error is part of the bound
         item_norms = np.sqrt(squares.astype(np.float64)) * (1 + (dim + 8) * FLOAT32_ROUNDOFF)
         largest = max(largest, float(item_norms.max()))
         if not largest * (largest + 2 * norms.max(initial=0.0)) < 1e38:
             raise ValueError("the vectors are too large for float32 squares (norms near 1e19): scale all of them down")
-        for lanes in grouped:
-            a, b = lanes[0].start, lanes[-1].stop
-            cells = scores[: b - a, : len(centered)]
-            np.matmul(minus_two_q[a:b], centered.T, out=cells)
-            scan = partial(_scan, items=items, first=first, squares=squares, item_norms=item_norms, largest=largest)
-            list(executor.map(scan, lanes, [cells[lane.start - a : lane.stop - a] for lane in lanes]))
-    for lane in chain.from_iterable(grouped):
+        # in this thread: workers of our own would only fight the product's, which spin for a while after each call
+        for lane in lanes:
+            cells = scores[: lane.stop - lane.start, : len(centered)]
+            np.matmul(minus_two_q[lane.start : lane.stop], centered.T, out=cells)
+            cells += squares
+            left, right = np.searchsorted(lane.excluded_row, [first, first + len(centered)])
+            cells[lane.excluded_query[left:right], lane.excluded_row[left:right] - first] = np.inf
+            _count_closer(lane, cells, items, first, item_norms)
+            lane.pool.add(cells, first, largest)
+
+    def finish(lane: _Lane) -> None:
         part = slice(lane.start, lane.stop)
         out.rank[part] = np.where(lane.target_row < 0, len(items), lane.closer)
-        lane.pool.finish(out.top_rows[part], out.top_distances[part], executor)
+        lane.pool.finish(out.top_rows[part], out.top_distances[part])
 
-
-def _scan(lane: _Lane, cells: np.ndarray, items, first, squares, item_norms, largest) -> None:
-    """Take one chunk of products (q, width) into the lane's counts and pool."""
-    cells += squares
-    left, right = np.searchsorted(lane.excluded_row, [first, first + cells.shape[1]])
-    cells[lane.excluded_query[left:right], lane.excluded_row[left:right] - first] = np.inf
-    _count_closer(lane, cells, items, first, item_norms)
-    lane.pool.add(cells, first, largest)
+    with ThreadPoolExecutor(_thread_count()) as executor:  # no product runs any more
+        list(executor.map(finish, lanes))
 
 
 def _count_closer(lane: _Lane, cells: np.ndarray, items, first, item_norms) -> None:
@@ -203,12 +198,14 @@ def _count_closer(lane: _Lane, cells: np.ndarray, items, first, item_norms) -> N
     threshold = lane.threshold
     error = score_error(lane.norms, float(item_norms.max()), dim)
     closer = np.less(cells, _outward(threshold - error, -np.inf)[:, None])
-    doubt = np.less_equal(cells, _outward(threshold + error, np.inf)[:, None])
-    doubt ^= closer
-    lane.closer += np.count_nonzero(closer, axis=1)
-    index = np.flatnonzero(doubt)
+    surely = _count_rows(closer)
+    lane.closer += surely
+    near = np.less_equal(cells, _outward(threshold + error, np.inf)[:, None])
+    doubtful = np.flatnonzero(_count_rows(near) != surely)  # queries with an item in doubt: few
+    index = np.flatnonzero(near[doubtful] ^ closer[doubtful])
     for start in range(0, len(index), 65536):  # bounded temporaries even where everything is in doubt
         query, column = np.divmod(index[start : start + 65536], width)
+        query = doubtful[query]
         # the bound again, with the item's own norm in place of the chunk's largest
         gap = cells[query, column] - threshold[query]
         margin = score_error(lane.norms[query], item_norms[column], dim)
@@ -222,10 +219,10 @@ def _count_closer(lane: _Lane, cells: np.ndarray, items, first, item_norms) -> N
         lane.closer += np.bincount(query[before], minlength=rows)
 
 
-def _best_targets(queries, items, query, row, executor):
+def _best_targets(queries, items, query, row):
     """Each query's target: the nearest of its rows, the earliest among equals. -> squared distance ((n,) float64; -inf
     where there is none), row ((n,) int64; -1)."""
-    square = squared_distances(queries, items, query, row, executor)
+    square = squared_distances(queries, items, query, row)
     order = np.lexsort((row, square, query))
     query, row, square = query[order], row[order], square[order]
     first = np.ones(len(query), bool)
@@ -235,35 +232,52 @@ def _best_targets(queries, items, query, row, executor):
     return best_square, best_row
 
 
-def _lanes(queries, items, norms, best, excluded, k, group, threads) -> list[list[_Lane]]:
-    """Lanes of queries, in groups that share one matrix product; a lane a thread."""
+def _count_rows(mask: np.ndarray) -> np.ndarray:
+    """(rows,) int64, the number of true cells in each row of a contiguous boolean (rows, width).
+
+    Eight cells at a time: up to 255 words of eight 0/1 bytes add up without a carry from byte to byte.
+    """
+    rows, width = mask.shape
+    if width % 8:
+        return np.count_nonzero(mask, axis=1)
+    words = mask.view(np.uint64)
+    total = np.zeros(rows, np.int64)
+    for start in range(0, width // 8, 255):
+        total += words[:, start : start + 255].sum(axis=1)[:, None].view(np.uint8).sum(axis=1, dtype=np.int64)
+    return total
+
+
+def _lanes(queries, items, norms, best, excluded, k, group) -> list[_Lane]:
+    """The block's queries, `group` at a time."""
     target_square, target_row = best
     query, row = excluded
-    order = np.argsort(query, kind="stable")
+    order = np.lexsort((row, query // group))  # by lane, then row
     query, row = query[order], row[order]
-    grouped = []
+    lanes = []
     for start in range(0, len(queries), group):
         stop = min(start + group, len(queries))
-        lanes = []
-        for a, b in pairwise(np.linspace(start, stop, min(threads, stop - start) + 1).astype(int).tolist()):
-            left, right = np.searchsorted(query, [a, b])
-            by_row = left + np.argsort(row[left:right], kind="stable")
-            lanes.append(
-                _Lane(
-                    start=a,
-                    stop=b,
-                    queries=queries[a:b],
-                    norms=norms[a:b],
-                    target_square=target_square[a:b],
-                    target_row=target_row[a:b],
-                    excluded_query=query[by_row] - a,
-                    excluded_row=row[by_row],
-                    pool=NearestPool(k, queries[a:b], items, norms[a:b]),
-                    closer=np.zeros(b - a, np.int64),
-                )
+        left, right = np.searchsorted(query // group, [start // group, start // group + 1])
+        lanes.append(
+            _Lane(
+                start=start,
+                stop=stop,
+                queries=queries[start:stop],
+                norms=norms[start:stop],
+                target_square=target_square[start:stop],
+                target_row=target_row[start:stop],
+                excluded_query=query[left:right] - start,
+                excluded_row=row[left:right],
+                pool=NearestPool(k, queries[start:stop], items, norms[start:stop]),
+                closer=np.zeros(stop - start, np.int64),
             )
-        grouped.append(lanes)
-    return grouped
+        )
+    return lanes
+
+
+def _thread_count() -> int:
+    """OMP_NUM_THREADS, as the product obeys it, or the processors there are; at most 8."""
+    configured = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(configured) if configured.isdigit() and int(configured) else os.cpu_count() or 1, 8)
 
 
 def _outward(values: np.ndarray, direction: float) -> np.ndarray:
