@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
-# two threads on shared cores were measured up to 10 times slower than one (docs/experiments.md); override where cores are your own
+# two threads on shared cores were measured 3 to 8 times slower than one (docs/experiments.md); override on cores of your own
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: install quickstart quickstart-short test lint bench clean

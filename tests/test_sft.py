@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
-from bigrec_hf import sft
+from bigrec_hf import sft, training
 from bigrec_hf.data import EXAMPLE_FEATURES, load_examples, load_json_examples
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.modeling import count_parameters, load_base, load_generator, lora_config
@@ -138,10 +138,10 @@ def test_no_room_for_a_prompt_is_an_error():
 
 
 def test_accumulation_steps():
-    assert sft.accumulation_steps(128, 8, 1) == 16
-    assert sft.accumulation_steps(128, 8, 4) == 4
+    assert training.accumulation_steps(128, 8, 1) == 16
+    assert training.accumulation_steps(128, 8, 4) == 4
     with pytest.raises(BigrecError, match="choose 126"):
-        sft.accumulation_steps(128, 6, 1)
+        training.accumulation_steps(128, 6, 1)
 
 
 def test_an_unknown_trainer_argument_is_named(tmp_path, tiny_model_dir, tiny_prepared):
@@ -150,7 +150,7 @@ def test_an_unknown_trainer_argument_is_named(tmp_path, tiny_model_dir, tiny_pre
 
 
 def test_reference_settings_give_eight_steps_an_epoch():
-    config = sft.trainer_config(
+    config = training.trainer_config(
         "unused",
         dtype=torch.float32,
         quantized=False,
@@ -160,7 +160,7 @@ def test_reference_settings_give_eight_steps_an_epoch():
         max_length=1024,
         **{
             name: getattr(SftSettings(), name)
-            for name in inspect.signature(sft.trainer_config).parameters
+            for name in inspect.signature(training.trainer_config).parameters
             if hasattr(SftSettings(), name)
         },
     )
@@ -188,7 +188,7 @@ def loss_curve(trainer_class, tiny_model_dir: str, tiny_prepared: str, folder: P
     examples = load_examples(tiny_prepared, "train", sample=16, seed=0)
     options = {"max_history": 10, "max_length": 1024, "completion_only": True}
     tokens, _ = sft.tokenize_examples(examples, "alpaca-basic", tokenizer, **options)
-    config = sft.trainer_config(
+    config = training.trainer_config(
         str(folder),
         dtype=torch.float32,
         quantized=False,
@@ -224,7 +224,7 @@ def loss_curve(trainer_class, tiny_model_dir: str, tiny_prepared: str, folder: P
 
 
 def test_our_cpu_loss_is_the_stock_loss(tmp_path, tiny_model_dir, tiny_prepared):
-    ours = loss_curve(sft.CompletionLossTrainer, tiny_model_dir, tiny_prepared, tmp_path / "ours")
+    ours = loss_curve(training.CompletionLossTrainer, tiny_model_dir, tiny_prepared, tmp_path / "ours")
     stock = loss_curve(SFTTrainer, tiny_model_dir, tiny_prepared, tmp_path / "stock")
     assert len(ours) == 6 + 3
     np.testing.assert_allclose(ours, stock, rtol=2e-5)

@@ -73,9 +73,11 @@ def load_catalog(path: str | Path, encoding: str | None = None) -> Catalog:
 def _load_hub_catalog(name: str) -> Catalog:
     from datasets import load_dataset
 
-    repository, _, revision = name.partition("@")
+    from bigrec_hf.metrics.ndcg_hr.encoders import split_revision
+
+    repository, revision = split_revision(name)
     try:
-        items = load_dataset(repository, "items", split="train", revision=revision or None)
+        items = load_dataset(repository, "items", split="train", revision=revision)
     except (OSError, ValueError) as error:
         raise BigrecError(
             f"no catalog at {name}: neither a local path nor a readable Hub data set ({error})"

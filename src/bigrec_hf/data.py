@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download
 
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.encoders import split_revision
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import build_input_prefix, build_instruction, parse_input
 
@@ -32,17 +33,9 @@ EXAMPLE_FEATURES = Features(
 )
 
 
-def split_reference(name: str) -> tuple[str, str | None]:
-    """`folder-or-hub-id[@revision]` -> (name, revision). An existing path is taken whole, `@` included."""
-    if Path(name).exists() or "@" not in name:
-        return name, None
-    path, revision = name.rsplit("@", 1)
-    return path, revision
-
-
 def load_facts(dataset: str) -> dict[str, Any]:
     """`facts.json` of a prepared set. Raises BigrecError where the folder or repository is none."""
-    path, revision = split_reference(dataset)
+    path, revision = split_revision(dataset)
     if Path(path).is_dir():
         file = Path(path) / "facts.json"
         if not file.is_file():
@@ -58,7 +51,7 @@ def load_config(dataset: str, config: str, split: str) -> Dataset:
     A folder's parquet is read directly: `load_dataset` caches by the folder's name and the files' relative names, so
     two runs whose sets are both called `data` would be given each other's examples.
     """
-    path, revision = split_reference(dataset)
+    path, revision = split_revision(dataset)
     if Path(path).is_dir():
         file = Path(path) / "data" / config / f"{split}.parquet"
         if not file.is_file():

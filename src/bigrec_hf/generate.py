@@ -24,12 +24,13 @@ from transformers import AutoConfig
 
 from bigrec_hf import __version__, cli
 from bigrec_hf.columns import Columns as C
-from bigrec_hf.data import evaluation_rows, load_config, load_examples, load_json_examples, split_reference
+from bigrec_hf.data import evaluation_rows, load_config, load_examples, load_json_examples
 from bigrec_hf.decoder import Decoder, common_prefix_length
 from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import print_summary, write_generations
-from bigrec_hf.modeling import load_generator, load_tokenizer, resolve_dtype
+from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype, split_revision
+from bigrec_hf.modeling import load_generator, load_tokenizer
 from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import fit_prompt
 from bigrec_hf.runs import fingerprint, write_json
@@ -102,7 +103,7 @@ def adapter_fingerprint(adapter: str | None) -> str | None:
     """sha256 of the adapter's weights (folder or Hub id). Raises BigrecError where there is no adapter."""
     if adapter is None:
         return None
-    path, revision = split_reference(adapter)
+    path, revision = split_revision(adapter)
     for name in ADAPTER_FILES:
         file = Path(path) / name
         if not Path(path).is_dir():
@@ -120,7 +121,7 @@ def adapter_fingerprint(adapter: str | None) -> str | None:
 
 def base_fingerprint(base_model: str) -> str:
     """The Hub commit of the base model, or a digest of its folder's file names, sizes and modification times."""
-    path, revision = split_reference(base_model)
+    path, revision = split_revision(base_model)
     if Path(path).is_dir():
         files = sorted(file for file in Path(path).iterdir() if file.is_file())
         return fingerprint({file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files})

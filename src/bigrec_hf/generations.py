@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.shards import write_atomically
+from bigrec_hf.runs import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,6 +23,7 @@ from bigrec_hf.errors import BigrecError
 from bigrec_hf.index import CatalogIndex, Encode, build_index, encoder_fingerprint, lazy_encode
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking, rank_catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.runs import write_atomically
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings
@@ -221,11 +222,7 @@ def table_settings(table: pa.Table) -> dict[str, Any]:
 
 def write_table(table: pa.Table, path: str | Path) -> None:
     """Write parquet beside `path` and move it into place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
 
 def open_index(

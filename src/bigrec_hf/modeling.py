@@ -11,31 +11,15 @@ from peft import LoraConfig, PeftModel, TaskType
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from bigrec_hf.data import split_reference
 from bigrec_hf.errors import BigrecError
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-def resolve_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
-    """`auto` = bfloat16 where the device multiplies it in hardware, else float32 (a CPU without it is ~8x slower)."""
-    if name != "auto":
-        return DTYPES[name]
-    device = device or PartialState().device
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu":
-        flags = torch.cpu.get_capabilities()
-        fast = flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16")
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16
+from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype, split_revision
 
 
 def find_model(base_model: str | None) -> tuple[str, str | None]:
     """(folder or Hub id, revision) of a base model. Raises BigrecError where none is given or the folder is missing."""
     if not base_model:
         raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
-    path, revision = split_reference(base_model)
+    path, revision = split_revision(base_model)
     if path.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise BigrecError(f"base model folder {path!r} does not exist (quickstart: `make quickstart` fetches it)")
     return path, revision
@@ -135,7 +119,7 @@ def load_generator(
     it beside (merging would round the update to the quantization grid)."""
     model = load_base(base_model, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation)
     if adapter is not None:
-        path, revision = split_reference(adapter)
+        path, revision = split_revision(adapter)
         if path.startswith((".", "/")) and not (Path(path) / "adapter_config.json").is_file():
             raise BigrecError(f"{path!r} holds no adapter (adapter_config.json): train one with `bigrec-hf sft`")
         model = PeftModel.from_pretrained(model, path, revision=revision)

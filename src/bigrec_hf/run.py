@@ -23,8 +23,9 @@ from bigrec_hf.baselines.popularity import popularity_rankings
 from bigrec_hf.baselines.random import random_rankings
 from bigrec_hf.catalog import load_catalog
 from bigrec_hf.columns import Columns as C
-from bigrec_hf.data import load_config, load_facts, split_reference
+from bigrec_hf.data import load_config, load_facts
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.encoders import split_revision
 from bigrec_hf.processes import process_state
 from bigrec_hf.recipes import to_yaml
 from bigrec_hf.runs import environment, file_fingerprint, fingerprint, measured, read_json, write_json
@@ -117,7 +118,7 @@ def data_mark(data: DataSettings) -> list[str]:
     """What identifies the data: content of local facts and JSON files, names (with revision) of Hub data sets."""
     marks = []
     for name in data.dataset:
-        local = Path(split_reference(name)[0]) / prepare_stage.FACTS_FILE
+        local = Path(split_revision(name)[0]) / prepare_stage.FACTS_FILE
         marks.append(file_fingerprint(local) if local.is_file() else name)
     for path in [*data.train_json, *data.validation_json, *data.test_json, *([data.catalog] if data.catalog else [])]:
         marks.append(file_fingerprint(path) if Path(path).is_file() else path)

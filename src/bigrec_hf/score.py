@@ -5,7 +5,6 @@ Reads `<run_dir>/<method>/rankings.parquet`, writes `results.json` (flat) and `p
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from bigrec_hf.metrics.ndcg_hr.scores import (
     mean_scores,
     ndcg_per_example,
 )
+from bigrec_hf.runs import write_json
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import RunSettings, ScoreSettings
@@ -90,9 +90,7 @@ def write_results(results: dict[str, Any], per_example: pa.Table, folder: str | 
     """Write results.json and per_example.parquet into `folder`, each moved into place."""
     folder = Path(folder)
     write_table(per_example, folder / PER_EXAMPLE_FILE)
-    temporary = folder / f".{RESULTS_FILE}.tmp"
-    temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(folder / RESULTS_FILE)
+    write_json(folder / RESULTS_FILE, results)
 
 
 def results_table(rows: dict[str, dict[str, Any]], ks: Sequence[int]) -> str:

@@ -8,17 +8,17 @@ on one machine): a collective operation would time out while one process still d
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.runs import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,17 +47,6 @@ def plan_batches(
                 continue
         batches.append([position])
     return batches
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(temporary path)` and move the result into place: a reader sees all of the file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class ShardFolder:
