@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 from bigrec_hf import cli
 from bigrec_hf.errors import BigrecError
@@ -104,6 +105,9 @@ def test_the_report_shows_the_results_files(run_dir):
         results = json.loads((run_dir / method / "results.json").read_text())
         row = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
         assert f"{results['ndcg@5']:.4f} [{results['ndcg@5_low']:.4f}, {results['ndcg@5_high']:.4f}]" in row
+    answers = pq.read_table(run_dir / "finetuned" / "generations.parquet")["texts"].to_pylist()
+    share_row = [line for line in text.splitlines() if line.startswith("| fine-tuned LM |")][2]
+    assert share_row.split("|")[4].strip() == str(len({clean_title(texts[0]) for texts in answers}))
     assert "published by Bi-Step-Rec" in text
     assert (run_dir / "report.md").read_text().startswith("# run")
 

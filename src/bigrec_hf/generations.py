@@ -51,13 +51,15 @@ def answer_flags(
 def write_generations(
     path: Path, examples: Dataset, titles: Sequence[str], texts: list[list[str]], scores: list[list[float]]
 ) -> dict[str, int]:
-    """Write generations.parquet. Returns the counts n_examples, n_empty, n_in_catalog, n_in_history."""
+    """Write generations.parquet. Returns the counts n_examples, n_distinct, n_empty, n_in_catalog, n_in_history."""
     flags = answer_flags(texts, examples[C.HISTORY_TITLES], titles)
     kept = {name: examples[name] for name in (C.EXAMPLE_ID, C.TARGET, C.TARGET_TITLE, C.HISTORY)}
     columns = {name: list(column) for name, column in kept.items()} | {C.TEXTS: texts, C.SCORES: scores} | flags
     table = pa.table(columns, schema=GENERATIONS_SCHEMA)
     write_atomically(path, lambda temporary: pq.write_table(table, temporary))
-    return {"n_examples": len(table)} | {f"n_{name}": sum(values) for name, values in flags.items()}
+    distinct = {clean_title(row[0]) for row in texts}
+    counts = {"n_examples": len(table), "n_distinct": len(distinct)}
+    return counts | {f"n_{name}": sum(values) for name, values in flags.items()}
 
 
 def print_summary(facts: dict[str, Any]) -> None:

@@ -29,6 +29,9 @@ METRICS = {"ndcg": "NDCG", "hr": "HR"}
 def load_results(run_dir: str | Path) -> dict[str, dict[str, Any]]:
     """Method -> results.json of one run. Raises BigrecError where the folder holds none."""
     found = {name: read_json(Path(run_dir) / name / RESULTS_FILE) for name in METHODS}
+    for name, results in found.items():
+        if results:  # a model that gives everyone the same few titles must not look good by its share of catalog titles
+            results["n_distinct"] = read_json(Path(run_dir) / name / "generate.json").get("n_distinct")
     found = {name: results for name, results in found.items() if results}
     if not found:
         raise BigrecError(f"{str(run_dir)!r} holds no results: make them with `bigrec-hf run --config RECIPE`")
@@ -76,11 +79,12 @@ def score_tables(runs: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
                 name,
                 str(results["n_examples"]),
                 str(results["n_empty"]),
+                "-" if results["n_distinct"] is None else str(results["n_distinct"]),
                 *("-" if share is None else f"{share:.1%}" for share in shares),
                 f"{results['median_rank']:.0f} of {results['n_items']}",
             ]
         )
-    header = ["", "examples", "empty answers", "titles in the catalog", "titles from the history", "median rank"]
+    header = ["", "examples", "empty answers", "distinct answers", "in the catalog", "from the history", "median rank"]
     tables.append(markdown_table(header, body))
     return tables
 
