@@ -198,20 +198,21 @@ def _lines(formula: str, x: np.ndarray, y: np.ndarray, target: int) -> tuple[np.
 def _count_before(a: np.ndarray, b: np.ndarray, grid: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """How many items have a < grid * b ((g,) int64), and which are not counted: those too close to tell at some point.
 
-    |a - g b| is smallest at the grid points on either side of the root a / b: if both are clear, all are.
+    A line that is clear, on one side, at both ends of the grid is decided. For the others |a - g b| is smallest at the
+    grid points on either side of the root a / b: if both are clear, all are.
     """
     last = len(grid) - 1
+    low, high = grid[0] * b, grid[last] * b
+    np.subtract(a, low, out=low)
+    np.subtract(a, high, out=high)
+    always = np.count_nonzero(np.maximum(low, high) < -tolerance)
+    open_ = np.flatnonzero((np.minimum(low, high) <= tolerance) & (np.maximum(low, high, out=high) >= -tolerance))
+    a, b = a[open_], b[open_]
     with np.errstate(divide="ignore", invalid="ignore"):
         place = np.searchsorted(grid, a / b)  # first grid point at or above the root; NaN comes last
-    left, right = grid[np.maximum(place - 1, 0)], grid[np.minimum(place, last)]
-    left *= b
-    right *= b
-    near = np.abs(np.subtract(a, left, out=left), out=left) <= tolerance
-    near |= np.abs(np.subtract(a, right, out=right), out=right) <= tolerance
-    flat = b == 0.0  # before everywhere or nowhere
-    place[b < 0.0] += last + 2
-    place[flat | near] = 2 * (last + 2)
-    counts = np.bincount(place, minlength=2 * (last + 2) + 1)
-    above, below = counts[: last + 1], counts[last + 2 : 2 * (last + 2)]  # before above the root, before below it
-    rank = np.cumsum(above) + below.sum() - np.cumsum(below)[: last + 1]
-    return rank + np.count_nonzero(flat & ~near & (a < 0.0)), np.flatnonzero(near)
+    near = np.abs(a - grid[np.maximum(place - 1, 0)] * b) <= tolerance
+    near |= np.abs(a - grid[np.minimum(place, last)] * b) <= tolerance
+    place += (b < 0.0) * (last + 2)
+    counts = np.bincount(place[~near], minlength=2 * (last + 2))
+    above, below = counts[: last + 1], counts[last + 2 :]  # before the target above the root, or below it
+    return always + np.cumsum(above) + below.sum() - np.cumsum(below)[: last + 1], open_[near]
