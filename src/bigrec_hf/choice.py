@@ -1,4 +1,4 @@
-"""A parameter chosen on validation, per metric and K: the grids, the curves, the choice, and the files that keep them."""
+"""A parameter chosen on validation, per metric and K: the grids, the curves, the choice, and its files."""
 
 from __future__ import annotations
 
