@@ -236,7 +236,6 @@ def test_without_weight_it_is_plain_grounding(formula):
     targets = [[int(row)] if row >= 20 else [int(row), int(row) + 100] for row in rng.integers(0, 100, 40)]
     expected = rank_catalog(queries, items, targets).rank
     weights = rng.random((40, 120))
-    found = ranks_on_grid(
-        formula, distance_costs(queries, items), lambda i, j: weights[i:j], targets, 120, [plain, 1.0]
-    )
+    costs = distance_costs(queries, items)
+    found = ranks_on_grid(formula, costs, lambda start, stop: weights[start:stop], targets, 120, [0.0, 1.0])
     assert np.array_equal(found[:, 0], expected)
