@@ -1,9 +1,12 @@
 """Ranks on a whole grid against full stable sorts of the formula, tie by tie; distances in float64."""
 
+import json
+import sys
 import warnings
 
 import numpy as np
 import pytest
+from benchmarks import gamma as benchmark
 from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -239,3 +242,10 @@ def test_without_weight_it_is_plain_grounding(formula):
     costs = distance_costs(queries, items)
     found = ranks_on_grid(formula, costs, lambda start, stop: weights[start:stop], targets, 120, [0.0, 1.0])
     assert np.array_equal(found[:, 0], expected)
+
+
+def test_the_benchmark_runs_and_finds_equal_ranks(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gamma", "--sizes", "20x300", "--weights", "scores", "--repeats", "1"])
+    benchmark.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["ranks_equal_float64"] is True and result["gammas"] == 199

@@ -27,7 +27,7 @@ from bigrec_hf.ground import METADATA_KEY, RANKINGS_FILE, Answers, embed_texts, 
 from bigrec_hf.index import CatalogIndex, Encode, catalog_sha256
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.reweight import PARAMETERS, Rows, combine, min_max, parts, ranks_on_grid
+from bigrec_hf.reweight import PARAMETERS, Rows, chunk_size, combine, min_max, parts, ranks_on_grid
 from bigrec_hf.runs import fingerprint, write_json
 from bigrec_hf.score import RANKS_BY_METRIC_FILE
 
@@ -152,6 +152,7 @@ def apply_choice(
         len(catalog),
         top_k,
         exclude=answers.histories if exclude_history else None,
+        chunk=chunk_size(memory_mib, len(catalog)),
     )
     ranking.rank[test.empty], ranking.top_rows[test.empty] = len(catalog), -1
     history_titles = [[catalog.titles[row] for row in rows if row >= 0] for rows in answers.histories]

@@ -90,6 +90,11 @@ def combine(formula: str, x: np.ndarray, y: np.ndarray, parameter: float | np.nd
     return np.subtract(1.0, parameter) * x + np.multiply(parameter, y)
 
 
+def chunk_size(memory_mib: int, n_items: int) -> int:
+    """Examples whose costs, weights and what is made of them fit the memory."""
+    return max(1, memory_mib * 2**20 // (CELL_BYTES * n_items))
+
+
 def check_grid(formula: str, grid: Sequence[float]) -> np.ndarray:
     """The parameter values as (g,) float64, in the order given. Raises BigrecError for none, repeats, or out of range:
     gamma within -300..300, a share within 0..1."""
@@ -132,7 +137,7 @@ def ranks_on_grid(
     order = np.argsort(values)
     n = len(targets)
     ranks = np.full((n, len(values)), n_items, np.int64)
-    chunk = max(1, memory_mib * 2**20 // (CELL_BYTES * n_items))
+    chunk = chunk_size(memory_mib, n_items)
     with tqdm(total=n, desc=f"ranks for {len(values)} values", unit="example", leave=False, disable=None) as bar:
         for start in range(0, n, chunk):
             stop = min(start + chunk, n)
