@@ -29,6 +29,12 @@ STAGES = {
     "generate": Stage("generate", ("run", "data", "model", "prompt", "generate"), "LM writes titles", "run_dir"),
     "ground": Stage("ground", ("run", "data", "model", "ground"), "texts -> ranks in the catalog", "run_dir"),
     "score": Stage("score", ("run", "score"), "ranks -> NDCG@K, HR@K with intervals", "run_dir"),
+    "rerank": Stage(
+        "rerank",
+        ("run", "data", "model", "ground", "score", "rerank"),
+        "distances weighted by popularity or a collaborative model, chosen on validation",
+        "run_dir",
+    ),
     "evaluate": Stage(
         "evaluation",
         ("evaluate", "data", "model", "ground", "score"),

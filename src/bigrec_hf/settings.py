@@ -239,6 +239,35 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True)
+class RerankSettings:
+    """Distances and weights in one ranking, the weight's strength chosen on validation."""
+
+    formulas: list[str] = setting(
+        ["reweight"], "any of: reweight = BIGRec's Eq. 3; mix = additive; rrf = additive in reciprocal ranks"
+    )
+    weights: list[str] = setting(
+        ["popularity"], "any of: popularity = training targets; scores = a collaborative model's; both = their mean"
+    )
+    scores: str | None = setting(
+        None, "the collaborative model: the run's subfolder that holds scores.safetensors (.npy, .parquet), or its name"
+    )
+    validation_scores: str | None = setting(
+        None, "its scores of the validation examples (default: <run_dir>/validation/<scores>/scores.*)"
+    )
+    test_scores: str | None = setting(
+        None, "its scores of the evaluated examples (default: <run_dir>/<scores>/scores.*)"
+    )
+    gamma_grid: str = setting(
+        "auto",
+        "reweight: the reference's grid of gamma; auto = popularity for popularity alone, else movie",
+        choices=("auto", "movie", "game", "popularity"),
+    )
+    gamma_values: list[float] = setting([], "reweight: a grid of your own, -300 to 300")
+    share_values: list[float] = setting([], "mix, rrf: a grid of your own, 0 to 1 (default: 0, 0.01 .. 1)")
+    choose_by: str = setting("each", "each = a choice for every metric and K; ndcg@10, hr@5 ... = this one's for all")
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """`evaluate` = ground + score of any prediction file."""
 
@@ -269,6 +298,7 @@ SECTIONS = {
     "generate": GenerateSettings,
     "ground": GroundSettings,
     "score": ScoreSettings,
+    "rerank": RerankSettings,
     "evaluate": EvaluateSettings,
     "report": ReportSettings,
 }
