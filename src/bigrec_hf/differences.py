@@ -49,8 +49,8 @@ def compare_rows(
     rows: Sequence[Row], compare_to: str | None = None, alpha: float = 0.05, permutations: int = 10_000
 ) -> Differences:
     """Test every row against the reference on the same examples; rows over other examples are left out and named."""
-    if not 0.0 < alpha < 1.0:
-        raise BigrecError(f"significance_level={alpha} must lie between 0 and 1, such as 0.05")
+    if not 0.001 <= alpha <= 0.5:  # a smaller one would need millions of permutations to mark anything
+        raise BigrecError(f"significance_level={alpha} must lie between 0.001 and 0.5, such as 0.05")
     reference = find_reference(rows, compare_to)
     if reference is None:
         return Differences(alpha)

@@ -18,6 +18,7 @@ from bigrec_hf.errors import BigrecError
 
 PER_EXAMPLE_FILE = "per_example.parquet"
 BITS_AT_ONCE = 1 << 22  # signs held at a time
+MOST_ENUMERATED = 16  # non-zero differences whose sign patterns are all tried
 ROUNDING = 1e-12  # sums that differ by less than this share of their terms' size are equal: only their order differs
 
 
@@ -52,9 +53,9 @@ def permutation_test(differences: np.ndarray, permutations: int = 10_000, seed: 
 
     Under the hypothesis that the two methods are exchangeable on every example, each difference may as well have the
     other sign. p is the share of sign patterns whose sum is at least as far from zero as the observed one: all patterns
-    where a column has few enough non-zero differences for `permutations` to hold them (2^k), else that many random
-    ones, p = (1 + count) / (1 + permutations), which is never 0 (Phipson and Smyth 2010). The columns share the
-    patterns. Raises BigrecError for NaN or infinity, or fewer than one permutation.
+    where a column has so few non-zero differences (k, at most 16) that 2^k does not exceed `permutations`, else that
+    many random ones, p = (1 + count) / (1 + permutations), which is never 0 (Phipson and Smyth 2010). The columns share
+    the patterns. Raises BigrecError for NaN or infinity, or fewer than one permutation.
     """
     differences = np.asarray(differences, np.float64)
     if differences.ndim != 2 or not np.isfinite(differences).all():
@@ -63,7 +64,7 @@ def permutation_test(differences: np.ndarray, permutations: int = 10_000, seed: 
         raise BigrecError(f"permutations={permutations} must be at least 1, such as 10000")
     p = np.ones(differences.shape[1])
     nonzero = np.count_nonzero(differences, axis=0)
-    few = (nonzero > 0) & (nonzero <= int(np.log2(permutations)))
+    few = (nonzero > 0) & (nonzero <= min(int(np.log2(permutations)), MOST_ENUMERATED))
     for column in np.flatnonzero(few):
         terms = differences[differences[:, column] != 0, column]
         signs = 1.0 - 2.0 * ((np.arange(2 ** len(terms))[:, None] >> np.arange(len(terms))) & 1)
