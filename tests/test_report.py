@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import sys
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from bigrec_hf import cli
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.ground import write_table
-from bigrec_hf.plots import gamma_figure, metrics_figure, plot_rows, read_gamma_curves
+from bigrec_hf.plots import curves_figure, metrics_figure, plot_rows, read_curves
 from bigrec_hf.readme import replace_block
 from bigrec_hf.report import build_report
-from bigrec_hf.rows import format_score, load_rows, spread
+from bigrec_hf.rows import Row, format_score, load_rows, spread
 from tests.run_folders import make_run
 
 N = 60
@@ -173,26 +172,29 @@ def test_only_the_named_block_changes():
 
 def test_plots(run, capsys):
     pytest.importorskip("matplotlib")
-    gammas = np.linspace(0, 2, 5)
-    for folder, column in ((run / "popular", {}), (run / "validation" / "both", {"weights": ["cf", "pop"] * 5})):
-        metrics = ["ndcg@10", "hr@10"] if not column else ["ndcg@10"] * 2
-        table = {"gamma": np.repeat(gammas, 2), "metric": metrics * 5, "value": np.arange(10) + 1.0, **column}
-        write_table(pa.table(table), folder / "gamma_curve.parquet")
+    unordered = {"gamma": [0.0, 2.0, 1.0], "ndcg@10": [0.1, 0.3, 0.2], "hr@10": [0.0, 0.5, 0.25]}
+    write_table(pa.table(unordered), run / "our_method" / "curve.parquet")
+    write_table(pa.table({"share": [0.0, 1.0], "ndcg@10": [0.4, 0.1]}), run / "random" / "curve.parquet")
     assert cli.main(["report", str(run), "--plots"]) == 0
     assert f"plot: {run / 'metrics.png'}" in capsys.readouterr().out
-    for name in ("metrics.png", "gamma_curves.png"):
+    for name in ("metrics.png", "curves.png"):
         assert (run / name).read_bytes().startswith(b"\x89PNG")
     axes = metrics_figure(load_rows([run])).axes
     lines = {line.get_label(): line.get_ydata().tolist() for line in axes[1].get_lines()}
     assert lines["our method"] == pytest.approx([55 / N, 55 / N]) and len(lines) == 4
-    curves = read_gamma_curves(run)
-    assert set(curves["popular"]) == {"ndcg@10", "hr@10"}
-    assert set(curves["validation/both"]) == {"cf: ndcg@10", "pop: ndcg@10"}
-    assert curves["popular"]["hr@10"][1].tolist() == [2, 4, 6, 8, 10]
-    assert gamma_figure(curves).axes[0].get_lines()[1].get_ydata().tolist() == [1, 2, 3, 4, 5]
-    write_table(pa.table({"gamma": [1.0], "value": [1.0]}), run / "popular" / "gamma_curve.parquet")
-    with pytest.raises(BigrecError, match="lacks the column 'metric'"):
-        read_gamma_curves(run)
+    curves = read_curves(run)
+    assert {name: list(panel) for name, panel in curves.items()} == {
+        "our_method: gamma": ["ndcg@10", "hr@10"],
+        "random: share": ["ndcg@10"],
+    }
+    gamma, value = curves["our_method: gamma"]["ndcg@10"]
+    assert (gamma.tolist(), value.tolist()) == ([0, 1, 2], [0.1, 0.2, 0.3])
+    drawn = [line.get_ydata().tolist() for axes in curves_figure(curves).axes for line in axes.get_lines()]
+    # relative to the least parameter, but as it is where that metric is zero
+    assert drawn == [pytest.approx([1, 2, 3]), [0, 0.25, 0.5], pytest.approx([1, 0.25])]
+    write_table(pa.table({"gamma": [1.0], "value": [1.0]}), run / "random" / "curve.parquet")
+    with pytest.raises(BigrecError, match="expected a parameter and metrics"):
+        read_curves(run)
 
 
 def test_without_matplotlib_a_line_says_so(run, monkeypatch):
@@ -206,6 +208,20 @@ def test_without_matplotlib_a_line_says_so(run, monkeypatch):
 def test_the_report_needs_no_matplotlib(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "fine-tuned LM" in build_report([run])
+
+
+@pytest.mark.parametrize(
+    ("method", "label"),
+    [
+        ("finetuned", "fine-tuned LM"),
+        ("finetuned_mix_popularity", "fine-tuned LM, mix popularity"),
+        ("zero_shot_hybrid", "zero-shot LM, hybrid"),
+        ("sasrec", "SASRec"),
+        ("randomized", "randomized"),
+    ],
+)
+def test_labels(method, label):
+    assert Row("run", method, [], []).label == label
 
 
 def test_figures_that_are_not_there_are_a_dash(run):

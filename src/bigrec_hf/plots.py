@@ -1,4 +1,4 @@
-"""Plots of a run: metric against K for all methods with intervals, and gamma curves. By matplotlib (extra: bench)."""
+"""Plots of a run (extra: bench): metric against K for all methods, curves of parameters chosen on validation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.rows import METRICS, Row, cutoffs, row_labels, spread
+from bigrec_hf.rows import METRICS, Row, cutoffs, row_labels, seed_folders, spread
 from bigrec_hf.runs import write_atomically
 
 METRICS_PLOT = "metrics.png"
-GAMMA_PLOT = "gamma_curves.png"
-GAMMA_FILE = "gamma_curve.parquet"  # columns gamma, metric, value and, where there are several, weights
+CURVES_PLOT = "curves.png"
+CURVE_FILE = "curve.parquet"  # of `rerank`: a parameter's values, and each metric on validation at each
 
 
 def metric_curve(row: Row, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -51,37 +51,39 @@ def metrics_figure(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def read_gamma_curves(run_dir: str | Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Folder (relative to the run) -> label -> (gammas, values), from every gamma_curve.parquet of the run.
+def read_curves(run_dir: str | Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Method -> metric -> (values of its parameter, ascending, and the metric on validation), from each curve.parquet.
 
-    Raises BigrecError where a file lacks a column.
+    Its first column is the parameter, the others are metrics. The method's key ends in the parameter: `name: gamma`.
+    Raises BigrecError for a file that is no such table.
     """
     curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    for file in sorted(Path(run_dir).glob(f"**/{GAMMA_FILE}")):
-        table = pq.read_table(file).to_pandas()
-        missing = {"gamma", "metric", "value"} - set(table.columns)
-        if missing:
-            raise BigrecError(f"{file} lacks the column {min(missing)!r}: expected gamma, metric, value")
-        by = ["weights", "metric"] if "weights" in table.columns and table["weights"].nunique() > 1 else ["metric"]
-        panel = curves.setdefault(str(file.parent.relative_to(run_dir)), {})
-        for names, part in table.groupby(by, sort=False):
-            part = part.sort_values("gamma")
-            panel[": ".join(map(str, names))] = (part["gamma"].to_numpy(), part["value"].to_numpy())
+    for folder in seed_folders(run_dir):
+        for file in sorted(folder.glob(f"*/{CURVE_FILE}")):
+            table = pq.read_table(file)
+            parameter, *metrics = table.column_names or [""]
+            if not metrics or table.num_rows == 0 or not all("@" in metric for metric in metrics):
+                raise BigrecError(f"{file}: expected a parameter and metrics such as ndcg@10: run `rerank` again")
+            values = table[parameter].to_numpy()
+            order = np.argsort(values)
+            name = f"{file.parent.relative_to(run_dir).as_posix()}: {parameter}"
+            curves[name] = {metric: (values[order], table[metric].to_numpy()[order]) for metric in metrics}
     return curves
 
 
-def gamma_figure(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Any:
-    """A matplotlib figure: a panel a folder, a line a metric, divided by its value at the smallest gamma.
+def curves_figure(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Any:
+    """A matplotlib figure: a panel a method, a line a metric, divided by its value at the least parameter.
 
-    (Metrics at different K differ by an order of magnitude; what matters is where each one peaks.)
+    (Metrics at different K differ by an order of magnitude; what matters is where each one peaks, and by how much.)
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.8 * len(curves)), layout="constrained")
     for axes, (name, panel) in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves.items(), strict=True):
-        for label, (gamma, value) in panel.items():
-            axes.plot(gamma, value / value[0] if value[0] else value, label=label, linewidth=1)
-        axes.set(title=name, xlabel="gamma", ylabel="metric / its value at the least gamma")
+        for metric, (parameter, value) in panel.items():
+            line = "-" if metric.startswith("ndcg") else "--"
+            axes.plot(parameter, value / value[0] if value[0] else value, line, label=metric, linewidth=1)
+        axes.set(title=name, ylabel="validation metric / its value at the least")
         axes.set_xscale("symlog", linthresh=1)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, ncols=2, frameon=False)
@@ -89,13 +91,13 @@ def gamma_figure(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) ->
 
 
 def plot_rows(run_dir: str | Path, rows: Sequence[Row]) -> list[str]:
-    """Draw metrics.png, and gamma_curves.png where the run holds curves. Returns a line a file, or why none."""
+    """Draw metrics.png, and curves.png where the run holds curves. Returns a line a file, or why none."""
     if importlib.util.find_spec("matplotlib") is None:
         return ["no plots: matplotlib is not installed (pip install 'bigrec_hf[bench]')"]
     figures = {METRICS_PLOT: metrics_figure(rows)}
-    curves = read_gamma_curves(run_dir)
+    curves = read_curves(run_dir)
     if curves:
-        figures[GAMMA_PLOT] = gamma_figure(curves)
+        figures[CURVES_PLOT] = curves_figure(curves)
     for name, figure in figures.items():
         write_atomically(
             Path(run_dir) / name, lambda temporary, figure=figure: figure.savefig(temporary, format="png", dpi=130)

@@ -140,9 +140,11 @@ def report_text(
         parts += [paragraph, ""]
     if differences and compared.comparisons and compared.reference:
         label = row_labels(rows)[compared.reference.key]
+        least = min(1.0, len(compared.comparisons) / (1 + compared.permutations))
         parts += [
             f"Differences to *{label}*, with {1 - compared.alpha:.0%} paired bootstrap intervals (not corrected) and "
-            "corrected p:",
+            f"corrected p (random sign flips cannot show one below {least:.4f}, the correction's share of one in "
+            f"{compared.permutations + 1:,}):",
             "",
         ]
         for table in differences_tables(rows, compared):

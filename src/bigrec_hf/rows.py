@@ -16,6 +16,8 @@ RESULTS_FILE = "results.json"
 METHODS = {  # labels of the subfolders of a run, in the order of the table; any other follows under its own name
     "random": "random",
     "popularity": "popularity",
+    "cooccurrence": "co-occurrence",
+    "sasrec": "SASRec",
     "zero_shot": "zero-shot LM",
     "finetuned": "fine-tuned LM",
 }
@@ -38,7 +40,10 @@ class Row:
 
     @property
     def label(self) -> str:
-        return METHODS.get(self.method, self.method.replace("_", " "))
+        """The method's label; what is made from a known method (`finetuned_popularity`) goes by that one's."""
+        base = max((name for name in METHODS if f"{self.method}_".startswith(f"{name}_")), key=len, default="")
+        rest = self.method.removeprefix(base).strip("_").replace("_", " ")
+        return ", ".join(filter(None, [METHODS.get(base), rest]))
 
     def values(self, key: str) -> list[float]:
         """The figure of each seed, without those that lack it."""

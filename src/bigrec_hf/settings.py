@@ -270,7 +270,7 @@ class ReportSettings:
         False, "also by history length and target popularity, with coverage and diversity (written to breakdown.json)"
     )
     plots: bool = setting(
-        False, "draw metrics.png, and gamma_curves.png where curves exist, into each run (extra: bench)"
+        False, "draw metrics.png, and curves.png where a parameter was chosen, into each run (extra: bench)"
     )
     update_readme: str | None = setting(
         None, "Markdown file whose text between <!-- results:RUN --> and <!-- /results --> becomes the run's table"
