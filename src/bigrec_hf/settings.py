@@ -46,6 +46,9 @@ class PipelineSettings:
         flag="--from",
         choices=("prepare", "sft", "index", "generate", "ground", "score", "report"),
     )
+    seeds: list[int] = setting(
+        [], "run once with each of these seeds, in <run_dir>/seed-N, and report their spread (default: the seed alone)"
+    )
 
 
 @dataclass(frozen=True)
@@ -285,6 +288,23 @@ class ReportSettings:
     runs: list[str] = setting([], "run folders", positional=True)
     report_path: str | None = setting(None, "Markdown file to write (default: print only)")
     published: str | None = setting(None, "published rows to show beside: movie or game", choices=("movie", "game"))
+    compare_to: str | None = setting(
+        None,
+        "row that the others are tested against: METHOD or RUN/METHOD, or none (default: finetuned, of the first run)",
+    )
+    significance_level: float = setting(0.05, "mark a difference where its corrected p is below this")
+    permutations: int = setting(10_000, "random sign flips of the permutation test, at least")
+    differences: bool = setting(False, "also show every difference with its interval and corrected p")
+    breakdown: bool = setting(
+        False, "also by history length and target popularity, with coverage and diversity (written to breakdown.json)"
+    )
+    plots: bool = setting(
+        False, "draw metrics.png, and curves.png where a parameter was chosen, into each run (extra: bench)"
+    )
+    update_readme: str | None = setting(
+        None, "Markdown file whose text between <!-- results:RUN --> and <!-- /results --> becomes the run's table"
+    )
+    readme_columns: list[str] = setting(["hr@1", "hr@10", "hr@50", "ndcg@10", "ndcg@50"], "metrics of the README table")
 
 
 SECTIONS = {
