@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigrec_hf.catalog import load_catalog
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import TEMPLATES, build_output, completion_token_ids, fit_prompt
 from bigrec_hf.trie import build_title_trie, build_trie
 from tests.tiny import TITLES, tiny_tokenizer
@@ -114,13 +114,11 @@ def test_paths_are_the_completions_of_training(template):
     assert (built.trie.first_child.diff()[built.trie.leaf >= 0] == 0).all()  # nothing goes on after the end token
 
 
-def test_a_second_end_token_cuts_too():
-    tokenizer = tiny_tokenizer()
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    built = build_title_trie(["a<|im_end|>b", "a<|im_end|>c", "a"], "alpaca-basic", tokenizer, [end])
+def test_titles_that_the_tokenizer_cannot_tell_apart():
+    built = build_title_trie(["a</s>b", "a</s>c", "a"], "alpaca-basic", tiny_tokenizer())
     assert built.row_leaf[0] == built.row_leaf[1] != built.row_leaf[2]
     assert built.n_ambiguous == 1
-    assert built.texts[built.row_leaf[0]] == "a<|im_end|>b"
+    assert built.texts[built.row_leaf[0]] == "a</s>b"
 
 
 def test_no_title():

@@ -1,4 +1,4 @@
-"""A token trie over all catalog titles, in flat arrays: which tokens may follow a prefix, and which titles lie below it.
+"""A token trie over all catalog titles, in flat arrays: the tokens that may follow a prefix, the titles that lie below.
 
 Nodes are numbered level by level and, within a level, in lexicographic order of their prefixes. So the children of a
 node are neighbors, sorted by token, and one sorted array of (parent, token) keys finds any child by binary search.
@@ -20,7 +20,7 @@ from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import build_output, completions_token_ids, format_prompt, prompt_token_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -121,18 +121,16 @@ class TitleTrie:
     trie: Trie
     row_leaf: np.ndarray  # (n_items,) int64, leaf of each catalog row; -1: its title is empty, no answer means it
     texts: list[str]  # by leaf: the (clean) title that it writes
+    lengths: list[int]  # by leaf: its number of tokens
     n_ambiguous: int  # leaves of several different titles, which the tokenizer cannot tell apart; the first is written
 
 
-def build_title_trie(
-    titles: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = ()
-) -> TitleTrie:
+def build_title_trie(titles: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> TitleTrie:
     """The trie of the catalog's titles after a prompt of this template.
 
     The sequences are those of training (`prompts.build_output`, `prompts.completions_token_ids`): opening quote, title
-    and closing quote as the tokenizer merges them after the end of the prompt, then EOS. A sequence is cut after the
-    first of `end_ids`, which decoding would not pass (a title that spells out an end token). Raises BigrecError where
-    no title is left.
+    and closing quote as the tokenizer merges them after the end of the prompt, then EOS. A title that spells out the
+    EOS token is cut after it. Raises BigrecError where no title is left.
     """
     known = [row for row, title in enumerate(titles) if clean_title(title)]
     if not known:
@@ -141,16 +139,17 @@ def build_title_trie(
     prompt_ids = prompt_token_ids(template, prompt, tokenizer)
     outputs = [build_output(titles[row]) for row in known]
     sequences = completions_token_ids(prompt, prompt_ids, outputs, template, tokenizer)
-    ends = {*end_ids, tokenizer.eos_token_id}
-    sequences = [ids[: next(i for i, token in enumerate(ids) if token in ends) + 1] for ids in sequences]
+    sequences = [ids[: ids.index(tokenizer.eos_token_id) + 1] for ids in sequences]
     trie, leaves = build_trie(sequences)
     row_leaf = np.full(len(titles), -1, np.int64)
     row_leaf[known] = leaves
+    lengths = [0] * trie.n_leaves
     texts: list[str] = [""] * trie.n_leaves
     ambiguous = set()
-    for row, leaf in zip(known, leaves.tolist(), strict=True):
+    for row, leaf, ids in zip(known, leaves.tolist(), sequences, strict=True):
+        lengths[leaf] = len(ids)
         title = clean_title(titles[row])
         texts[leaf] = texts[leaf] or title
         if texts[leaf] != title:
             ambiguous.add(leaf)
-    return TitleTrie(trie, row_leaf, texts, len(ambiguous))
+    return TitleTrie(trie, row_leaf, texts, lengths, len(ambiguous))
