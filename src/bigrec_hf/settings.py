@@ -236,6 +236,12 @@ class GroundSettings:
     index_dir: str | None = setting(None, "folder of the catalog index (default: <run_dir>/index)")
     top_k: int = setting(50, "nearest items kept an example in rankings.parquet")
     memory_mib: int = setting(256, "memory for distances, in MiB; the catalog is scanned in chunks of that size")
+    ranking: str = setting(
+        "distance",
+        "distance = all items by distance to the first text; hybrid = the titles among all texts first, in their order, "
+        "then the rest by distance (written to <method>_hybrid)",
+        choices=("distance", "hybrid"),
+    )
     exclude_history: bool = setting(False, "leave the example's history out of the candidates")
     duplicates: str = setting(
         "best",
