@@ -62,7 +62,7 @@ class TestByHand:
                 build_trie(sequences)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=25))
 def test_every_lookup_equals_brute_force(sequences):
     trie, leaves = build_trie(sequences)
@@ -126,7 +126,7 @@ def test_no_title():
         build_title_trie(["", ' "" '], "alpaca-basic", tiny_tokenizer())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=15), st.sampled_from(TEMPLATES))
 def test_any_unicode_titles(titles, template):
     titles = [*titles, titles[0], titles[0] + " 2", "x"]

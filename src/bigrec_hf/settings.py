@@ -238,7 +238,7 @@ class GroundSettings:
     memory_mib: int = setting(256, "memory for distances, in MiB; the catalog is scanned in chunks of that size")
     ranking: str = setting(
         "distance",
-        "distance = all items by distance to the first text; hybrid = the titles among all texts first, in their order, "
+        "distance = all items by distance to the first text; hybrid = the titles among all texts first, in that order, "
         "then the rest by distance (written to <method>_hybrid)",
         choices=("distance", "hybrid"),
     )
