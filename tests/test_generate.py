@@ -244,7 +244,7 @@ class TestSampling:
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"strategy": "beams"}, "beam, greedy or sample"),
+        ({"strategy": "beams"}, "choose one of beam, greedy, sample, constrained"),
         ({"num_beams": 2, "num_return_sequences": 3}, "raise num_beams"),
         ({"strategy": "greedy", "num_return_sequences": 2}, "beam or sample"),
         ({"strategy": "sample", "temperature": 0.0}, "above 0"),

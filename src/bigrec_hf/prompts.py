@@ -108,7 +108,10 @@ def prompt_token_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBas
 
     Chat templates write their special tokens out; alpaca prompts get those that the tokenizer adds (BOS for Llama).
     """
-    ids = tokenizer(text, add_special_tokens=not template.startswith("chat"))["input_ids"]
+    return without_eos(tokenizer(text, add_special_tokens=not template.startswith("chat"))["input_ids"], tokenizer)
+
+
+def without_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
@@ -150,15 +153,32 @@ def completion_token_ids(
     Prompt and completion are tokenized together, so that the completion's ids are those of the running text; where the
     tokenizer would merge across the border, the completion is tokenized alone (inference always sees the prompt alone).
     """
+    return completions_token_ids(prompt_text, prompt_ids, [completion], template, tokenizer)[0]
+
+
+def completions_token_ids(
+    prompt_text: str,
+    prompt_ids: list[int],
+    completions: Sequence[str],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[list[int]]:
+    """`completion_token_ids` of many completions of one prompt, in one call of the tokenizer."""
     if tokenizer.eos_token_id is None:
         raise BigrecError(f"tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in its configuration")
-    joint = prompt_token_ids(template, prompt_text + completion, tokenizer)
+    if not completions:
+        return []
     n = len(prompt_ids)
-    if joint[:n] == prompt_ids and len(joint) > n:
-        ids = joint[n:]
-    else:
-        ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id]
+    special = not template.startswith("chat")
+    texts = [prompt_text + completion for completion in completions]
+    joint = [without_eos(ids, tokenizer) for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]]
+    follows = [ids[n:] if ids[:n] == prompt_ids and len(ids) > n else None for ids in joint]
+    merged = [i for i, ids in enumerate(follows) if ids is None]
+    if merged:
+        alone = tokenizer([completions[i] for i in merged], add_special_tokens=False)["input_ids"]
+        for i, ids in zip(merged, alone, strict=True):
+            follows[i] = ids
+    return [[*ids, tokenizer.eos_token_id] for ids in follows]
 
 
 _LINE_BREAK = re.compile(r"[\r\n]")

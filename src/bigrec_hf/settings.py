@@ -195,10 +195,26 @@ class GenerateSettings:
     """Step 1: the LM writes the next title."""
 
     adapter: str | None = setting(None, "adapter: folder or Hub id (default: the run's own, if it has one)")
-    decoding: str = setting("beam", "decoding strategy", choices=("beam", "greedy", "sample"))
-    num_beams: int = setting(4, "beams (decoding: beam)")
+    decoding: str = setting(
+        "beam",
+        "decoding strategy; constrained = beams that write catalog titles only; debiased = these, mixed with a "
+        "collaborative model's item scores",
+        choices=("beam", "greedy", "sample", "constrained", "debiased"),
+    )
+    num_beams: int = setting(4, "beams (decoding: beam, constrained, debiased)")
+    length_penalty: float = setting(
+        1.0, "a beam's score is divided by its number of tokens ** this; 0 = no length normalization (debiased: always)"
+    )
+    assistant_scores: str | None = setting(
+        None, "item scores of a collaborative model on the same examples, scores.safetensors (decoding: debiased)"
+    )
+    lm_weight: float = setting(
+        0.5, "a in a * log p_LM + (1 - a) * log p_CF, 0 to 1; 1 = the language model alone (decoding: debiased)"
+    )
     num_return_sequences: int = setting(0, "texts kept an example, best first; 0 = all beams, or 1 sample")
-    max_new_tokens: int = setting(64, "tokens an answer may have")
+    max_new_tokens: int = setting(
+        64, "tokens an answer may have (decoding: constrained, debiased: as many as the longest title has)"
+    )
     temperature: float = setting(0.2, "sampling temperature (decoding: sample)")
     top_p: float = setting(0.95, "nucleus sampling mass (decoding: sample)")
     sample_top_k: int = setting(40, "sample among the k likeliest tokens; 0 = all (decoding: sample)")
@@ -223,6 +239,12 @@ class GroundSettings:
     index_dir: str | None = setting(None, "folder of the catalog index (default: <run_dir>/index)")
     top_k: int = setting(50, "nearest items kept an example in rankings.parquet")
     memory_mib: int = setting(256, "memory for distances, in MiB; the catalog is scanned in chunks of that size")
+    ranking: str = setting(
+        "distance",
+        "distance = all items by distance to the first text; hybrid = the titles among all texts first, in that order, "
+        "then the rest by distance (written to <method>_hybrid)",
+        choices=("distance", "hybrid"),
+    )
     exclude_history: bool = setting(False, "leave the example's history out of the candidates")
     duplicates: str = setting(
         "best",
