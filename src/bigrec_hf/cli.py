@@ -29,6 +29,13 @@ STAGES = {
     "generate": Stage("generate", ("run", "data", "model", "prompt", "generate"), "LM writes titles", "run_dir"),
     "ground": Stage("ground", ("run", "data", "model", "ground"), "texts -> ranks in the catalog", "run_dir"),
     "score": Stage("score", ("run", "score"), "ranks -> NDCG@K, HR@K with intervals", "run_dir"),
+    "keywords": Stage("keywords", ("run", "data", "model", "keywords"), "LM writes keywords of titles", "run_dir"),
+    "fuse": Stage(
+        "fuse",
+        ("run", "data", "model", "ground", "score", "fuse"),
+        "several texts an example -> one ranking, chosen on validation",
+        "run_dir",
+    ),
     "evaluate": Stage(
         "evaluation",
         ("evaluate", "data", "model", "ground", "score"),

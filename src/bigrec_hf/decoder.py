@@ -44,11 +44,14 @@ class Decoder:
         decoding: Decoding,
         *,
         shared_prefix: Sequence[int] = (),
+        single_line: bool = True,
     ) -> None:
-        """`shared_prefix`: token ids that every prompt given later begins with; () = share nothing."""
+        """`shared_prefix`: token ids that every prompt given later begins with; () = share nothing. `single_line`: an
+        answer ends at a line break and its quotes are taken off, as a title's; false = the text as it was written."""
         self.model, self.tokenizer, self.decoding = model, tokenizer, decoding
         self.end_ids = end_token_ids(model, tokenizer)
-        self.break_ids = line_break_ids(tokenizer)
+        self.single_line = single_line
+        self.break_ids = line_break_ids(tokenizer) if single_line else torch.empty(0, dtype=torch.long)
         self.cut_ids = set(self.end_ids) | (set() if decoding.strategy == "beam" else set(self.break_ids.tolist()))
         # `generate` fills unset fields from the model's own file: leave it nothing to fill them with
         model.generation_config = GenerationConfig()
@@ -167,4 +170,5 @@ class Decoder:
 
     def _text(self, answer: list[int]) -> str:
         ended = bool(answer) and answer[-1] in self.end_ids
-        return parse_answer(self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
+        text = self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True)
+        return parse_answer(text) if self.single_line else text
