@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ from bigrec_hf.generations import GENERATIONS_SCHEMA
 from bigrec_hf.index import build_index
 from bigrec_hf.keywords import keyword_catalog, keywords_table, look_up, parse_keywords, read_keywords, wanted_titles
 from bigrec_hf.prompts import keywords_prompt_ids
+from bigrec_hf.shards import ShardFolder
 from tests.tiny import TITLES, save_tiny_model, tiny_model, tiny_tokenizer, write_tiny_catalog
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +88,7 @@ def test_look_up_and_a_keyword_catalog():
         keyword_catalog(catalog, {})
 
 
-def test_question(tmp_path):
+def test_question():
     tokenizer = tiny_tokenizer()
     text = tokenizer.decode(keywords_prompt_ids("Heat (1995)", "movie", tokenizer))
     assert '{"keywords": "first, second, third"}' in text and 'The movie: "Heat (1995)"' in text
@@ -99,8 +102,8 @@ def test_whole_answers_go_on_after_a_line_break():
     tokenizer = tiny_tokenizer(padding_side="left")
     prompts = [keywords_prompt_ids(title, "movie", tokenizer) for title in TITLES[:6]]
     decoding = Decoding("greedy", max_new_tokens=24)
-    whole, _ = Decoder(tiny_model(seed=3), tokenizer, decoding, single_line=False).decode(prompts, list(TITLES[:6]))
-    titles, _ = Decoder(tiny_model(seed=3), tokenizer, decoding).decode(prompts, list(TITLES[:6]))
+    whole, _ = Decoder(tiny_model(seed=8), tokenizer, decoding, single_line=False).decode(prompts, list(TITLES[:6]))
+    titles, _ = Decoder(tiny_model(seed=8), tokenizer, decoding).decode(prompts, list(TITLES[:6]))
     whole, titles = [text for (text,) in whole], [text for (text,) in titles]
     assert any("\n" in text.strip() for text in whole)
     for text, title in zip(whole, titles, strict=True):
@@ -168,33 +171,63 @@ def test_stage(tmp_path, model, capsys):
     index = build_index(
         tmp_path / "index",
         keyword_catalog(Catalog([f"i{i}" for i in range(20)], list(TITLES)), keywords),
-        lambda texts: __import__("numpy").array([[len(text)] for text in texts], "float32"),
+        lambda texts: np.array([[len(text)] for text in texts], np.float32),
         {"encoder": "length", "revision": "1", "kind": "x", "dtype": "float32"},
         progress=False,
     )
     assert index.embeddings[:, 0].tolist() == [len(title) for title in TITLES]
 
 
-def test_answers_of_the_model_are_parsed(tmp_path, model, monkeypatch):
-    """The stage's own path from a decoded answer to the table, with a decoder that writes JSON for every other title."""
+def taught_model(path, answers):
+    """A checkpoint that has learned these answers (title -> answer) by heart."""
+    tokenizer, model = tiny_tokenizer(), tiny_model(seed=0, spread=0.05).train()
+    prompts = [keywords_prompt_ids(title, "movie", tokenizer) for title in answers]
+    ends = [tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id] for answer in answers.values()]
+    width = max(len(prompt) + len(end) for prompt, end in zip(prompts, ends, strict=True))
+    ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, -100)
+    for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
+        ids[row, : len(prompt) + len(end)] = torch.tensor(prompt + end)
+        labels[row, len(prompt) : len(prompt) + len(end)] = torch.tensor(end)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        if loss < 0.02:
+            break
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
 
-    def decode(self, prompts, titles):
-        assert not self.single_line
-        answers = [f'```json\n{{"keywords": "about {t}, film"}}\n```' if i % 2 else "no" for i, t in enumerate(titles)]
-        return [[answer] for answer in answers], [[0.0]] * len(prompts)
 
-    monkeypatch.setattr(Decoder, "decode", decode)
-    assert cli.main(arguments(tmp_path / "run", model)) == 0
-    rows = pq.read_table(tmp_path / "run/keywords/keywords.parquet").to_pylist()
-    assert sum(row["parsed"] for row in rows) == 10
-    assert all(row["keywords"] == (f"about {row['title']}, film" if row["parsed"] else row["title"]) for row in rows)
+def test_a_model_that_writes_json_for_some_titles(tmp_path):
+    answers = {
+        "Heat (1995)": '```json\n{\n"keywords": "crime, heist"}\n```',
+        "Babe (1995)": "a pig",
+        "Amélie (2001)": '{"keywords": "Paris, whimsy, Paris"}',
+    }
+    model = taught_model(tmp_path / "taught", answers)
+    catalog = tmp_path / "id2name.txt"
+    catalog.write_text("".join(f"{title}\t{row}\n" for row, title in enumerate(answers)), encoding="utf-8")
+    where = ["--run_dir", str(tmp_path / "run"), "--catalog", str(catalog), "--keywords_model", model]
+    assert cli.main(["keywords", *where, "--keywords_noun", "movie", "--dtype", "float32"]) == 0
+    rows = [list(row.values()) for row in pq.read_table(tmp_path / "run/keywords/keywords.parquet").to_pylist()]
+    assert rows == [
+        ["Heat (1995)", "crime, heist", True],
+        ["Babe (1995)", "Babe (1995)", False],
+        ["Amélie (2001)", "Paris, whimsy", True],
+    ]
+    summary = json.loads((tmp_path / "run/keywords/keywords.json").read_text(encoding="utf-8"))
+    assert summary["n_fallback"] == 1 and summary["unparsed_answers"] == ["a pig"]
 
 
 def test_a_killed_run_goes_on(tmp_path, model):
     """kill -9 after the first shards: the next run asks only for what is missing and gives the same file."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert cli.main(arguments(whole, model, "--keywords_tokens", "200", "--keywords_batch_size", "1")) == 0
-    command = arguments(cut, model, "--keywords_tokens", "200", "--keywords_batch_size", "1")
+    assert cli.main(arguments(whole, model, "--keywords_tokens", "60", "--keywords_batch_size", "1")) == 0
+    command = arguments(cut, model, "--keywords_tokens", "60", "--keywords_batch_size", "1")
     process = subprocess.Popen(
         [sys.executable, "-m", "bigrec_hf.cli", *command],
         cwd=ROOT,
@@ -213,8 +246,6 @@ def test_a_killed_run_goes_on(tmp_path, model):
     assert 2 <= len(done) < 20
     times = {path: path.stat().st_mtime_ns for path in done}
     written = []
-    from bigrec_hf.shards import ShardFolder
-
     original = ShardFolder.write
 
     def write(self, number, *rest):
