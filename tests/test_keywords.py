@@ -25,7 +25,7 @@ from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import GENERATIONS_SCHEMA
 from bigrec_hf.index import build_index
 from bigrec_hf.keywords import keyword_catalog, keywords_table, look_up, parse_keywords, read_keywords, wanted_titles
-from bigrec_hf.prompts import keywords_prompt_ids
+from bigrec_hf.prompts import KEYWORDS_PLACEHOLDERS, keywords_prompt_ids
 from bigrec_hf.shards import ShardFolder
 from tests.tiny import TITLES, save_tiny_model, tiny_model, tiny_tokenizer, write_tiny_catalog
 
@@ -54,6 +54,8 @@ ROOT = Path(__file__).resolve().parents[1]
         ('{"tags": "toys"}', None),
         ('["keywords"]', None),
         ('{"keywords": "\\ud800"}', None),  # would not fit into any UTF-8 file
+        ('{"keywords": "first, second, third"}', None),  # the question's own words
+        ('{"keywords": "first, second, third"} {"keywords": "first, last"}', ["first", "last"]),
         ('{"a":' * 3000, None),
         ("{" * 3000, None),
     ],
@@ -91,7 +93,7 @@ def test_look_up_and_a_keyword_catalog():
 def test_question():
     tokenizer = tiny_tokenizer()
     text = tokenizer.decode(keywords_prompt_ids("Heat (1995)", "movie", tokenizer))
-    assert '{"keywords": "first, second, third"}' in text and 'The movie: "Heat (1995)"' in text
+    assert f'{{"keywords": "{", ".join(KEYWORDS_PLACEHOLDERS)}"}}' in text and 'The movie: "Heat (1995)"' in text
     assert text.endswith("assistant\n")
     alpaca = tiny_tokenizer(chat=False)
     assert alpaca.decode(keywords_prompt_ids("Heat", "movie", alpaca)).endswith("### Response:\n")

@@ -45,14 +45,7 @@ from bigrec_hf.ground import (
     write_table,
 )
 from bigrec_hf.index import CatalogIndex, Encode
-from bigrec_hf.keywords import (
-    KEYWORDS_FILE,
-    KEYWORDS_FOLDER,
-    KEYWORDS_INDEX,
-    keyword_catalog,
-    look_up,
-    read_keywords,
-)
+from bigrec_hf.keywords import KEYWORDS_FILE, KEYWORDS_FOLDER, KEYWORDS_INDEX, keyword_catalog, look_up, read_keywords
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.runs import file_fingerprint, read_json, write_json
 from bigrec_hf.score import results_table, score_folder, score_rankings
@@ -259,9 +252,9 @@ def main(
     encoder = (encoder_name(ground.encoder, model.base_model), ground.encoder_dtype, ground.encode_batch_tokens)
     index, encode = open_index(catalog, ground.index_dir, run_dir / "index", *encoder)
     keywords_file = Path(fuse.keywords_file or run_dir / KEYWORDS_FOLDER / KEYWORDS_FILE)
-    fusions = (
-        [fuse.fusion] if fuse.fusion != "all" else [f for f in FUSIONS if f != "keywords" or keywords_file.is_file()]
-    )
+    fusions = [fuse.fusion]
+    if fuse.fusion == "all":
+        fusions = [name for name in FUSIONS if name != "keywords" or keywords_file.is_file()]
     extra: dict[str, Any] = {}
     if "keywords" in fusions:
         keywords = read_keywords(keywords_file)
@@ -288,8 +281,10 @@ def main(
     if plain.is_file():
         rows[run.method], _ = score_rankings(pq.read_table(plain), **vars(score), seed=run.seed)
     for name, parameters in chosen.items():
-        print(f"fuse ({run.method}): {name} {json.dumps(parameters)}, chosen by {fuse.fusion_metric} on validation")
         folder = run_dir / f"{run.method}_fused_{name}"
+        value = read_json(folder / FUSION_FILE)["value"]
+        note = "" if value else " (0 for every setting: use more validation examples)"
+        print(f"fuse: {name} {json.dumps(parameters)}, {fuse.fusion_metric} {value:.4f} on validation{note}")
         rows[folder.name] = score_folder(folder, **vars(score), seed=run.seed)
     print(results_table(rows, sorted(set(score.ks))))
 

@@ -24,7 +24,7 @@ from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.ground import GENERATIONS_FILE, catalog_source, read_generations, write_table
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.prompts import keywords_prompt_ids
+from bigrec_hf.prompts import KEYWORDS_PLACEHOLDERS, keywords_prompt_ids
 from bigrec_hf.runs import fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def parse_keywords(answer: str) -> list[str] | None:
     """The keywords of the first JSON object in an answer that has some, else None.
 
     The object's `keywords` (in any case) is a comma-separated string or a list of strings; text and code fences around
-    it are ignored, outer spaces and repetitions (in any case) dropped. Text that is no valid Unicode is no keyword.
+    it are ignored, outer spaces and repetitions (in any case) dropped. Text that is no valid Unicode does not count,
+    nor does an echo of the question's own placeholders, which weak models give.
     """
     decoder = json.JSONDecoder()
     start = answer.find("{")
@@ -81,7 +82,8 @@ def parse_keywords(answer: str) -> list[str] | None:
             value, _ = decoder.raw_decode(answer, start)
         except (json.JSONDecodeError, RecursionError):
             value = None
-        if isinstance(value, dict) and (found := _keyword_list(value)):
+        found = _keyword_list(value) if isinstance(value, dict) else []
+        if found and tuple(found) != KEYWORDS_PLACEHOLDERS:
             return found
         start = answer.find("{", start + 1)
     return None

@@ -23,6 +23,7 @@ ALPACA_PREAMBLE = (
 )
 ENHANCED_LINE = "Only output the name of the recommended thing. Do not include any explanations or extra information."
 ENHANCED_CHAT = 'Only output in the following format, including the end token:\n"<name of the recommended thing>"'
+KEYWORDS_PLACEHOLDERS = ("first", "second", "third")
 KEYWORDS_TASK = (
     "List 5 to 8 short keywords that describe this {noun}: its genre, theme, setting, mood, and the series or people "
     'it belongs to. Answer with one line of JSON and nothing else, in this form: {{"keywords": "first, second, third"}}'
