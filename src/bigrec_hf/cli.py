@@ -35,6 +35,13 @@ STAGES = {
         "distances weighted by popularity or a collaborative model, chosen on validation",
         "run_dir",
     ),
+    "keywords": Stage("keywords", ("run", "data", "model", "keywords"), "LM writes keywords of titles", "run_dir"),
+    "fuse": Stage(
+        "fuse",
+        ("run", "data", "model", "ground", "score", "fuse"),
+        "several texts an example -> one ranking, chosen on validation",
+        "run_dir",
+    ),
     "evaluate": Stage(
         "evaluation",
         ("evaluate", "data", "model", "ground", "score"),

@@ -48,10 +48,13 @@ class Decoder:
         *,
         shared_prefix: Sequence[int] = (),
         constraint: Constraint | None = None,
+        single_line: bool = True,
     ) -> None:
         """`shared_prefix`: token ids that every prompt given later begins with; () = share nothing. `constraint`: what
-        constrained strategies may write; with it, answers end where the titles do, whatever `max_new_tokens` says."""
-        self.model, self.tokenizer, self.constraint = model, tokenizer, constraint
+        constrained strategies may write; with it, answers end where the titles do, whatever `max_new_tokens` says.
+        `single_line`: an answer ends at a line break and its quotes are taken off, as a title's; false = the text as it
+        was written."""
+        self.model, self.tokenizer, self.constraint, self.single_line = model, tokenizer, constraint, single_line
         if decoding.is_constrained != (constraint is not None):
             raise ValueError(f"decoding {decoding.strategy} and the constraint do not fit together")
         if constraint is not None:
@@ -61,7 +64,7 @@ class Decoder:
         else:
             self.end_ids = end_token_ids(model, tokenizer)
         self.decoding = decoding
-        self.break_ids = line_break_ids(tokenizer)
+        self.break_ids = line_break_ids(tokenizer) if single_line else torch.empty(0, dtype=torch.long)
         self.cut_ids = set(self.end_ids) | (set() if decoding.has_beams else set(self.break_ids.tolist()))
         # `generate` fills unset fields from the model's own file: leave it nothing to fill them with
         model.generation_config = GenerationConfig()
@@ -201,4 +204,5 @@ class Decoder:
 
     def _text(self, answer: list[int]) -> str:
         ended = bool(answer) and answer[-1] in self.end_ids
-        return parse_answer(self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
+        text = self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True)
+        return parse_answer(text) if self.single_line else text

@@ -23,6 +23,11 @@ ALPACA_PREAMBLE = (
 )
 ENHANCED_LINE = "Only output the name of the recommended thing. Do not include any explanations or extra information."
 ENHANCED_CHAT = 'Only output in the following format, including the end token:\n"<name of the recommended thing>"'
+KEYWORDS_PLACEHOLDERS = ("first", "second", "third")
+KEYWORDS_TASK = (
+    "List 5 to 8 short keywords that describe this {noun}: its genre, theme, setting, mood, and the series or people "
+    'it belongs to. Answer with one line of JSON and nothing else, in this form: {{"keywords": "first, second, third"}}'
+)
 TEMPLATES = ("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced")
 INPUT_TAIL = "\n "  # the reference ends every input with a line break and one space
 
@@ -101,6 +106,18 @@ def format_prompt(
         )
     messages = [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": user}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def keywords_prompt_ids(title: str, noun: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the question for one title's keywords: the tokenizer's chat layout, else the Alpaca layout.
+
+    What differs between titles stands last, so that all questions share their beginning (BIGRec's keywords variant asks
+    for comma-separated attributes in JSON; the wording is ours).
+    """
+    template = "chat-basic" if tokenizer.chat_template else "alpaca-basic"
+    task = KEYWORDS_TASK.format(noun=noun)
+    text = format_prompt(template, task, f'The {noun}: "{title}"', tokenizer)
+    return prompt_token_ids(template, text, tokenizer)
 
 
 def prompt_token_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

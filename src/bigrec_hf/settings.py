@@ -293,6 +293,41 @@ class RerankSettings:
 
 
 @dataclass(frozen=True)
+class KeywordsSettings:
+    """Keywords of catalog titles and predicted titles, by an instruct LM (for `fuse --fusion keywords`)."""
+
+    keywords_model: str | None = setting(
+        None, "instruct LM that writes keywords: folder or Hub id, `@revision` allowed (default: the base model)"
+    )
+    keywords_noun: str | None = setting(
+        None, "what a title names, singular, e.g. movie (default: the prepared set's noun, else item)"
+    )
+    keywords_tokens: int = setting(64, "tokens a keyword answer may have")
+    keywords_batch_size: int = setting(32, "titles asked together, at most, on each process: what a kill can lose")
+    keywords_batch_tokens: int = setting(65536, "prompt and answer tokens decoded together, at most, padding counted")
+
+
+@dataclass(frozen=True)
+class FuseSettings:
+    """All texts of an example, or titles and keywords, in one ranking; parameters chosen on validation."""
+
+    fusion: str = setting(
+        "all",
+        "min = nearest text; weighted = nearest text, worse scores pay; rrf = reciprocal ranks; keywords = mix of the "
+        "title's and the keywords' ranks; all = the first three, and keywords where they were written",
+        choices=("min", "weighted", "rrf", "keywords", "all"),
+    )
+    fusion_metric: str = setting("ndcg@10", "metric that chooses the parameters on validation: ndcg@K or hr@K")
+    fusion_beams: int = setting(0, "texts an example to use, at most (1 to this many are tried); 0 = all")
+    fusion_penalties: list[float] = setting(
+        [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
+        "weighted: penalties to try, in catalog radii (root mean square) for a nat a token of score",
+    )
+    fusion_k0: list[int] = setting([0, 1, 2, 5, 10, 20, 60, 100], "rrf: constants k0 to try in 1 / (k0 + rank)")
+    keywords_file: str | None = setting(None, "keywords (default: <run_dir>/keywords/keywords.parquet)")
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """`evaluate` = ground + score of any prediction file."""
 
@@ -341,6 +376,8 @@ SECTIONS = {
     "ground": GroundSettings,
     "score": ScoreSettings,
     "rerank": RerankSettings,
+    "keywords": KeywordsSettings,
+    "fuse": FuseSettings,
     "evaluate": EvaluateSettings,
     "report": ReportSettings,
 }
