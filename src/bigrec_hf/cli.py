@@ -34,6 +34,9 @@ STAGES = {
         ("evaluate", "data", "model", "ground", "score"),
         "ground + score of any prediction file, the reference's JSON included",
     ),
+    "sasrec": Stage(
+        "sasrec.stage", ("run", "data", "ground", "sasrec"), "SASRec baseline: training, ranks, scores", "run_dir"
+    ),
     "run": Stage(
         "run",
         ("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score"),

@@ -250,6 +250,26 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class SasrecSettings:
+    """SASRec, the sequential baseline, trained on the same examples."""
+
+    sasrec_dim: int = setting(64, "size of item embeddings and hidden states")
+    sasrec_layers: int = setting(2, "transformer blocks")
+    sasrec_heads: int = setting(2, "attention heads")
+    sasrec_dropout: float = setting(0.3, "dropout probability")
+    sasrec_max_length: int = setting(10, "history items it looks at, at most (as the prompts)")
+    sasrec_stride: int = setting(5, "items between training windows: smaller = each item is a target more often")
+    sasrec_epochs: int = setting(100, "passes over the training windows, at most")
+    sasrec_patience: int = setting(5, "early stopping: epochs without a better validation NDCG@10; 0 = never")
+    sasrec_lr: float = setting(1e-3, "learning rate (AdamW, constant)")
+    sasrec_weight_decay: float = setting(0.0, "weight decay of AdamW")
+    sasrec_batch_size: int = setting(128, "windows an optimizer step")
+    sasrec_negatives: int = setting(
+        0, "items sampled a step for the softmax, with logQ correction; 0 = all items (full softmax)"
+    )
+
+
+@dataclass(frozen=True)
 class ReportSettings:
     """One table over runs, baselines and published rows."""
 
@@ -270,5 +290,6 @@ SECTIONS = {
     "ground": GroundSettings,
     "score": ScoreSettings,
     "evaluate": EvaluateSettings,
+    "sasrec": SasrecSettings,
     "report": ReportSettings,
 }

@@ -1,7 +1,7 @@
 """SASRec (Kang and McAuley, arXiv 1808.09781) as a `PreTrainedModel`, with softmax losses instead of one negative.
 
-This file imports nothing of the package, so that `save_pretrained` and `push_to_hub` can store it beside the weights and
-`AutoModel.from_pretrained(..., trust_remote_code=True)` works without the package.
+This file imports nothing of the package, so that `save_pretrained` and `push_to_hub` can store it beside the weights
+and `AutoModel.from_pretrained(..., trust_remote_code=True)` works without the package.
 """
 
 from __future__ import annotations
@@ -95,19 +95,17 @@ class SasRecModel(PreTrainedModel):
         log_expected: torch.Tensor | None = None,
     ) -> SasRecOutput:
         """`input_ids` (B, L) int64, oldest first, L <= max_length, padded with `padding_id`; `labels` (B, L) the next
-        item of every position, -100 = no loss. The loss is `softmax_loss`, or `sampled_softmax_loss` where `sampled` and
-        `log_expected` are given.
+        item of every position, -100 = no loss. The loss is `softmax_loss`, or `sampled_softmax_loss` where `sampled`
+        and `log_expected` are given.
         """
         if input_ids.shape[1] > self.config.max_length:
             raise ValueError(f"{input_ids.shape[1]} items given, the model looks at {self.config.max_length} at most")
         real = input_ids != self.config.padding_id  # (B, L)
         place = (real.cumsum(dim=1) - 1).clamp(min=0)
-        states = F.dropout(
-            self.items(input_ids) + self.positions(place), self.config.dropout if self.training else 0.0
-        )
+        states = F.dropout(self.items(input_ids) + self.positions(place), self.config.dropout if self.training else 0.0)
         length = input_ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
-        own = torch.eye(length, dtype=torch.bool, device=input_ids.device)  # padding sees itself: a softmax needs one key
+        own = torch.eye(length, dtype=torch.bool, device=input_ids.device)  # so that padding has a key
         allowed = ((causal & real[:, None, :]) | own)[:, None]  # (B, 1, L, L)
         for block in self.blocks:
             states = block(states, allowed)
@@ -143,9 +141,9 @@ def sampled_softmax_loss(
     """Cross-entropy over the target and shared negatives, corrected for how often each negative is drawn (logQ).
 
     `sampled` (m,) rows, `log_expected` (m,) the log of how often each is expected in a draw. The normalizer
-    exp(s_target) + sum over j in sampled, j != target, of exp(s_j) / expected_j has the full softmax's normalizer as its
-    mean; the target itself, always there, is not corrected (Khrylchenko et al., arXiv 2507.09331, on the usual form of
-    Yi et al., RecSys 2019, which corrects it too). With all items drawn, expected once, this is the full softmax.
+    exp(s_target) + sum over j in sampled, j != target, of exp(s_j) / expected_j has the full softmax's normalizer as
+    its mean; the target itself, always there, is not corrected (Khrylchenko et al., arXiv 2507.09331, on the usual form
+    of Yi et al., RecSys 2019, which corrects it too). With all items drawn, expected once, this is the full softmax.
     """
     positive = (states * table[targets]).sum(dim=1, keepdim=True)
     negative = states @ table[sampled].T - log_expected
