@@ -1,4 +1,8 @@
-"""Co-occurrence baseline: the neighbors, in training sequences, of the most recent item of a history."""
+"""Co-occurrence baseline: the neighbors, in training sequences, of the most recent items of a history.
+
+The defaults (3 newest items, at most 3 places apart) are about the best on the validation examples of MovieLens-100K,
+split by time and leave-one-out, and of Amazon games, among 1, 3, 10, 50 places and 1, 3, 10 items.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ class Neighbors:
     counts: np.ndarray  # (pairs,) int64
 
 
-def count_neighbors(items: np.ndarray, starts: np.ndarray, n_items: int, distance: int = 10) -> Neighbors:
+def count_neighbors(items: np.ndarray, starts: np.ndarray, n_items: int, distance: int = 3) -> Neighbors:
     """How often two different items stand at most `distance` places apart, in either order, in the same sequence.
 
     `items` (total,) catalog rows of all sequences end to end, `starts` (n + 1,) where each begins
@@ -48,7 +52,7 @@ def cooccurrence_rankings(
     targets: Sequence[int],
     histories: Sequence[Sequence[int]],
     *,
-    recent: int = 1,
+    recent: int = 3,
     top_k: int = 50,
     exclude_history: bool = False,
     duplicates: str = "best",
