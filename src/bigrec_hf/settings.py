@@ -265,7 +265,8 @@ class SasrecSettings:
     sasrec_weight_decay: float = setting(0.0, "weight decay of AdamW")
     sasrec_batch_size: int = setting(128, "windows an optimizer step")
     sasrec_negatives: int = setting(
-        0, "items sampled a step for the softmax, with logQ correction; 0 = all items (full softmax)"
+        2048,
+        "items sampled a step for the softmax, with logQ correction; catalogs no larger, or 0: the full softmax",
     )
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
 from bigrec_hf.baselines import rank_scores
+from bigrec_hf.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.scores import mean_scores
 from bigrec_hf.sasrec.data import ItemSequences, WindowDataset, collate, pad_histories, windows
 from bigrec_hf.sasrec.model import SasRecConfig, SasRecModel, inclusion_probabilities
@@ -104,9 +105,18 @@ def train_sasrec(
     """Train (or go on from the last checkpoint in `checkpoints`) and return the model of the best validation NDCG@10.
 
     `counts` (n_items,) how often each item is a training target; `validation` histories and targets, which stop the
-    training (`patience` epochs without a better one) and are never learned from. `negatives` 0: full softmax, else
-    about that many sampled ones a batch.
+    training (`patience` epochs without a better one) and are never learned from. `negatives`: items sampled a batch, on
+    average; 0, or not fewer than the catalog's: full softmax. Raises BigrecError for settings that do not fit, and where
+    no sequence has two items.
     """
+    if not 1 <= stride <= max_length:
+        raise BigrecError(
+            f"stride {stride} lies outside 1 to max_length, {max_length}: some items would never be a target"
+        )
+    if dim % heads:
+        raise BigrecError(
+            f"hidden size {dim} is no multiple of {heads} attention heads: choose another number of heads"
+        )
     checkpoints = Path(checkpoints)
     n_items = len(counts)
     set_seed(seed)
@@ -121,6 +131,8 @@ def train_sasrec(
     )
     model = SasRecModel(config)
     inputs, labels = windows(sequences, max_length, stride, config.padding_id)
+    if not len(inputs):
+        raise BigrecError("no training sequence has two items: there is no next item to learn; prepare more data")
     has_validation = len(validation[1]) > 0
     interval = "epoch" if has_validation else "no"
     arguments = TrainingArguments(
