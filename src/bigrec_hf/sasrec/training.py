@@ -106,17 +106,13 @@ def train_sasrec(
 
     `counts` (n_items,) how often each item is a training target; `validation` histories and targets, which stop the
     training (`patience` epochs without a better one) and are never learned from. `negatives`: items sampled a batch, on
-    average; 0, or not fewer than the catalog's: full softmax. Raises BigrecError for settings that do not fit, and where
-    no sequence has two items.
+    average; 0, or not fewer than the catalog's: full softmax. Raises BigrecError for settings that do not fit, and
+    where no sequence has two items.
     """
     if not 1 <= stride <= max_length:
-        raise BigrecError(
-            f"stride {stride} lies outside 1 to max_length, {max_length}: some items would never be a target"
-        )
+        raise BigrecError(f"stride {stride} lies outside 1 to max_length, {max_length}: items would be left out")
     if dim % heads:
-        raise BigrecError(
-            f"hidden size {dim} is no multiple of {heads} attention heads: choose another number of heads"
-        )
+        raise BigrecError(f"hidden size {dim} is no multiple of {heads} attention heads: choose another number")
     checkpoints = Path(checkpoints)
     n_items = len(counts)
     set_seed(seed)
