@@ -1,5 +1,6 @@
 """SASRec: sequences, windows and losses by hand; causality, padding, learning, leaks, saving, resumption, the stage."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -297,7 +298,7 @@ def test_saved_and_loaded_model_is_the_same(tmp_path, monkeypatch):
 
 STAGE = [
     *("--sasrec_dim", "8", "--sasrec_layers", "1", "--sasrec_epochs", "2", "--sasrec_batch_size", "32"),
-    *("--eval_sample", "0"),
+    *("--eval_sample", "0", "--ks", "5", "10"),
 ]
 
 
@@ -314,7 +315,10 @@ def test_stage_writes_model_rankings_and_scores(tiny_prepared, tmp_path, capsys)
         targets = table["target"].to_numpy()
         own = scores[np.arange(len(scores)), targets][:, None]
         assert table["rank"].to_pylist() == (scores > own).sum(axis=1).tolist()  # no ties among trained scores
+        results = json.loads((folder / "results.json").read_text())
+        assert results["baseline"] == "sasrec" and results["hr@10"] == np.mean(table["rank"].to_numpy() < 10)
     assert not (run / "sasrec" / "checkpoints").exists()
+    assert "| validation |" in capsys.readouterr().out
     before = (run / "sasrec" / "model" / "model.safetensors").stat().st_mtime_ns
     assert cli(arguments) == 0 and "kept" in capsys.readouterr().out
     assert (run / "sasrec" / "model" / "model.safetensors").stat().st_mtime_ns == before

@@ -35,7 +35,7 @@ STAGES = {
         "ground + score of any prediction file, the reference's JSON included",
     ),
     "sasrec": Stage(
-        "sasrec.stage", ("run", "data", "ground", "sasrec"), "SASRec baseline: training, ranks, scores", "run_dir"
+        "sasrec.stage", ("run", "data", "ground", "score", "sasrec"), "SASRec baseline: train, rank, score", "run_dir"
     ),
     "run": Stage(
         "run",

@@ -1,7 +1,8 @@
 """The `sasrec` stage: train the sequential baseline once a run, then rank and score the examples that the LM answers.
 
 Writes `<run_dir>/sasrec/model/` (a `PreTrainedModel` folder) and `training.json`; and, for the evaluated split in
-`<run_dir>/sasrec/` and for validation in `<run_dir>/validation/sasrec/`: `rankings.parquet` and `scores.safetensors`.
+`<run_dir>/sasrec/` and for validation in `<run_dir>/validation/sasrec/`: `rankings.parquet`, `scores.safetensors`, and
+what `score` writes.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from bigrec_hf.runs import environment, fingerprint, measured, read_json, write_
 from bigrec_hf.sasrec.data import training_sequences
 from bigrec_hf.sasrec.model import SasRecModel
 from bigrec_hf.sasrec.training import score_histories, train_sasrec
+from bigrec_hf.score import results_table, score_folder
 
 if TYPE_CHECKING:
-    from bigrec_hf.settings import DataSettings, GroundSettings, RunSettings, SasrecSettings
+    from bigrec_hf.settings import DataSettings, GroundSettings, RunSettings, SasrecSettings, ScoreSettings
 
 NAME = "sasrec"
 SCORES_FILE = "scores.safetensors"
@@ -75,7 +77,7 @@ def trained_model(folder: str | Path, dataset: str, catalog: Catalog, *, seed: i
     content.update(json.dumps([targets, histories]).encode())
     settings |= {"seed": seed, "catalog_sha256": catalog_sha256(catalog)}
     mark = fingerprint(settings, content.hexdigest())
-    if read_json(folder / TRAINING_FILE).get("fingerprint") == mark:
+    if read_json(folder / TRAINING_FILE).get("fingerprint") == mark and (folder / "model").is_dir():
         print(f"SASRec in {folder} is trained and its settings are unchanged: kept")
         return SasRecModel.from_pretrained(folder / "model").eval()
     checkpoints = folder / "checkpoints"
@@ -141,8 +143,10 @@ def training_settings(run: RunSettings, sasrec: SasrecSettings) -> dict[str, Any
     return {"seed": run.seed, **{key.removeprefix("sasrec_"): value for key, value in vars(sasrec).items()}}
 
 
-def main(run: RunSettings, data: DataSettings, ground: GroundSettings, sasrec: SasrecSettings) -> None:
-    """Train, then write the tables of the evaluated split and of validation."""
+def main(
+    run: RunSettings, data: DataSettings, ground: GroundSettings, score: ScoreSettings, sasrec: SasrecSettings
+) -> None:
+    """Train, then rank and score the evaluated split and validation; print one table."""
     if run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
     if not data.dataset:
@@ -153,6 +157,7 @@ def main(run: RunSettings, data: DataSettings, ground: GroundSettings, sasrec: S
         raise BigrecError(f"catalog {data.catalog!r} is not that of {dataset!r}, which SASRec scores: leave it out")
     model = trained_model(folder / NAME, dataset, catalog, **training_settings(run, sasrec))
     counts = train_counts(dataset)
+    results: dict[str, dict[str, Any]] = {}
     options = {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
     for place, split in ((folder, data.split), (folder / "validation", "validation")):
         examples = evaluated_examples(place, catalog, dataset, split, data.eval_sample)
@@ -160,7 +165,8 @@ def main(run: RunSettings, data: DataSettings, ground: GroundSettings, sasrec: S
             print(f"sasrec: the {split} split of {dataset} is empty: skipped")
             continue
         sasrec_tables(model, catalog, counts, examples, place / NAME, **options)
-        print(f"sasrec: {len(examples[0]):,} {split} examples -> {place / NAME}")
+        results[split] = score_folder(place / NAME, **vars(score), seed=run.seed)
+    print(results_table(results, sorted(set(score.ks))))
 
 
 if __name__ == "__main__":
