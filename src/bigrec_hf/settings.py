@@ -258,7 +258,9 @@ class SasrecSettings:
     sasrec_heads: int = setting(2, "attention heads")
     sasrec_dropout: float = setting(0.3, "dropout probability")
     sasrec_max_length: int = setting(10, "history items it looks at, at most (as the prompts)")
-    sasrec_stride: int = setting(5, "items between training windows: smaller = each item is a target more often")
+    sasrec_stride: int = setting(
+        10, "items between the ends of training windows: max_length = each item is a target once an epoch, 1 = often"
+    )
     sasrec_epochs: int = setting(100, "passes over the training windows, at most")
     sasrec_patience: int = setting(5, "early stopping: epochs without a better validation NDCG@10; 0 = never")
     sasrec_lr: float = setting(1e-3, "learning rate (AdamW, constant)")
