@@ -47,6 +47,9 @@ STAGES = {
         ("evaluate", "data", "model", "ground", "score"),
         "ground + score of any prediction file, the reference's JSON included",
     ),
+    "sasrec": Stage(
+        "sasrec.stage", ("run", "data", "ground", "score", "sasrec"), "SASRec baseline: train, rank, score", "run_dir"
+    ),
     "run": Stage(
         "run",
         ("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score"),

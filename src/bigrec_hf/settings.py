@@ -339,6 +339,29 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class SasrecSettings:
+    """SASRec, the sequential baseline, trained on the same examples."""
+
+    sasrec_dim: int = setting(64, "size of item embeddings and hidden states")
+    sasrec_layers: int = setting(2, "transformer blocks")
+    sasrec_heads: int = setting(2, "attention heads")
+    sasrec_dropout: float = setting(0.3, "dropout probability")
+    sasrec_max_length: int = setting(10, "history items it looks at, at most (as the prompts)")
+    sasrec_stride: int = setting(
+        2, "items between the ends of training windows: max_length = each item is a target once an epoch, 1 = often"
+    )
+    sasrec_epochs: int = setting(100, "passes over the training windows, at most")
+    sasrec_patience: int = setting(5, "early stopping: epochs without a better validation NDCG@10; 0 = never")
+    sasrec_lr: float = setting(1e-3, "learning rate (AdamW, constant)")
+    sasrec_weight_decay: float = setting(0.0, "weight decay of AdamW")
+    sasrec_batch_size: int = setting(256, "windows an optimizer step")
+    sasrec_negatives: int = setting(
+        2048,
+        "items sampled a step for the softmax, with logQ correction; catalogs no larger, or 0: the full softmax",
+    )
+
+
+@dataclass(frozen=True)
 class ReportSettings:
     """One table over runs, baselines and published rows."""
 
@@ -379,5 +402,6 @@ SECTIONS = {
     "keywords": KeywordsSettings,
     "fuse": FuseSettings,
     "evaluate": EvaluateSettings,
+    "sasrec": SasrecSettings,
     "report": ReportSettings,
 }
