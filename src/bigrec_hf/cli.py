@@ -98,9 +98,11 @@ def main(argv: list[str] | None = None) -> int:
     debug = given.pop("debug")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
     try:
+        from bigrec_hf.hub import pin
+
         settings = build_settings(given.pop("config"), given)
         module = importlib.import_module(f"bigrec_hf.{stage.module}")
-        module.main(**{section: settings[section] for section in stage.sections})
+        module.main(**{section: pin(settings[section]) for section in stage.sections})
     except KeyboardInterrupt:
         print("bigrec-hf: interrupted", file=sys.stderr)
         return 130

@@ -25,7 +25,8 @@ from bigrec_hf.catalog import load_catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_config, load_facts
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.metrics.ndcg_hr.encoders import split_revision
+from bigrec_hf.hub import is_hub_id
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.processes import process_state
 from bigrec_hf.recipes import to_yaml
 from bigrec_hf.runs import environment, file_fingerprint, fingerprint, measured, read_json, write_json
@@ -198,7 +199,7 @@ def main(
         "index",
         lambda: build_run_index(folder, data, model, ground),
         depends=[data_now, ground.encoder, ground.encoder_dtype, model.base_model],
-        outputs=[Path(ground.index_dir or folder / "index")],
+        outputs=[] if is_hub_id(ground.index_dir or "") else [Path(ground.index_dir or folder / "index")],
     )
     marks = {}
     for method in methods:

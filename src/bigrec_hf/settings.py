@@ -12,7 +12,11 @@ from typing import Any
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field with its help text; mutable defaults are copied. `more`: `choices`, `positional`, `flag`."""
+    """A dataclass field with its help text; mutable defaults are copied.
+
+    `more`: `choices`, `positional`, `flag`; `hub`: the field may name a Hub repository of this type (`words`: values
+    that do not; `creates`: where there is no such repository, a folder to make).
+    """
     metadata = {"help": help, **more}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -112,13 +116,17 @@ class DataSettings:
     """Which prepared data set, or which of the reference's JSON files, a stage reads."""
 
     dataset: list[str] = setting(
-        [], "prepared data set(s): folder or Hub id, `@revision` allowed; several are concatenated for training"
+        [],
+        "prepared data set(s): folder or Hub id, `@revision` allowed; several are concatenated for training",
+        hub="dataset",
     )
     train_json: list[str] = setting([], "the reference's JSON file(s) for training, instead of --dataset")
     validation_json: list[str] = setting([], "the reference's JSON file(s) for validation")
     test_json: list[str] = setting([], "the reference's JSON file(s) for generation and scoring")
     catalog: str | None = setting(
-        None, "catalog: prepared set, movies.dat, id2name.txt or CSV (default: the data set's own items)"
+        None,
+        "catalog: prepared set (folder or Hub id), movies.dat, id2name.txt or CSV (default: the data set's own items)",
+        hub="dataset",
     )
     split: str = setting("test", "split that generation and scoring use", choices=("train", "validation", "test"))
     eval_sample: int = setting(5000, "examples drawn from the split as the reference does (seed 42); 0 = all")
@@ -128,7 +136,7 @@ class DataSettings:
 class ModelSettings:
     """The base language model."""
 
-    base_model: str | None = setting(None, "causal LM: folder or Hub id, `@revision` allowed")
+    base_model: str | None = setting(None, "causal LM: folder or Hub id, `@revision` allowed", hub="model")
     dtype: str = setting(
         "auto",
         "weights and arithmetic; auto = bfloat16 where the hardware multiplies it fast, else float32",
@@ -191,7 +199,9 @@ class SftSettings:
 class GenerateSettings:
     """Step 1: the LM writes the next title."""
 
-    adapter: str | None = setting(None, "adapter: folder or Hub id (default: the run's own, if it has one)")
+    adapter: str | None = setting(
+        None, "adapter: folder or Hub id, `@revision` allowed (default: the run's own, if it has one)", hub="model"
+    )
     decoding: str = setting("beam", "decoding strategy", choices=("beam", "greedy", "sample"))
     num_beams: int = setting(4, "beams (decoding: beam)")
     num_return_sequences: int = setting(0, "texts kept an example, best first; 0 = all beams, or 1 sample")
@@ -212,12 +222,19 @@ class GroundSettings:
     encoder: str = setting(
         "base",
         "text encoder: base = the run's base model (last token); or a causal LM or sentence-transformers name",
+        hub="model",
+        words=("base",),
     )
     encoder_dtype: str = setting(
         "float32", "arithmetic of the encoder", choices=("auto", "bfloat16", "float16", "float32")
     )
     encode_batch_tokens: int = setting(4096, "tokens encoded together, padding included")
-    index_dir: str | None = setting(None, "folder of the catalog index (default: <run_dir>/index)")
+    index_dir: str | None = setting(
+        None,
+        "catalog index: folder (made if missing) or Hub id, `@revision` allowed (default: <run_dir>/index)",
+        hub="dataset",
+        creates=True,
+    )
     top_k: int = setting(50, "nearest items kept an example in rankings.parquet")
     memory_mib: int = setting(256, "memory for distances, in MiB; the catalog is scanned in chunks of that size")
     exclude_history: bool = setting(False, "leave the example's history out of the candidates")
