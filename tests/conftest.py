@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
-os.environ |= {
+from tests.hub.fixtures import ENVIRONMENT, hub, hub_server  # noqa: F401  (fixtures)
+
+os.environ |= ENVIRONMENT | {
     "HF_HUB_OFFLINE": "1",
     "HF_EVALUATE_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
 }
