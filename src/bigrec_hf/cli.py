@@ -41,6 +41,14 @@ STAGES = {
         "run_dir",
     ),
     "report": Stage("report", ("report",), "one table over runs, baselines and published rows", "report_path"),
+    "publish": Stage(
+        "publish", ("publish",), "data set, adapter, index, metric or a whole run -> the Hub", "publish_dir"
+    ),
+    "download": Stage(
+        "download",
+        ("download", "data", "model", "generate", "ground"),
+        "what a recipe names on the Hub -> the cache, for work offline",
+    ),
 }
 
 

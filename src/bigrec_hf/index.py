@@ -200,13 +200,13 @@ def build_index(
     distinct = np.concatenate([np.load(file) for file in files])
     position = {title: i for i, title in enumerate(titles)}
     embeddings = distinct[[position[clean_title(title)] for title in catalog.titles]]  # (n_items, d) float32
-    _write(folder, catalog, embeddings, {**expected, "dim": embeddings.shape[1], "versions": _versions()})
+    write_index(folder, catalog, embeddings, {**expected, "dim": embeddings.shape[1], "versions": _versions()})
     for leftover in folder.glob(".parts-*"):
         shutil.rmtree(leftover)
     return load_index(folder, expected)
 
 
-def _write(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: dict[str, Any]) -> None:
+def write_index(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: dict[str, Any]) -> None:
     """Write all three files beside the old ones, then move them into place, the fingerprint last."""
     from safetensors.numpy import save_file
 

@@ -203,6 +203,7 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
             data["dataset"] = [prepare["prepared_dir"]]
         sft = merged.setdefault("sft", {})
         sft["adapter_dir"] = sft.get("adapter_dir") or str(folder / "adapter")
+        merged.setdefault("publish", {}).setdefault("published_run", str(folder))
     return {name: cls(**merged.get(name, {})) for name, cls in SECTIONS.items()}
 
 

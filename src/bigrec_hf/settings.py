@@ -275,6 +275,56 @@ class ReportSettings:
     published: str | None = setting(None, "published rows to show beside: movie or game", choices=("movie", "game"))
 
 
+@dataclass(frozen=True)
+class PublishSettings:
+    """What goes to the Hub, where to, and how. Needs a token (`hf auth login` or HF_TOKEN); without one: a dry run."""
+
+    publish_kind: str | None = setting(
+        None,
+        "dataset, adapter (with its index), index, metric (a Space), or run: all of them, cross-linked",
+        positional=True,
+        choices=("dataset", "adapter", "index", "metric", "run"),
+    )
+    repo_id: str | None = setting(None, "repository, user/name; created where it does not exist")
+    published_run: str | None = setting(None, "run folder: adapter, index, run", flag="--run_dir")
+    published_dataset: str | None = setting(None, "prepared set to publish (default: the run's own)", flag="--dataset")
+    published_base: str | None = setting(
+        None, "Hub id of the base model, for a run whose base is a local folder", flag="--base_model"
+    )
+    dataset_repo_id: str | None = setting(
+        None, "run: publish the data set too, there; adapter, index: the data set's repository, to be named"
+    )
+    index_repo_id: str | None = setting(
+        None, "run: the index's repository (default: <repo_id>-index); adapter: an index that is there already"
+    )
+    metric_repo_id: str | None = setting(
+        None, "run: the metric's Space (default: <user>/ndcg_hr); adapter: the Space, to be named"
+    )
+    with_index: bool = setting(True, "adapter: put the catalog index into the adapter's repository")
+    dry_run: bool = setting(False, "push nothing: write the folder that would be pushed, say what would happen")
+    private: bool = setting(False, "create the repositories as private ones")
+    branch: str | None = setting(None, "branch to commit to, created where missing (default: main)", flag="--revision")
+    create_pr: bool = setting(False, "open a pull request instead of committing to the branch")
+    message: str | None = setting(None, "commit message (default: what is published, by which version)")
+    model_license: str | None = setting(
+        None, "license of the adapter, e.g. apache-2.0 (default: none is stated)", flag="--license"
+    )
+    i_have_permission: bool = setting(
+        False, "publish openly although the data's terms forbid redistribution: you have the permission to"
+    )
+    publish_dir: str | None = setting(None, "folder for what a dry run writes (default: published)")
+
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """Fetch ahead of time what a recipe names on the Hub; afterwards HF_HUB_OFFLINE=1 works."""
+
+    include: list[str] = setting([], "files of models to fetch, patterns like *.json (default: what loading reads)")
+    exclude: list[str] = setting([], "files of models to leave out, patterns")
+    local_dir: str | None = setting(None, "put repositories into folders there (default: the Hub client's cache)")
+    metric: str | None = setting(None, "also a metric (a Space), for evaluate.load with HF_EVALUATE_OFFLINE=1")
+
+
 SECTIONS = {
     "run": RunSettings,
     "pipeline": PipelineSettings,
@@ -288,4 +338,6 @@ SECTIONS = {
     "score": ScoreSettings,
     "evaluate": EvaluateSettings,
     "report": ReportSettings,
+    "publish": PublishSettings,
+    "download": DownloadSettings,
 }
