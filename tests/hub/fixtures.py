@@ -21,6 +21,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -169,19 +170,27 @@ def hub_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubHandle]:
     process.wait(timeout=10)
 
 
-@pytest.fixture
-def hub(hub_server: HubHandle, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubHandle]:
-    """The hub without faults and with an empty log; the clients of this process are online, as alice."""
+@contextmanager
+def online(hub: HubHandle, user: str = "alice") -> Iterator[None]:
+    """The clients of this process are online and logged in. Fixtures of a wider scope than a test use it themselves."""
     import datasets.config
     import evaluate.config
     import huggingface_hub.constants
 
-    for name, value in {**ONLINE, "HF_TOKEN": hub_server.tokens["alice"]}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ONLINE, "HF_TOKEN": hub.tokens[user]}.items():
+            patch.setenv(name, value)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", False)
+        yield
+
+
+@pytest.fixture
+def hub(hub_server: HubHandle) -> Iterator[HubHandle]:
+    """The hub without faults and with an empty log; the clients of this process are online, as alice."""
     hub_server.faults.clear()
     _call("DELETE", f"{hub_server.endpoint}/_hub/log")
-    yield hub_server
+    with online(hub_server):
+        yield hub_server
     hub_server.faults.clear()

@@ -134,6 +134,11 @@ class Hub:
             request.require_user()
         return repo
 
+    def writable(self, request: Request, kind: str, namespace: str, name: str, revision: str) -> Repo:
+        """The repository, where the request may commit to `revision`: anyone logged in may to a pull request."""
+        open_to_all = request.flag("create_pr") or revision.startswith("refs/pr/")
+        return self.repo(request, kind, namespace, name, "discuss" if open_to_all else "write")
+
     @staticmethod
     def commit(repo: Repo, revision: str) -> str:
         oid = repo.resolve(revision)

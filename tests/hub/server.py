@@ -54,7 +54,7 @@ class HubServer(ThreadingHTTPServer):
 
     def start(self) -> HubServer:
         """Serve in a thread of this process."""
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def handle_error(self, request: object, client_address: object) -> None:

@@ -19,7 +19,7 @@ GIT_LFS = "application/vnd.git-lfs+json"
 @route("POST", "API/preupload/{revision}")
 def preupload(request: Request, kind: str, namespace: str, name: str, revision: str) -> Response:
     """For each file: LFS or regular, ignored or not, and the id of the content that is there already."""
-    repo = request.hub.repo(request, kind, namespace, name, "discuss" if request.flag("create_pr") else "write")
+    repo = request.hub.writable(request, kind, namespace, name, revision)
     oid = request.hub.commit(repo, revision)
     values = request.json()
     ignored = values.get("gitIgnore", repo.text(oid, ".gitignore")).splitlines()
@@ -127,7 +127,7 @@ def lfs_verify(request: Request, kind: str, namespace: str, name: str) -> Respon
 def commit(request: Request, kind: str, namespace: str, name: str, revision: str) -> Response:
     """One commit of all operations, or none: the branch moves only when everything is stored."""
     hub, as_pr = request.hub, request.flag("create_pr")
-    repo = hub.repo(request, kind, namespace, name, "discuss" if as_pr or revision.startswith("refs/pr/") else "write")
+    repo = hub.writable(request, kind, namespace, name, revision)
     user = request.require_user()
     try:
         lines = [json.loads(line) for line in request.body.read().splitlines() if line.strip()]
