@@ -10,7 +10,6 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from bigrec_hf import Recommender, cli
 from bigrec_hf.data import load_examples
@@ -18,31 +17,9 @@ from bigrec_hf.errors import BigrecError
 from tests.tiny import TITLES, save_tiny_model
 
 
-def make_run(folder, raw_movies, model, **changes):
-    """One run on the tiny set; returns its folder."""
-    content = {
-        "run": {"run_dir": str(folder / "run")},
-        "pipeline": {"baselines": ["random", "popularity"]},
-        "prepare": {"source": "movielens", "raw_dir": str(raw_movies)},
-        "data": {"eval_sample": 10},
-        "model": {"base_model": model, "dtype": "float32"},
-        "prompt": {"train_prompt": "chat-basic"},
-        "sft": {"sample": 16, "validation_sample": 8, "epochs": 1, "global_batch_size": 8, "micro_batch_size": 4},
-        "generate": {"decoding": "beam", "num_beams": 2, "max_new_tokens": 8, "generate_batch_size": 4},
-        "ground": {"top_k": 5},
-        "score": {"ks": [1, 5], "bootstrap": 50},
-    }
-    for section, values in changes.items():
-        content[section] = content[section] | values
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    assert cli.main(["run", "--config", str(path), "--debug"]) == 0
-    return folder / "run"
-
-
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, raw_movies, tiny_model_dir):
-    return make_run(tmp_path_factory.mktemp("recommender"), raw_movies, tiny_model_dir)
+def run_dir(tiny_run):
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +59,20 @@ def test_one_by_one_gives_the_same_items(run_dir, recommender):
         assert [item.distance for item in result.items] == pytest.approx(distances, rel=1e-5)
 
 
-def test_sampled_answers_are_the_runs_with_its_example_ids(tmp_path, raw_movies, tiny_model_dir):
-    run_dir = make_run(
-        tmp_path, raw_movies, tiny_model_dir, generate={"decoding": "sample", "temperature": 1.5, "sample_top_k": 0}
-    )
+def copy_of(run_dir, folder, *flags):
+    """The run in another place, its answers generated and grounded again with other settings."""
+    shutil.copytree(run_dir, folder)
+    places = ["--run_dir", str(folder), "--dataset", str(folder / "data")]
+    recipe = ["--config", str(run_dir.parent / "recipe.yaml"), "--debug"]
+    for stage in ("generate", "ground"):
+        own = [flag for flag in flags if flag[0] == stage]
+        assert cli.main([stage, *recipe, *places, *(word for flag in own for word in flag[1:])]) == 0
+    return folder
+
+
+def test_sampled_answers_are_the_runs_with_its_example_ids(run_dir, tmp_path):
+    flags = ("generate", "--decoding", "sample", "--temperature", "1.5", "--sample_top_k", "0")
+    run_dir = copy_of(run_dir, tmp_path / "sampled", flags)
     histories, ids = run_histories(run_dir)
     recommender = Recommender.from_pretrained(run_dir / "adapter")
     assert as_rows(recommender.recommend(histories, 5, example_ids=ids)) == rankings(run_dir)
@@ -125,8 +112,8 @@ def test_a_catalog_title_comes_first_at_distance_zero(recommender, monkeypatch):
     assert (first.row, first.item_id, first.title, first.distance) == (7, "8", TITLES[7], 0.0)
 
 
-def test_history_is_excluded_where_the_run_did(tmp_path, raw_movies, tiny_model_dir):
-    run_dir = make_run(tmp_path, raw_movies, tiny_model_dir, ground={"exclude_history": True})
+def test_history_is_excluded_where_the_run_did(run_dir, tmp_path):
+    run_dir = copy_of(run_dir, tmp_path / "excluding", ("ground", "--exclude_history"))
     histories, _ = run_histories(run_dir)
     results = Recommender.from_pretrained(run_dir).recommend(histories, 5)
     assert as_rows(results) == rankings(run_dir)

@@ -105,9 +105,9 @@ def main(argv: list[str] | None = None) -> int:
         return int(stop.code or 0)
     debug = given.pop("debug")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
-    try:
-        from bigrec_hf.hub import pin
+    from bigrec_hf.hub import pin, redact
 
+    try:
         settings = build_settings(given.pop("config"), given)
         module = importlib.import_module(f"bigrec_hf.{stage.module}")
         module.main(**{section: pin(settings[section]) for section in stage.sections})
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         expected = isinstance(error, BigrecError | OSError | ValueError)
         kind = "" if isinstance(error, BigrecError) else f"{type(error).__name__}: "
-        message = " ".join(str(error).split())
+        message = redact(" ".join(str(error).split()))
         print(f"bigrec-hf {argv[0]}: error: {kind}{message} (--debug shows the traceback)", file=sys.stderr)
         return 2 if expected else 1
     return 0

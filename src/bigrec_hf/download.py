@@ -12,6 +12,8 @@ from pathlib import Path
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.hub import hub_errors, is_hub_id, split_revision
 from bigrec_hf.recommender import ADAPTER_PATTERNS
+from bigrec_hf.recommender_config import CONFIG_FILE, INDEX_FOLDER
+from bigrec_hf.runs import read_json
 from bigrec_hf.settings import DataSettings, DownloadSettings, GenerateSettings, GroundSettings, ModelSettings
 
 CONFIGURATION = ("*.json", "*.model", "*.txt", "*.jinja", "tokenizer*", "*.py")
@@ -74,6 +76,16 @@ def fetch(
         )
 
 
+def parts_of(adapter: Path) -> list[tuple[str, str, str]]:
+    """(setting, name, type) of what a published adapter needs beside itself: base model, encoder, index."""
+    config = read_json(adapter / CONFIG_FILE)
+    names = (("base_model", "model"), ("encoder", "model"), ("index", "dataset"), ("catalog", "dataset"))
+    found = [(key, config.get(key), repo_type) for key, repo_type in names]
+    return [
+        part for part in found if part[1] and is_hub_id(part[1], bare=part[2] == "model") and part[1] != INDEX_FOLDER
+    ]
+
+
 def fetch_metric(name: str) -> None:
     """Load a metric once, so that `evaluate` finds it in its cache."""
     import evaluate
@@ -98,7 +110,7 @@ def main(
         raise BigrecError(
             "nothing to download: no setting names a Hub repository (give --config RECIPE, or --base_model)"
         )
-    for setting, name, repo_type in found:
+    for setting, name, repo_type in found:  # grows: an adapter names more
         folder = fetch(
             name,
             repo_type,
@@ -109,6 +121,8 @@ def main(
         )
         how = f"; use --{setting} {folder}" if download.local_dir else ""
         print(f"{setting} {name}: {folder}{how}")
+        if setting == "adapter":
+            found += [part for part in parts_of(folder) if part[1:] not in [other[1:] for other in found]]
     if download.metric:
         fetch_metric(download.metric)
         print(f"metric {download.metric}: in the cache of evaluate")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -121,6 +122,24 @@ def _file_of(response: Any) -> str:
     """The file a response was about, from its URL, without any query (it may hold a signature)."""
     url = str(getattr(response, "url", "")).partition("?")[0]
     return url.partition("/resolve/")[2].partition("/")[2] or "see --debug"
+
+
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+
+
+def known_tokens() -> set[str]:
+    """The tokens of this session, from the environment and the login."""
+    from huggingface_hub import get_token
+
+    values = {os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")} | {get_token()}
+    return {value for value in values if value and len(value) >= 8}
+
+
+def redact(text: str) -> str:
+    """The text without any access token: this session's, and whatever looks like one."""
+    for token in known_tokens():
+        text = text.replace(token, "[token]")
+    return SECRET.sub("[token]", text)
 
 
 # --- commits, files and folders -------------------------------------------------------------------------------------

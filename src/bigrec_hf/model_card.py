@@ -114,9 +114,9 @@ def model_card(
 ) -> str:
     """README.md of an adapter.
 
-    `base`: repo_id, revision, weights. `results`: method -> results.json. `training`: training.json. `data`: facts of the
-    prepared set, empty where there is none. `config`: bigrec.json. `dataset_repo`, `index_repo`: Hub ids, `@commit` allowed. `history`: two
-    titles for the snippet.
+    `base`: repo_id, revision, weights. `results`: method -> results.json. `training`: training.json. `config`:
+    bigrec.json. `data`: facts of the prepared set, empty where there is none. `dataset_repo`, `index_repo`: Hub ids,
+    `@commit` allowed. `history`: two titles for the snippet.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -155,11 +155,8 @@ def model_card(
     if evaluation:
         fields |= {"model_name": repo_id.split("/")[-1], "eval_results": eval_results(own, evaluation)}
     n_bootstrap = own.get("bootstrap")
-    where = (
-        f"{own['n_examples']:,} examples"
-        + (f" of the {split} split" if split else "")
-        + (f" of {name}" if name else "")
-    )
+    where = f"{own['n_examples']:,} examples" + (f" of the {split} split" if split else "")
+    where += f" of {name}" if name else ""
     brackets = f" In brackets: {own['confidence']:.0%} bootstrap intervals over the examples." if n_bootstrap else ""
     table_names = {"run": results}
     domain = PUBLISHED.get(str(data.get("noun")))
@@ -173,7 +170,7 @@ def model_card(
         base=base,
         example=repr(history),
         has_index=has_index or bool(index_repo),
-        evaluated=f"Evaluated on {where}, every target ranked among all {own['n_items']:,} catalog items.{brackets}",
+        evaluated=f"Evaluated on {where}. Targets are ranked among all {own['n_items']:,} catalog items.{brackets}",
         tables=score_tables(table_names),
         remarks=remarks(results),
         published=published_table(domain) if domain else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from bigrec_hf.cards import dataset_card, dataset_info
 from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generate import adapter_fingerprint
-from bigrec_hf.hub import fetch_folder, split_revision
+from bigrec_hf.hub import SECRET, fetch_folder, known_tokens, split_revision
 from bigrec_hf.index import FINGERPRINT_FILE, CatalogIndex, load_index, write_index
 from bigrec_hf.model_card import COUNTS, HYPER_PARAMETERS, index_card, model_card
 from bigrec_hf.recommender import ADAPTER_PATTERNS, TOKENIZER_PATTERNS, write_config
@@ -24,7 +23,6 @@ from bigrec_hf.report import load_results
 from bigrec_hf.runs import read_json, write_json
 
 TEXT_SUFFIXES = {".json", ".md", ".txt", ".jinja", ".yaml", ".yml", ".py", ".model"}
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def new_folder(folder: Path) -> Path:
@@ -235,11 +233,3 @@ def check_nothing_private(folder: Path, paths: Iterable[str]) -> None:
             raise BigrecError(
                 f"{name} holds the local path {found!r}: nothing was published; remove it from the records"
             )
-
-
-def known_tokens() -> set[str]:
-    """The tokens of this session, from the environment and the login."""
-    from huggingface_hub import get_token
-
-    values = {os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")} | {get_token()}
-    return {value for value in values if value and len(value) >= 8}

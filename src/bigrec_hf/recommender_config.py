@@ -144,7 +144,8 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
         licence=licence,
     )
     index = ground.index_dir or str(run_dir / INDEX_FOLDER)
-    return Source(config, str(adapter) if adapter else _place(facts["adapter"], run_dir, "adapter"), index, run_dir)
+    own = facts["generate"]["adapter"] or str(run_dir / "adapter")  # as `generate` finds it
+    return Source(config, str(adapter) if adapter else own, index, run_dir)
 
 
 def _encoder_name(grounding: dict[str, Any]) -> str:
