@@ -11,7 +11,7 @@ import gc
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,18 @@ def describe_data(data: DataSettings) -> dict[str, Any]:
     return {key: facts[key] for key in kept if key in facts}
 
 
+def hub_names(*sections: Any) -> dict[str, Any]:
+    """What the settings name on the Hub, each at the commit it stood for when the run began."""
+    found: dict[str, Any] = {}
+    for section in sections:
+        for item in fields(section):
+            value = getattr(section, item.name)
+            names = value if isinstance(value, list) else [value]
+            if item.metadata.get("hub") and value and all(is_hub_id(name) for name in names):
+                found[item.name] = value
+    return found
+
+
 def main(
     run: RunSettings,
     pipeline: PipelineSettings,
@@ -178,6 +190,7 @@ def main(
             outputs=[prepared / prepare_stage.FACTS_FILE],
         )
     steps.manifest["data"] = describe_data(data)
+    steps.manifest["names"] = hub_names(data, model, generate, ground)
     data_now = data_mark(data)
 
     adapter_dir = Path(str(sft.adapter_dir))
