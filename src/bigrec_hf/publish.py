@@ -208,7 +208,8 @@ def carry_out(settings: PublishSettings) -> str | None:
     if kind == "index":
         return push_index(publisher, source, base, repo_id, data, named)
     if kind == "adapter":
-        pinned = [pin_name(name, "dataset") if name else None for name in (named, settings.index_repo_id)]
+        own = source.index if source.index and is_hub_id(source.index) else None  # the run used one of the Hub's
+        pinned = [pin_name(name, "dataset") if name else None for name in (named, settings.index_repo_id or own)]
         metric = settings.metric_repo_id
         return push_adapter(
             publisher, source, base, repo_id, data, dataset=pinned[0], metric=metric, index_repo=pinned[1]

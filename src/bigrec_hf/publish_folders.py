@@ -15,9 +15,9 @@ from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generate import adapter_fingerprint
 from bigrec_hf.hub import SECRET, fetch_folder, known_tokens, split_revision
-from bigrec_hf.index import FINGERPRINT_FILE, CatalogIndex, load_index, write_index
+from bigrec_hf.index import FINGERPRINT_FILE, CatalogIndex, write_index
 from bigrec_hf.model_card import COUNTS, HYPER_PARAMETERS, index_card, model_card
-from bigrec_hf.recommender import ADAPTER_PATTERNS, TOKENIZER_PATTERNS, write_config
+from bigrec_hf.recommender import ADAPTER_PATTERNS, TOKENIZER_PATTERNS, load_source_index, write_config
 from bigrec_hf.recommender_config import CONFIG_FILE, INDEX_FOLDER, METHOD, Source
 from bigrec_hf.report import load_results
 from bigrec_hf.runs import read_json, write_json
@@ -59,7 +59,7 @@ def published_index(source: Source, base: dict[str, Any]) -> CatalogIndex:
 
     Where the local copy equals the repository, the commit takes the place of the copy's digest.
     """
-    index = load_index(str(source.index))
+    index = load_source_index(str(source.index))
     encoder = source.config.encoder
     name = base["repo_id"] if encoder is None else split_revision(encoder)[0]
     if Path(name).exists() or name.startswith((".", "/", "~")):
@@ -143,7 +143,7 @@ def adapter_folder(
     if index is not None:
         save_index(index, folder / INDEX_FOLDER)
     if source.index is not None:
-        titles = load_index(source.index).catalog.titles[:2]
+        titles = load_source_index(source.index).catalog.titles[:2]
     card = model_card(
         repo_id=repo_id,
         base=base,

@@ -262,13 +262,15 @@ def _history_id(titles: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(titles, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def load_source_index(name: str) -> CatalogIndex:
+    """An index from its folder or Hub id."""
+    return load_index(fetch_folder(name, "dataset", INDEX_FILES) if is_hub_id(name) else name)
+
+
 def _open_index(source: Source, encode: Encode, encoder: dict[str, str]) -> CatalogIndex:
     """The source's index; where it has none, one made from its catalog."""
     if source.index is not None:
-        folder = source.index
-        if is_hub_id(folder):
-            folder = fetch_folder(folder, "dataset", INDEX_FILES)
-        return load_index(folder)
+        return load_source_index(source.index)
     if source.config.index == INDEX_FOLDER:  # in the adapter's own repository
         return load_index(fetch_folder(source.adapter, "model", [f"{INDEX_FOLDER}/*"]) / INDEX_FOLDER)
     if source.config.catalog is None:

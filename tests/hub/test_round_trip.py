@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
+from pathlib import Path
 
 import datasets
 import evaluate
@@ -12,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from huggingface_hub import DatasetCard, ModelCard, snapshot_download
+from huggingface_hub import DatasetCard, HfApi, ModelCard, hf_hub_download, snapshot_download
 from peft import AutoPeftModelForCausalLM
 
 from bigrec_hf import Recommender, cli, push
@@ -91,8 +93,6 @@ def test_a_data_set_comes_back_row_by_row(hub, tiny_prepared, tmp_path):
 
 
 def test_a_pinned_revision_stays_when_the_set_changes(hub, tiny_prepared, tmp_path):
-    import shutil
-
     repo_id = hub.new_id("set")
     publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id)
     first = hub.api().dataset_info(repo_id).sha
@@ -117,7 +117,7 @@ def test_unchanged_content_makes_no_commit(hub, tiny_prepared, capsys):
 def test_a_branch_and_a_pull_request(hub, tiny_prepared, capsys):
     repo_id = hub.new_id("set")
     publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id, "--revision", "v1", "--message", "First")
-    assert [c.title for c in hub.api().list_repo_commits(repo_id, repo_type="dataset", revision="v1")][0] == "First"
+    assert hub.api().list_repo_commits(repo_id, repo_type="dataset", revision="v1")[0].title == "First"
     assert "facts.json" not in hub.api().list_repo_files(repo_id, repo_type="dataset")
     publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id, "--create_pr")
     assert "pull request" in capsys.readouterr().out
@@ -181,10 +181,6 @@ def test_everything_is_linked_at_the_commits_that_were_pushed(hub, published, ba
 
 
 def snapshot_path(repo_id, file):
-    from pathlib import Path
-
-    from huggingface_hub import hf_hub_download
-
     return Path(hf_hub_download(repo_id, file))
 
 
@@ -371,8 +367,6 @@ def before(hub, tiny_prepared):
 
 
 def changed_set(tiny_prepared, folder):
-    import shutil
-
     target = shutil.copytree(tiny_prepared, folder / "changed")
     facts = json.loads((target / "facts.json").read_text())
     (target / "facts.json").write_text(json.dumps(facts | {"name": "renamed"}))
@@ -414,10 +408,7 @@ def test_a_passing_fault_is_overcome_by_one_commit(hub, before, tiny_prepared, t
 
 
 def open_facts(repo_id):
-    from huggingface_hub import hf_hub_download
-
-    with open(hf_hub_download(repo_id, "facts.json", repo_type="dataset", force_download=True)) as file:
-        return file.read()
+    return Path(hf_hub_download(repo_id, "facts.json", repo_type="dataset", force_download=True)).read_text()
 
 
 LASTING = {
@@ -447,7 +438,6 @@ def test_a_lasting_fault_leaves_the_previous_revision_whole(hub, before, tiny_pr
 def test_somebody_elses_commit_is_never_overwritten(hub, before, tiny_prepared, tmp_path, monkeypatch, capsys):
     repo_id, _ = before
     api = hub.api()
-    from huggingface_hub import HfApi
 
     create_commit = HfApi.create_commit
 
@@ -501,7 +491,7 @@ def test_a_planted_token_is_nowhere(hub, published, places, base, tiny_run, tmp_
         "from bigrec_hf import cli; "
         f"cli.main(['publish', 'adapter', '--run_dir', {str(tiny_run)!r}, '--repo_id', {published!r}, "
         f"'--base_model', {base!r}]); "
-        "cli.main(['generate', '--run_dir', 'x', '--base_model', 'alice/never-made', '--method', 'zero_shot', '--dataset', 'alice/no']); "
+        "cli.main(['generate', '--run_dir', 'x', '--base_model', 'alice/never-made', '--dataset', 'alice/no']); "
         "import logging; logging.basicConfig(level=logging.DEBUG); "
         f"cli.main(['publish', 'metric', '--repo_id', 'alice/{token}/x'])"
     )
@@ -514,6 +504,4 @@ def test_a_planted_token_is_nowhere(hub, published, places, base, tiny_run, tmp_
 
 
 def no_file_holds(token, folder):
-    from pathlib import Path
-
     return not any(token.encode() in file.read_bytes() for file in Path(folder).rglob("*") if file.is_file())
