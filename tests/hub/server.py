@@ -133,6 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         except HubError as error:
             code = {"X-Error-Code": error.code} if error.code else {}
             return as_json({"error": error.message}, error.status, **{"X-Error-Message": error.message}, **code)
+        except (KeyError, ValueError) as error:  # a field that is missing or makes no sense
+            logger.warning("%s %s\n%s", self.command, path, traceback.format_exc())
+            return as_json({"error": f"bad request: {error}"}, 400)
         except Exception:
             logger.error("%s %s\n%s", self.command, path, traceback.format_exc())
             return as_json({"error": traceback.format_exc()}, 500)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
-from tests.hub.fixtures import TOKENS, HubHandle
+from tests.hub.fixtures import PROJECT, TOKENS, HubHandle
 from tests.hub.server import HubServer
 from tests.hub.uploads import REGULAR_LIMIT, is_ignored, matches
 
@@ -177,6 +178,22 @@ def test_a_commit_needs_its_lfs_objects_and_its_parent(hub: HubHandle, repo_id: 
     assert [commit.commit_id for commit in api.list_repo_commits(repo_id)][1] == before
 
 
+def test_lfs_transfers_need_their_signature(hub: HubHandle, repo_id: str) -> None:
+    sha256 = hub.api().get_paths_info(repo_id, "model.safetensors")[0].lfs.sha256
+    url = f"{hub.endpoint}/{repo_id}.git/info/lfs/objects/batch"
+    objects = [{"oid": sha256, "size": 307_200}, {"oid": "0" * 64, "size": 1}]
+    answer = get_session().post(url, json={"operation": "download", "objects": objects}).json()["objects"]
+    href = answer[0]["actions"]["download"]["href"]
+    assert get_session().get(href).content == bytes(range(256)) * 1200
+    assert answer[1]["error"]["code"] == 404
+    assert get_session().get(href[:-1]).status_code == 403
+    assert get_session().put(href, content=b"x").status_code == 403
+    bad = {"operation": "download", "objects": [{"oid": "../../hub-settings.json", "size": 1}]}
+    assert get_session().post(url, json=bad).status_code == 400
+    upload = {"operation": "upload", "objects": objects}
+    assert get_session().post(url, json=upload).status_code == 401
+
+
 def test_pull_requests(hub: HubHandle, repo_id: str, tmp_path: Path) -> None:
     api, other = hub.api(), hub.api("bob")
     main = api.repo_info(repo_id).sha
@@ -280,3 +297,17 @@ def test_gitignore_is_the_servers_word(hub: HubHandle, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     hub.api().upload_folder(repo_id=repo_id, folder_path=tmp_path)
     assert set(hub.api().list_repo_files(repo_id)) == {".gitattributes", ".gitignore", "a.txt"}
+
+
+@pytest.mark.timeout(60)
+def test_started_by_hand_it_prints_what_a_client_needs(hub: HubHandle, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.hub", "--dir", str(tmp_path / "store"), "--quiet", "--until_stdin_ends"]
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        printed: dict[str, str] = {}
+        while "HF_HOME" not in printed and (line := server.stdout.readline()):
+            printed |= dict([line.removeprefix("export ").strip().split("=", 1)]) if "=" in line else {}
+        code = "import huggingface_hub as h; print(h.create_repo('alice/by-hand')); print(h.whoami()['name'])"
+        done = hub.run_python(code, **printed)
+        assert done.stdout.split() == [f"{printed['HF_ENDPOINT']}/alice/by-hand", "alice"]
+        server.stdin.close()
+        assert server.wait(timeout=10) == 0

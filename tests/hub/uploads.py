@@ -110,6 +110,11 @@ def lfs_transfer(request: Request, kind: str, namespace: str, name: str, oid: st
     return Response()
 
 
+@route("GET", "API/(?P<direction>xet-write-token|xet-read-token)/{revision}")
+def xet_token(request: Request, kind: str, namespace: str, name: str, direction: str, revision: str) -> Response:
+    raise HubError(501, "This hub has no Xet store: set HF_HUB_DISABLE_XET=1 before the client starts")
+
+
 @route("POST", "GIT/info/lfs/objects/verify")
 def lfs_verify(request: Request, kind: str, namespace: str, name: str) -> Response:
     repo = request.hub.repo(request, kind, namespace, name, "discuss")
