@@ -20,7 +20,7 @@ from bigrec_hf.errors import BigrecError
 from bigrec_hf.index import load_index
 from bigrec_hf.model_card import eval_results
 from bigrec_hf.publish_folders import check_nothing_private, new_folder
-from bigrec_hf.report import METRICS, cutoffs
+from bigrec_hf.rows import METRICS, Row
 from tests.tiny import TITLES
 
 METHODS = ("finetuned", "random", "popularity")
@@ -65,7 +65,7 @@ def test_the_card_is_read_by_the_hubs_own_class(adapter):
 def test_every_metric_and_k_is_an_eval_result_equal_to_results_json(adapter, tiny_run):
     own = results_of(tiny_run)["finetuned"]
     found = ModelCard.load(adapter / "README.md").data.eval_results
-    assert len(found) == 2 * len(cutoffs(own)) == 4
+    assert len(found) == 2 * 2  # NDCG and HR at 1 and 5
     for entry in found:
         k = entry.metric_args["k"]
         assert entry.metric_value == own[f"{entry.metric_type}@{k}"]
@@ -87,8 +87,8 @@ def test_the_tables_show_the_results_files_numbers(adapter, tiny_run):
 
 
 def test_what_was_not_recorded_is_left_out():
-    results = {"hr@1": 0.5, "ndcg@1": 0.5}
-    (first, _) = eval_results(results, {"type": "set", "name": "set"})
+    row = Row("run", "finetuned", [Path()], [{"hr@1": 0.5, "ndcg@1": 0.5}])
+    (first, _) = eval_results(row, {"type": "set", "name": "set"})
     assert (first.dataset_split, first.dataset_revision, first.dataset_config) == (None, None, None)
 
 
@@ -138,6 +138,17 @@ def test_results_of_another_adapter_are_not_published(tiny_run, tmp_path, capsys
     flags = ["--run_dir", str(run), "--repo_id", "alice/x", "--base_model", "alice/b", "--output_dir", str(tmp_path)]
     assert cli.main(["publish", "adapter", *flags]) == 2
     assert "newer than its results" in capsys.readouterr().err
+
+
+def test_what_rerank_chose_goes_along(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "finetuned_popularity").mkdir()
+    choice = {"formula": "reweight", "parameter": "gamma", "parameters": {"ndcg@5": 3.0}, "grid": [0.0, 3.0]}
+    (run / "finetuned_popularity" / "choice.json").write_text(json.dumps(choice))
+    flags = ["--repo_id", "alice/x", "--base_model", "alice/b", "--output_dir", str(tmp_path / "out"), "--debug"]
+    assert cli.main(["publish", "adapter", "--run_dir", str(run), *flags]) == 0
+    config = json.loads((tmp_path / "out" / "models" / "alice" / "x" / "bigrec.json").read_text())
+    assert config["gamma"] == {"finetuned_popularity": {key: choice[key] for key in list(choice)[:3]}}
 
 
 # --- the data set, the index, the metric ----------------------------------------------------------------------------

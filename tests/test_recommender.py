@@ -112,6 +112,22 @@ def test_a_catalog_title_comes_first_at_distance_zero(recommender, monkeypatch):
     assert (first.row, first.item_id, first.title, first.distance) == (7, "8", TITLES[7], 0.0)
 
 
+def test_constrained_beams_are_the_runs(run_dir, tmp_path):
+    run_dir = copy_of(run_dir, tmp_path / "constrained", ("generate", "--decoding", "constrained"))
+    histories, _ = run_histories(run_dir)
+    results = Recommender.from_pretrained(run_dir).recommend(histories, 5)
+    assert as_rows(results) == rankings(run_dir)
+    assert all(result.text in TITLES and result.items[0].distance == 0 for result in results)
+
+
+def test_a_run_of_several_seeds_needs_one_to_be_named(run_dir, tmp_path):
+    for seed in (0, 1):
+        shutil.copytree(run_dir, tmp_path / f"seed-{seed}")
+    shutil.copyfile(run_dir / "recipe.yaml", tmp_path / "recipe.yaml")
+    with pytest.raises(BigrecError, match="seed-0"):
+        Recommender.from_pretrained(tmp_path)
+
+
 def test_history_is_excluded_where_the_run_did(run_dir, tmp_path):
     run_dir = copy_of(run_dir, tmp_path / "excluding", ("ground", "--exclude_history"))
     histories, _ = run_histories(run_dir)

@@ -14,7 +14,8 @@ from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 from bigrec_hf import cli
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.report import build_report, published_rows
+from bigrec_hf.published import published_rows
+from bigrec_hf.report import build_report
 
 METHODS = ("finetuned", "zero_shot", "random", "popularity")
 

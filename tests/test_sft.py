@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
@@ -27,6 +27,7 @@ from bigrec_hf.errors import BigrecError
 from bigrec_hf.modeling import count_parameters, load_base, load_generator, lora_config
 from bigrec_hf.prompts import ALPACA_PREAMBLE
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
+from bigrec_hf.training import CompletionLossTrainer
 from tests.tiny import save_tiny_model, tiny_tokenizer, write_tiny_json
 
 QUICK = SftSettings(
@@ -309,12 +310,24 @@ def test_several_data_sets_and_json_files(tmp_path, tiny_model_dir, tiny_prepare
     assert (record["n_train"], record["n_validation"]) == (16, 8)
 
 
-def test_early_stopping_keeps_the_best_adapter(tmp_path, tiny_model_dir, tiny_prepared):
-    record = train(tmp_path, tiny_model_dir, tiny_prepared, epochs=12, learning_rate=0.5, patience=2)
-    losses = [log["eval_loss"] for log in record["history"] if "eval_loss" in log]
-    assert len(losses) < 12
-    assert record["best_eval_loss"] == min(losses)
-    assert len(losses) - 1 - int(np.argmin(losses)) == 2
+def test_early_stopping_keeps_the_best_adapter(tmp_path, tiny_model_dir, tiny_prepared, monkeypatch):
+    scripted, seen = iter([3.0, 2.0, 2.5, 2.4, 1.0]), []
+    loop = CompletionLossTrainer.evaluation_loop
+
+    def scripted_loop(self, *args, **options):
+        output = loop(self, *args, **options)
+        output.metrics["eval_loss"] = next(scripted)
+        weights = get_peft_model_state_dict(self.model)
+        seen.append({name: value.detach().clone() for name, value in weights.items()})
+        return output
+
+    monkeypatch.setattr(CompletionLossTrainer, "evaluation_loop", scripted_loop)
+    record = train(tmp_path, tiny_model_dir, tiny_prepared, epochs=12, patience=2)
+    assert len(seen) == 4 and record["best_eval_loss"] == 2.0  # two evaluations without a better one, then the end
+    kept = adapter_weights(tmp_path)
+    assert kept.keys() == seen[1].keys()
+    assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
+    assert not all(torch.equal(kept[name], seen[3][name]) for name in kept)
 
 
 def test_a_finished_adapter_is_kept_and_changed_settings_train_again(tmp_path, tiny_model_dir, tiny_prepared, capsys):

@@ -29,10 +29,26 @@ STAGES = {
     "generate": Stage("generate", ("run", "data", "model", "prompt", "generate"), "LM writes titles", "run_dir"),
     "ground": Stage("ground", ("run", "data", "model", "ground"), "texts -> ranks in the catalog", "run_dir"),
     "score": Stage("score", ("run", "score"), "ranks -> NDCG@K, HR@K with intervals", "run_dir"),
+    "rerank": Stage(
+        "rerank",
+        ("run", "data", "model", "ground", "score", "rerank"),
+        "distances weighted by popularity or a collaborative model, chosen on validation",
+        "run_dir",
+    ),
+    "keywords": Stage("keywords", ("run", "data", "model", "keywords"), "LM writes keywords of titles", "run_dir"),
+    "fuse": Stage(
+        "fuse",
+        ("run", "data", "model", "ground", "score", "fuse"),
+        "several texts an example -> one ranking, chosen on validation",
+        "run_dir",
+    ),
     "evaluate": Stage(
         "evaluation",
         ("evaluate", "data", "model", "ground", "score"),
         "ground + score of any prediction file, the reference's JSON included",
+    ),
+    "sasrec": Stage(
+        "sasrec.stage", ("run", "data", "ground", "score", "sasrec"), "SASRec baseline: train, rank, score", "run_dir"
     ),
     "run": Stage(
         "run",

@@ -45,3 +45,7 @@ class Columns:
     RANK: Final = "rank"  # int64, 0-based rank of the target in the whole catalog
     TOP_ROWS: Final = "top_rows"  # list[int32], the top_k catalog rows, nearest first
     TOP_DISTANCES: Final = "top_distances"  # list[float32], Euclidean
+
+    # keywords.parquet: one row per distinct clean title
+    KEYWORDS: Final = "keywords"  # string, comma-separated; the title itself where the answer did not parse
+    PARSED: Final = "parsed"  # bool, the answer was JSON with keywords

@@ -1,4 +1,4 @@
-"""Decoding of batches: beams, greedy and sampling on a shared prompt cache, with clean settings.
+"""Decoding of batches: beams, free or constrained to the catalog, greedy and sampling, with clean settings.
 
 Three properties hold for all strategies and are tested. The model's `generation_config.json` has no say (Instruct
 models ship sampling and penalty values there). A text depends on its own prompt only, not on the batch it stands in
@@ -8,6 +8,7 @@ gets, and those of the tokens that all prompts share (template and instruction) 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bigrec_hf.constrained import Constraint
 
 
 def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -44,12 +47,25 @@ class Decoder:
         decoding: Decoding,
         *,
         shared_prefix: Sequence[int] = (),
+        constraint: Constraint | None = None,
+        single_line: bool = True,
     ) -> None:
-        """`shared_prefix`: token ids that every prompt given later begins with; () = share nothing."""
-        self.model, self.tokenizer, self.decoding = model, tokenizer, decoding
-        self.end_ids = end_token_ids(model, tokenizer)
-        self.break_ids = line_break_ids(tokenizer)
-        self.cut_ids = set(self.end_ids) | (set() if decoding.strategy == "beam" else set(self.break_ids.tolist()))
+        """`shared_prefix`: token ids that every prompt given later begins with; () = share nothing. `constraint`: what
+        constrained strategies may write; with it, answers end where the titles do, whatever `max_new_tokens` says.
+        `single_line`: an answer ends at a line break and its quotes are taken off, as a title's; false = the text as it
+        was written."""
+        self.model, self.tokenizer, self.constraint, self.single_line = model, tokenizer, constraint, single_line
+        if decoding.is_constrained != (constraint is not None):
+            raise ValueError(f"decoding {decoding.strategy} and the constraint do not fit together")
+        if constraint is not None:
+            self.trie = constraint.titles.trie.to(model.device)
+            decoding = replace(decoding, max_new_tokens=self.trie.depth)
+            self.end_ids = [tokenizer.eos_token_id]  # the one end that the trie's paths have
+        else:
+            self.end_ids = end_token_ids(model, tokenizer)
+        self.decoding = decoding
+        self.break_ids = line_break_ids(tokenizer) if single_line else torch.empty(0, dtype=torch.long)
+        self.cut_ids = set(self.end_ids) | (set() if decoding.has_beams else set(self.break_ids.tolist()))
         # `generate` fills unset fields from the model's own file: leave it nothing to fill them with
         model.generation_config = GenerationConfig()
         self.prefix: list[int] = []
@@ -76,21 +92,22 @@ class Decoder:
     def config(self) -> GenerationConfig:
         """Everything set here: beams with transformers' (and the reference's) early stopping and length penalty."""
         decoding = self.decoding
-        beam = decoding.strategy == "beam"
+        beam = decoding.has_beams
+        n_returned = decoding.num_beams if decoding.is_constrained else decoding.n_texts
         return GenerationConfig(
             max_new_tokens=decoding.max_new_tokens,
             do_sample=False,
             num_beams=decoding.num_beams if beam else 1,
-            num_return_sequences=decoding.n_texts if beam else 1,
+            num_return_sequences=n_returned if beam else 1,
             early_stopping=False,
-            length_penalty=1.0,
+            length_penalty=decoding.length_penalty if beam else 1.0,
             repetition_penalty=1.0,
             eos_token_id=self.end_ids,
             pad_token_id=self.tokenizer.pad_token_id,
             bos_token_id=self.tokenizer.bos_token_id,
             use_cache=True,
             return_dict_in_generate=True,
-            output_scores=beam,
+            output_scores=decoding.strategy == "beam",  # keeps the scores of all tokens at all steps in memory
         )
 
     @torch.inference_mode()
@@ -100,8 +117,9 @@ class Decoder:
         """Answers to a batch of prompts (token ids): texts and scores, `n_texts` each, best first.
 
         A score is the sum of the answer's log-probabilities, its end token included, over its number of tokens (for
-        beams, `sequences_scores`). Sampled answers are scored under the model's own distribution, before temperature,
-        top-k and top-p.
+        free beams, `sequences_scores`; for all beams, over that number to the power `length_penalty`). Sampled answers
+        are scored under the model's own distribution, before temperature, top-k and top-p. Constrained beams give
+        catalog titles only, and fewer than `n_texts` where the catalog has no more; `debiased` adds up mixed scores.
 
         Beams run on past a line break as in the reference, and the text is cut there afterwards: ending a beam at the
         break would normalize its score over another length and so could change the ranking. Greedy and sampled answers
@@ -124,8 +142,11 @@ class Decoder:
             self._fill(cache, ids[:, n_prefix:-1], mask[:, :-1])
         cache = open_for_answers(cache, copies, room=1 + self.decoding.max_new_tokens)
         options: dict[str, object] = {}
-        chooser = None
-        if self.decoding.strategy != "beam":
+        chooser = constrained = None
+        if self.constraint is not None:
+            constrained = self.constraint.processor(self.trie, copies, ids.shape[1], example_ids)
+            options = {"logits_processor": LogitsProcessorList([constrained])}
+        elif self.decoding.strategy != "beam":
             ids, mask = ids.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)
             chooser = ChooseToken(self.decoding, self._draws(example_ids))
             options = {
@@ -135,6 +156,8 @@ class Decoder:
         output = self.model.generate(
             input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=self.config(), **options
         )
+        if constrained is not None:
+            return self._titles(*constrained.titles(output.sequences))
         answers = [self._cut(row) for row in output.sequences[:, ids.shape[1] :].tolist()]
         texts = [self._text(answer) for answer in answers]
         if chooser is None:
@@ -149,6 +172,20 @@ class Decoder:
             grouped_texts.append([texts[row] for row in order])
             grouped_scores.append([scores[row] for row in order])
         return grouped_texts, grouped_scores
+
+    def _titles(self, leaves: list[list[int]], totals: list[list[float]]) -> tuple[list[list[str]], list[list[float]]]:
+        """Texts and scores of constrained beams, best first, from their leaves and summed log-probabilities."""
+        titles, n = self.constraint.titles, self.decoding.n_texts
+        texts, scores = [], []
+        for row, sums in zip(leaves, totals, strict=True):
+            normalized = [
+                total / titles.lengths[leaf] ** self.decoding.length_penalty
+                for leaf, total in zip(row, sums, strict=True)
+            ]
+            order = sorted(range(len(row)), key=lambda at: -normalized[at])[:n]
+            texts.append([titles.texts[row[at]] for at in order])
+            scores.append([normalized[at] for at in order])
+        return texts, scores
 
     def _draws(self, example_ids: Sequence[str]) -> torch.Tensor | None:
         if self.decoding.strategy != "sample":
@@ -167,4 +204,5 @@ class Decoder:
 
     def _text(self, answer: list[int]) -> str:
         ended = bool(answer) and answer[-1] in self.end_ids
-        return parse_answer(self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
+        text = self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True)
+        return parse_answer(text) if self.single_line else text

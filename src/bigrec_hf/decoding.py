@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+CONSTRAINED = ("constrained", "debiased")  # beams that write catalog titles only
+STRATEGIES = ("beam", "greedy", "sample", *CONSTRAINED)
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How answers are chosen, as in `settings.GenerateSettings`. Raises BigrecError on impossible values."""
 
-    strategy: str = "beam"  # beam, greedy or sample
+    strategy: str = "beam"  # one of STRATEGIES
     num_beams: int = 4
+    length_penalty: float = 1.0  # beam scores are divided by length ** this; debiased: always 0
     num_return_sequences: int = 0  # 0 = all beams, or one text
     max_new_tokens: int = 64
     temperature: float = 1.0
@@ -36,13 +41,13 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("beam", "greedy", "sample"):
-            raise BigrecError(f"decoding is {self.strategy!r}: choose beam, greedy or sample")
+        if self.strategy not in STRATEGIES:
+            raise BigrecError(f"decoding is {self.strategy!r}: choose one of {', '.join(STRATEGIES)}")
         if self.max_new_tokens < 1:
             raise BigrecError(f"max_new_tokens is {self.max_new_tokens}: an answer needs at least 1 token")
-        if self.strategy == "beam" and self.num_beams < 1:
+        if self.has_beams and self.num_beams < 1:
             raise BigrecError(f"num_beams is {self.num_beams}: it must be at least 1")
-        if self.strategy == "beam" and self.num_return_sequences > self.num_beams:
+        if self.has_beams and self.num_return_sequences > self.num_beams:
             raise BigrecError(
                 f"num_return_sequences is {self.num_return_sequences}, but {self.num_beams} beams give no more than "
                 f"{self.num_beams} texts: raise num_beams"
@@ -63,16 +68,24 @@ class Decoding:
                 raise BigrecError(f"sample_top_k is {self.top_k}: it must be at least 0 (0 = all tokens)")
 
     @property
+    def has_beams(self) -> bool:
+        return self.strategy == "beam" or self.is_constrained
+
+    @property
+    def is_constrained(self) -> bool:
+        return self.strategy in CONSTRAINED
+
+    @property
     def n_texts(self) -> int:
-        """Texts an example gets."""
-        if self.strategy == "beam":
+        """Texts an example gets (fewer where a constraint leaves fewer titles)."""
+        if self.has_beams:
             return self.num_return_sequences or self.num_beams
         return max(1, self.num_return_sequences)
 
     @property
     def rows_per_prompt(self) -> int:
         """Sequences decoded side by side for one prompt."""
-        return self.num_beams if self.strategy == "beam" else self.n_texts
+        return self.num_beams if self.has_beams else self.n_texts
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

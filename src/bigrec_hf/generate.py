@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,15 @@ from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 
 from bigrec_hf import __version__, cli
+from bigrec_hf.catalog import load_catalog
 from bigrec_hf.columns import Columns as C
+from bigrec_hf.constrained import load_constraint
 from bigrec_hf.data import evaluation_rows, load_config, load_examples, load_json_examples
 from bigrec_hf.decoder import Decoder, common_prefix_length
 from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import print_summary, write_generations
+from bigrec_hf.ground import catalog_source
 from bigrec_hf.hub import fetch_file, is_hub_id, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
@@ -60,8 +63,6 @@ def load_evaluation(
                 "the reference's JSON files hold titles only: set catalog (section `data`) to a prepared set, "
                 "movies.dat, id2name.txt or a CSV"
             )
-        from bigrec_hf.catalog import load_catalog
-
         loaded = load_catalog(catalog)
     if not test_json:
         if not dataset:
@@ -156,6 +157,7 @@ def main(
     decoding = Decoding(
         strategy=generate.decoding,
         num_beams=generate.num_beams,
+        length_penalty=0.0 if generate.decoding == "debiased" else generate.length_penalty,
         num_return_sequences=generate.num_return_sequences,
         max_new_tokens=generate.max_new_tokens,
         temperature=generate.temperature,
@@ -164,7 +166,7 @@ def main(
         seed=run.seed,
     )
     adapter = None
-    if run.method == "finetuned":
+    if run.method != "zero_shot":
         adapter = generate.adapter or str(Path(run.run_dir) / "adapter")
     adapter_sha256 = adapter_fingerprint(adapter)
     state = process_state()
@@ -173,22 +175,35 @@ def main(
             data.dataset, data.test_json, data.catalog, split=data.split, eval_sample=data.eval_sample
         )
         tokenizer = load_tokenizer(model.base_model, padding_side="left")
+    template = prompt.inference_prompt or prompt.train_prompt
+    example_ids = list(examples[C.EXAMPLE_ID])
+    constraint, constraint_facts = None, {}
+    if decoding.is_constrained:
+        constraint, constraint_facts = load_constraint(
+            generate.decoding,
+            load_catalog(catalog_source(data.catalog, data.dataset)),
+            template,
+            tokenizer,
+            example_ids,
+            assistant_scores=generate.assistant_scores,
+            lm_weight=generate.lm_weight,
+        )
+        decoding = replace(decoding, max_new_tokens=constraint.titles.trie.depth)
     prompts, n_dropped = render_prompts(
         examples,
         tokenizer,
-        template=prompt.inference_prompt or prompt.train_prompt,
+        template=template,
         max_history=prompt.max_history,
-        max_tokens=prompt.max_length - generate.max_new_tokens,
+        max_tokens=prompt.max_length - decoding.max_new_tokens,
     )
     lengths = [len(ids) for ids in prompts]
     batches = plan_batches(
         lengths,
         batch_size=generate.generate_batch_size,
         batch_tokens=generate.generate_batch_tokens,
-        extra_tokens=generate.max_new_tokens,
+        extra_tokens=decoding.max_new_tokens,
         copies=decoding.rows_per_prompt,
     )
-    example_ids = list(examples[C.EXAMPLE_ID])
     facts: dict[str, Any] = {
         "method": run.method,
         "base_model": model.base_model,
@@ -203,6 +218,7 @@ def main(
         "data": asdict(data),
         "prompt": asdict(prompt),
         "generate": asdict(generate),
+        "constraint": constraint_facts,
         "versions": {"bigrec_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "prompts_sha256": hashlib.sha256(json.dumps([example_ids, prompts]).encode()).hexdigest(),
     }
@@ -231,7 +247,7 @@ def main(
             )
             start = time.perf_counter()
             prefix = prompts[0][: common_prefix_length(prompts)]
-            decoder = Decoder(network, tokenizer, decoding, shared_prefix=prefix)
+            decoder = Decoder(network, tokenizer, decoding, shared_prefix=prefix, constraint=constraint)
             decode_batches(
                 decoder, prompts, example_ids, batches, numbers, shards.write, quiet=not state.is_main_process
             )

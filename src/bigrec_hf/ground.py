@@ -146,19 +146,25 @@ def ground_answers(
         raise
     except ValueError as error:
         raise BigrecError(f"grounding: {error}") from error
+    options = {"duplicates": duplicates, "exclude_history": exclude_history}
+    return answers_table(answers, index, spread(ranking, full, len(answers.texts), len(index)), options)
+
+
+def answers_table(answers: Answers, index: CatalogIndex, ranking: Ranking, options: dict[str, Any]) -> pa.Table:
+    """A rankings table of answers, one row of `ranking` each, with the flags of the texts and the index's settings."""
+    catalog = index.catalog
     texts = [clean_title(text) for text in answers.texts]
     history_titles = [{clean_title(catalog.titles[row]) for row in h if row >= 0} for h in answers.histories]
     settings = {
         "n_items": len(index),
-        "duplicates": duplicates,
-        "exclude_history": exclude_history,
+        **options,
         **{name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")},
         "catalog_sha256": index.fingerprint["catalog_sha256"],
     }
     return rankings_table(
         answers.example_ids,
         answers.targets,
-        spread(ranking, full, len(texts), len(index)),
+        ranking,
         settings,
         empty=[not text for text in texts],
         in_catalog=[text in catalog.rows_by_title for text in texts],
@@ -256,7 +262,7 @@ def catalog_source(catalog: str | None, dataset: Sequence[str]) -> str:
 
 
 def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
-    """Write `<run_dir>/<method>/rankings.parquet`."""
+    """Write `<run_dir>/<method>/rankings.parquet`, or that of `<method>_hybrid`."""
     if run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
     folder = Path(run.run_dir) / run.method
@@ -270,18 +276,22 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
         ground.encoder_dtype,
         ground.encode_batch_tokens,
     )
-    table = ground_answers(
-        answers,
-        index,
-        encode,
-        top_k=ground.top_k,
-        memory_mib=ground.memory_mib,
-        exclude_history=ground.exclude_history,
-        duplicates=ground.duplicates,
-    )
+    options: dict[str, Any] = {
+        "top_k": ground.top_k,
+        "memory_mib": ground.memory_mib,
+        "exclude_history": ground.exclude_history,
+        "duplicates": ground.duplicates,
+    }
+    if ground.ranking == "hybrid":
+        from bigrec_hf.hybrid import HYBRID, hybrid_rankings, read_texts
+
+        table = hybrid_rankings(read_texts(folder / GENERATIONS_FILE), answers, index, encode, **options)
+        folder = folder.with_name(folder.name + HYBRID)
+    else:
+        table = ground_answers(answers, index, encode, **options)
     write_table(table, folder / RANKINGS_FILE)
     median = int(np.median(table[C.RANK].to_numpy()))
-    print(f"ground ({run.method}): {table.num_rows} examples, {len(index)} items, median rank {median}")
+    print(f"ground ({folder.name}): {table.num_rows} examples, {len(index)} items, median rank {median}")
 
 
 if __name__ == "__main__":

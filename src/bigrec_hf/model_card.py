@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigrec_hf.differences import compare_rows, legend
 from bigrec_hf.hub import split_revision
-from bigrec_hf.report import METRICS, cutoffs, published_table, score_tables
+from bigrec_hf.published import published_table
+from bigrec_hf.report import cell_notes, score_tables
+from bigrec_hf.rows import METHODS, METRICS, Row, cutoffs
 
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = ["recommendation", "sequential-recommendation", "bigrec", "lora"]
@@ -59,8 +62,8 @@ def rows(record: dict[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
     ]
 
 
-def eval_results(results: dict[str, Any], dataset: dict[str, Any]) -> list[Any]:
-    """One EvalResult a metric and K. `dataset`: type (Hub id, or the set's name), name, and split, config, revision."""
+def eval_results(row: Row, dataset: dict[str, Any]) -> list[Any]:
+    """One EvalResult a metric and K of a method. `dataset`: type (Hub id, or the set's name), name, split, ..."""
     from huggingface_hub import EvalResult
 
     return [
@@ -74,25 +77,25 @@ def eval_results(results: dict[str, Any], dataset: dict[str, Any]) -> list[Any]:
             dataset_revision=dataset.get("revision"),
             metric_type=metric,
             metric_name=f"{title}@{k}",
-            metric_value=float(results[f"{metric}@{k}"]),
+            metric_value=float(row.results[0][f"{metric}@{k}"]),
             metric_args={"k": k},
         )
         for metric, title in METRICS.items()
-        for k in cutoffs(results)
+        for k in cutoffs([row])
     ]
 
 
-def remarks(results: dict[str, dict[str, Any]]) -> list[str]:
+def remarks(own: Row, rows: Sequence[Row]) -> list[str]:
     """What a reader would otherwise overlook in the tables, from the numbers themselves."""
-    own, found = results["finetuned"], []
-    for name, other in results.items():
-        if name == "finetuned":
+    results, found = own.results[0], []
+    for row in rows:
+        if row.method == own.method or row.method not in METHODS:
             continue
-        ahead = [f"HR@{k}" for k in cutoffs(own) if other.get(f"hr@{k}", 0) > own[f"hr@{k}"]]
+        ahead = [f"HR@{k}" for k in cutoffs([own]) if row.results[0].get(f"hr@{k}", 0) > results[f"hr@{k}"]]
         if ahead:
-            found.append(f"The baseline {name.replace('_', '-')} is ahead of it in {', '.join(ahead)}.")
-    if own.get("n_distinct") is not None:
-        found.append(f"It gave {own['n_distinct']:,} distinct answers to {own['n_examples']:,} examples.")
+            found.append(f"The baseline {row.label} is ahead of it in {', '.join(ahead)}.")
+    if results.get("n_distinct") is not None:
+        found.append(f"It gave {results['n_distinct']:,} distinct answers to {results['n_examples']:,} examples.")
     return found
 
 
@@ -100,7 +103,7 @@ def model_card(
     *,
     repo_id: str,
     base: dict[str, Any],
-    results: dict[str, dict[str, Any]],
+    scored: Sequence[Row],
     training: dict[str, Any],
     data: dict[str, Any],
     split: str | None,
@@ -114,13 +117,14 @@ def model_card(
 ) -> str:
     """README.md of an adapter.
 
-    `base`: repo_id, revision, weights. `results`: method -> results.json. `training`: training.json. `config`:
+    `base`: repo_id, revision, weights. `scored`: the run's rows (rows.load_rows). `training`: training.json. `config`:
     bigrec.json. `data`: facts of the prepared set, empty where there is none. `dataset_repo`, `index_repo`: Hub ids,
     `@commit` allowed. `history`: two titles for the snippet.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    own = results["finetuned"]
+    own_row = next(row for row in scored if row.method == "finetuned")
+    own, compared = own_row.results[0], compare_rows(scored)
     dataset_id, commit = split_revision(dataset_repo) if dataset_repo else (None, None)
     name = data.get("name")
     evaluation = None
@@ -153,12 +157,9 @@ def model_card(
         "metrics": [metric_repo] if metric_repo else None,
     }
     if evaluation:
-        fields |= {"model_name": repo_id.split("/")[-1], "eval_results": eval_results(own, evaluation)}
-    n_bootstrap = own.get("bootstrap")
+        fields |= {"model_name": repo_id.split("/")[-1], "eval_results": eval_results(own_row, evaluation)}
     where = f"{own['n_examples']:,} examples" + (f" of the {split} split" if split else "")
     where += f" of {name}" if name else ""
-    brackets = f" In brackets: {own['confidence']:.0%} bootstrap intervals over the examples." if n_bootstrap else ""
-    table_names = {"run": results}
     domain = PUBLISHED.get(str(data.get("noun")))
     card = ModelCard.from_template(
         ModelCardData(**{key: value for key, value in fields.items() if value is not None}),
@@ -170,9 +171,9 @@ def model_card(
         base=base,
         example=repr(history),
         has_index=has_index or bool(index_repo),
-        evaluated=f"Evaluated on {where}. Targets are ranked among all {own['n_items']:,} catalog items.{brackets}",
-        tables=score_tables(table_names),
-        remarks=remarks(results),
+        evaluated=f"Evaluated on {where}. Targets are ranked among all {own['n_items']:,} catalog items.",
+        tables=[*cell_notes(scored), *legend(scored, compared), *score_tables(scored, compared)],
+        remarks=remarks(own_row, scored),
         published=published_table(domain) if domain else None,
         settings=rows(training.get("settings", {}), HYPER_PARAMETERS) + rows(training, COUNTS),
         environment=rows(environment, ("python", "platform", "cpus", "gpus", "git_commit"))
@@ -185,8 +186,9 @@ def model_card(
 
 def decoding_rows(decoding: dict[str, Any]) -> list[tuple[str, str]]:
     """The decoding settings that have a say under their strategy."""
-    own = {"beam": ("num_beams",), "sample": ("temperature", "top_p", "top_k", "seed"), "greedy": ()}
-    return rows(decoding, ("strategy", "max_new_tokens", *own[decoding["strategy"]]))
+    beams = ("num_beams", "length_penalty")
+    own = {"sample": ("temperature", "top_p", "top_k", "seed"), "greedy": ()}
+    return rows(decoding, ("strategy", "max_new_tokens", *own.get(decoding["strategy"], beams)))
 
 
 def index_card(

@@ -23,6 +23,11 @@ ALPACA_PREAMBLE = (
 )
 ENHANCED_LINE = "Only output the name of the recommended thing. Do not include any explanations or extra information."
 ENHANCED_CHAT = 'Only output in the following format, including the end token:\n"<name of the recommended thing>"'
+KEYWORDS_PLACEHOLDERS = ("first", "second", "third")
+KEYWORDS_TASK = (
+    "List 5 to 8 short keywords that describe this {noun}: its genre, theme, setting, mood, and the series or people "
+    'it belongs to. Answer with one line of JSON and nothing else, in this form: {{"keywords": "first, second, third"}}'
+)
 TEMPLATES = ("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced")
 INPUT_TAIL = "\n "  # the reference ends every input with a line break and one space
 
@@ -103,12 +108,27 @@ def format_prompt(
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
+def keywords_prompt_ids(title: str, noun: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the question for one title's keywords: the tokenizer's chat layout, else the Alpaca layout.
+
+    What differs between titles stands last, so that all questions share their beginning (BIGRec's keywords variant asks
+    for comma-separated attributes in JSON; the wording is ours).
+    """
+    template = "chat-basic" if tokenizer.chat_template else "alpaca-basic"
+    task = KEYWORDS_TASK.format(noun=noun)
+    text = format_prompt(template, task, f'The {noun}: "{title}"', tokenizer)
+    return prompt_token_ids(template, text, tokenizer)
+
+
 def prompt_token_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a rendered prompt, without a closing EOS, which some tokenizers append to every text.
 
     Chat templates write their special tokens out; alpaca prompts get those that the tokenizer adds (BOS for Llama).
     """
-    ids = tokenizer(text, add_special_tokens=not template.startswith("chat"))["input_ids"]
+    return without_eos(tokenizer(text, add_special_tokens=not template.startswith("chat"))["input_ids"], tokenizer)
+
+
+def without_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
@@ -150,15 +170,32 @@ def completion_token_ids(
     Prompt and completion are tokenized together, so that the completion's ids are those of the running text; where the
     tokenizer would merge across the border, the completion is tokenized alone (inference always sees the prompt alone).
     """
+    return completions_token_ids(prompt_text, prompt_ids, [completion], template, tokenizer)[0]
+
+
+def completions_token_ids(
+    prompt_text: str,
+    prompt_ids: list[int],
+    completions: Sequence[str],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[list[int]]:
+    """`completion_token_ids` of many completions of one prompt, in one call of the tokenizer."""
     if tokenizer.eos_token_id is None:
         raise BigrecError(f"tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in its configuration")
-    joint = prompt_token_ids(template, prompt_text + completion, tokenizer)
+    if not completions:
+        return []
     n = len(prompt_ids)
-    if joint[:n] == prompt_ids and len(joint) > n:
-        ids = joint[n:]
-    else:
-        ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id]
+    special = not template.startswith("chat")
+    texts = [prompt_text + completion for completion in completions]
+    joint = [without_eos(ids, tokenizer) for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]]
+    follows = [ids[n:] if ids[:n] == prompt_ids and len(ids) > n else None for ids in joint]
+    merged = [i for i, ids in enumerate(follows) if ids is None]
+    if merged:
+        alone = tokenizer([completions[i] for i in merged], add_special_tokens=False)["input_ids"]
+        for i, ids in zip(merged, alone, strict=True):
+            follows[i] = ids
+    return [[*ids, tokenizer.eos_token_id] for ids in follows]
 
 
 _LINE_BREAK = re.compile(r"[\r\n]")

@@ -19,7 +19,7 @@ from bigrec_hf.index import FINGERPRINT_FILE, CatalogIndex, write_index
 from bigrec_hf.model_card import COUNTS, HYPER_PARAMETERS, index_card, model_card
 from bigrec_hf.recommender import ADAPTER_PATTERNS, TOKENIZER_PATTERNS, load_source_index, write_config
 from bigrec_hf.recommender_config import CONFIG_FILE, INDEX_FOLDER, METHOD, Source
-from bigrec_hf.report import load_results
+from bigrec_hf.rows import load_rows
 from bigrec_hf.runs import read_json, write_json
 
 TEXT_SUFFIXES = {".json", ".md", ".txt", ".jinja", ".yaml", ".yml", ".py", ".model"}
@@ -121,13 +121,11 @@ def adapter_folder(
         )
     copy_adapter(source.adapter, folder, base)
     training = published_training(run_dir, source, base, dataset_repo)
-    results = {
-        name: {
-            **values,
-            **({"encoder": base["repo_id"]} if "encoder" in values and source.config.encoder is None else {}),
-        }
-        for name, values in load_results(run_dir).items()
-    }
+    scored = load_rows([run_dir])
+    results = {row.method: dict(row.results[0]) for row in scored}
+    for values in results.values():  # the encoder is recorded by its path where it is a local folder
+        if "encoder" in values and source.config.encoder is None:
+            values["encoder"] = base["repo_id"]
     if training:
         write_json(folder / "training.json", training)
     write_json(folder / "results.json", results)
@@ -147,7 +145,7 @@ def adapter_folder(
     card = model_card(
         repo_id=repo_id,
         base=base,
-        results=results,
+        scored=scored,
         training=training,
         data=data,
         split=generate["data"]["split"] if generate["data"]["dataset"] else None,

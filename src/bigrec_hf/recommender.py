@@ -24,6 +24,7 @@ from typing import Any, overload
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bigrec_hf.catalog import load_catalog
+from bigrec_hf.constrained import Constraint, load_constraint
 from bigrec_hf.decoder import Decoder, common_prefix_length
 from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
@@ -89,6 +90,7 @@ class Recommender:
         """Use `from_pretrained`. `encode`: texts -> (n, d) float32, by the encoder that made the index."""
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.index, self.encode, self.source = index, encode, source
+        self._constraint: Constraint | None = None  # built when it is needed: the catalog's titles as a trie
         self._generation_config = copy.deepcopy(model.generation_config)  # the Decoder empties the model's own
 
     @classmethod
@@ -172,6 +174,18 @@ class Recommender:
     def _generate(self, histories: list[list[str]], ids: list[str]) -> tuple[list[list[str]], list[list[float]]]:
         """Texts and scores, each (n, n_texts), as the `generate` stage writes them."""
         config, decoding = self.config, Decoding(**self.config.decoding)
+        if decoding.is_constrained:
+            if self._constraint is None:
+                self._constraint, _ = load_constraint(
+                    decoding.strategy,
+                    self.index.catalog,
+                    config.template,
+                    self.tokenizer,
+                    [],
+                    assistant_scores=None,
+                    lm_weight=1.0,
+                )
+            decoding = replace(decoding, max_new_tokens=self._constraint.titles.trie.depth)
         prompts = [
             fit_prompt(
                 config.template,
@@ -200,7 +214,7 @@ class Recommender:
 
         self.model.generation_config = copy.deepcopy(self._generation_config)
         prefix = prompts[0][: common_prefix_length(prompts)]
-        decoder = Decoder(self.model, self.tokenizer, decoding, shared_prefix=prefix)
+        decoder = Decoder(self.model, self.tokenizer, decoding, shared_prefix=prefix, constraint=self._constraint)
         quiet = len(prompts) < PROGRESS_FROM
         decode_batches(decoder, prompts, ids, batches, range(len(batches)), keep, label="recommend", quiet=quiet)
         return texts, scores

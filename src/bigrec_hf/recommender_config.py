@@ -21,6 +21,7 @@ from bigrec_hf.settings import GenerateSettings, GroundSettings
 CONFIG_FILE = "bigrec.json"
 RECIPE_FILE = "recipe.yaml"
 INDEX_FOLDER = "index"
+CHOICE_FILE = "choice.json"  # of reranking
 METHOD = "finetuned"
 FORMAT = 1
 
@@ -50,7 +51,7 @@ class RecommenderConfig:
     catalog: str | None = None  # where `index` is None
     base_weights: str | None = None  # of a local base, beside the named repository: same, differ, not compared
     licence: dict[str, str] | None = None  # of the data that the titles come from
-    gamma: dict[str, Any] | None = None  # re-weighting chosen on validation, where the run did so
+    gamma: dict[str, Any] | None = None  # method -> formula and values by metric, as `rerank` chose them on validation
     format: int = FORMAT
 
 
@@ -111,7 +112,10 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
     import pyarrow.parquet as pq
 
     from bigrec_hf.ground import RANKINGS_FILE, table_settings
+    from bigrec_hf.rows import seed_folders
 
+    if not (run_dir / METHOD).is_dir() and seed_folders(run_dir) != [run_dir]:
+        raise BigrecError(f"{run_dir} holds several seeds: name one of them, such as {seed_folders(run_dir)[0]}")
     facts = read_json(run_dir / METHOD / "generate.json")
     rankings = run_dir / METHOD / RANKINGS_FILE
     if not facts or not rankings.is_file():
@@ -142,10 +146,18 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
         exclude_history=grounding["exclude_history"],
         index=INDEX_FOLDER,
         licence=licence,
+        gamma=_gamma(run_dir),
     )
     index = ground.index_dir or str(run_dir / INDEX_FOLDER)
     own = facts["generate"]["adapter"] or str(run_dir / "adapter")  # as `generate` finds it
     return Source(config, str(adapter) if adapter else own, index, run_dir)
+
+
+def _gamma(run_dir: Path) -> dict[str, Any] | None:
+    """What `rerank` chose on validation for this model's answers: {method: formula, parameter, parameters}."""
+    kept = ("formula", "parameter", "parameters", "validation_examples")
+    found = {file.parent.name: read_json(file) for file in sorted(run_dir.glob(f"{METHOD}_*/{CHOICE_FILE}"))}
+    return {name: {key: facts[key] for key in kept if key in facts} for name, facts in found.items()} or None
 
 
 def _encoder_name(grounding: dict[str, Any]) -> str:
@@ -154,7 +166,12 @@ def _encoder_name(grounding: dict[str, Any]) -> str:
 
 
 def _decoding(generate: dict[str, Any], seed: int) -> dict[str, Any]:
-    names = ("num_beams", "num_return_sequences", "max_new_tokens", "temperature", "top_p")
+    if generate["decoding"] == "debiased":
+        raise BigrecError(
+            "decoding debiased needs a collaborative model's scores for the very examples: a recommender has none; "
+            "generate with beam or constrained"
+        )
+    names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens", "temperature", "top_p")
     decoding = {"strategy": generate["decoding"], "top_k": generate["sample_top_k"], "seed": seed}
     return {
         "decoding": decoding | {name: generate[name] for name in names},

@@ -1,147 +1,79 @@
 """Report: tables over runs and their baselines, from the files the stages wrote, beside the published figures.
 
-`published_results.csv` transcribes the results that Bi-Step-Rec publishes (movie and game), figure by figure; rows that
-contradict themselves are marked, not mended.
+Every figure has its spread: bootstrap intervals over the examples or, for a run of several seeds, the spread over them.
+Marks say which differences to a reference row are real (bigrec_hf.differences).
 """
 
 from __future__ import annotations
 
-import csv
-import importlib.resources
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from bigrec_hf.errors import BigrecError
-from bigrec_hf.runs import read_json
+from bigrec_hf.breakdown import break_down_rows, breakdown_tables
+from bigrec_hf.differences import Differences, compare_rows, differences_tables, legend
+from bigrec_hf.plots import plot_rows
+from bigrec_hf.published import published_table
+from bigrec_hf.readme import update_readme
+from bigrec_hf.rows import (
+    METRICS,
+    Row,
+    cutoffs,
+    format_number,
+    format_score,
+    load_rows,
+    markdown_table,
+    row_labels,
+    run_name,
+    seed_folders,
+)
+from bigrec_hf.runs import read_json, write_atomically
 from bigrec_hf.settings import ReportSettings
 
-RESULTS_FILE = "results.json"
-METHODS = {  # subfolders of a run, in the order of the table
-    "random": "random",
-    "popularity": "popularity",
-    "zero_shot": "zero-shot LM",
-    "finetuned": "fine-tuned LM",
-}
-METRICS = {"ndcg": "NDCG", "hr": "HR"}
 
-
-def load_results(run_dir: str | Path) -> dict[str, dict[str, Any]]:
-    """Method -> results.json of one run. Raises BigrecError where the folder holds none."""
-    found = {name: read_json(Path(run_dir) / name / RESULTS_FILE) for name in METHODS}
-    for name, results in found.items():
-        if results:  # a model that gives everyone the same few titles must not look good by its share of catalog titles
-            results["n_distinct"] = read_json(Path(run_dir) / name / "generate.json").get("n_distinct")
-    found = {name: results for name, results in found.items() if results}
-    if not found:
-        raise BigrecError(f"{str(run_dir)!r} holds no results: make them with `bigrec-hf run --config RECIPE`")
-    return found
-
-
-def cutoffs(results: dict[str, Any]) -> list[int]:
-    """The K of a results.json, ascending."""
-    return sorted(int(key.removeprefix("hr@")) for key in results if key.startswith("hr@") and key[3:].isdigit())
-
-
-def format_score(results: dict[str, Any], key: str) -> str:
-    """`0.0240 [0.0120, 0.0380]`, without brackets where no interval was computed; `-` where the K was not."""
-    if key not in results:
-        return "-"
-    text = f"{results[key]:.4f}"
-    low, high = results.get(f"{key}_low"), results.get(f"{key}_high")
-    return text if low is None else f"{text} [{low:.4f}, {high:.4f}]"
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column left-aligned, the others right-aligned."""
-    align = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, align, *rows])
-
-
-def score_tables(runs: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """One table a metric: a row a run and method, a column a K, intervals in the cells."""
-    several = len(runs) > 1
-    rows = [
-        (f"{run}: {METHODS[method]}" if several else METHODS[method], results)
-        for run, methods in runs.items()
-        for method, results in methods.items()
-    ]
-    ks = sorted({k for _, results in rows for k in cutoffs(results)})
+def score_tables(rows: Sequence[Row], differences: Differences) -> list[str]:
+    """One table a metric: a row a run and method, a column a K, intervals and marks in the cells; then the answers."""
+    labels, ks = row_labels(rows), cutoffs(rows)
     tables = []
     for metric, title in METRICS.items():
-        body = [[name, *(format_score(results, f"{metric}@{k}") for k in ks)] for name, results in rows]
+        keys = [f"{metric}@{k}" for k in ks]
+        body = [
+            [labels[row.key], *(format_score(row, key, differences.mark(row, key)) for key in keys)] for row in rows
+        ]
         tables.append(markdown_table(["", *(f"{title}@{k}" for k in ks)], body))
-    body = []
-    for name, results in rows:
-        shares = [results.get("in_catalog"), results.get("in_history")]
-        body.append(
-            [
-                name,
-                str(results["n_examples"]),
-                str(results["n_empty"]),
-                "-" if results["n_distinct"] is None else str(results["n_distinct"]),
-                *("-" if share is None else f"{share:.1%}" for share in shares),
-                f"{results['median_rank']:.0f} of {results['n_items']}",
-            ]
-        )
-    header = ["", "examples", "empty answers", "distinct answers", "in the catalog", "from the history", "median rank"]
-    tables.append(markdown_table(header, body))
-    return tables
-
-
-def published_rows(dataset: str) -> list[dict[str, str]]:
-    """The published rows of `movie` or `game`, each with `marks`: why its figures contradict themselves, if they do."""
-    text = importlib.resources.files("bigrec_hf").joinpath("published_results.csv").read_text(encoding="utf-8")
-    rows = list(csv.DictReader(text.splitlines()))
-    hits = sorted((key for key in rows[0] if key.startswith("hr@")), key=lambda key: int(key[3:]))
-    from_5 = [f"{metric}@{k}" for metric in METRICS for k in (5, 10, 20, 50)]
-    for row in rows:
-        marks = []
-        if abs(float(row["hr@1"]) - float(row["ndcg@1"])) > 1e-4:
-            marks.append("HR@1 and NDCG@1 differ")
-        values = [float(row[key]) for key in hits]
-        if values != sorted(values):
-            marks.append("HR falls as K grows")
-        twins = [other for other in rows if other is not row and all(other[key] == row[key] for key in from_5[:4])]
-        if twins and marks:
-            marks.append(f"repeats {twins[0]['model']}, epoch {twins[0]['epoch']}, from NDCG@5 on")
-        row["marks"] = "; ".join(marks)
-    return [row for row in rows if row["dataset"] == dataset]
-
-
-def published_table(dataset: str) -> str:
-    """The published rows as Markdown, contradictory ones marked with a dagger and explained below."""
-    rows = published_rows(dataset)
-    ks = [1, 3, 5, 10, 20, 50]
-    keys = [f"{metric}@{k}" for metric in METRICS for k in ks]
-    body = []
-    for row in rows:
-        epoch = f", epoch {row['epoch']}" if row["epoch"] else ""
-        prompts = f", {row['train_prompt']} + {row['inference_prompt']}" if row["train_prompt"] else ""
-        dagger = " †" if row["marks"] else ""
-        body.append(
-            [f"{row['model']}, {row['train_samples']} examples{epoch}{prompts}{dagger}"] + [row[k] for k in keys]
-        )
-    header = ["published by Bi-Step-Rec"] + [f"{title}@{k}" for title in METRICS.values() for k in ks]
-    lines = [markdown_table(header, body)]
-    marked = [
-        f"{row['model']} {row['train_prompt']}, epoch {row['epoch']}: {row['marks']}" for row in rows if row["marks"]
+    body = [
+        [
+            labels[row.key],
+            *(format_number(row, key) for key in ("n_examples", "n_empty", "n_distinct")),
+            *(format_number(row, key, "{:.1%}") for key in ("in_catalog", "in_history")),
+            f"{format_number(row, 'median_rank')} of {format_number(row, 'n_items')}",
+        ]
+        for row in rows
     ]
-    if marked:
-        lines += ["", "† as published, though inconsistent: " + ". ".join(marked) + "."]
-    return "\n".join(lines)
+    header = ["", "examples", "empty answers", "distinct answers", "in the catalog", "from the history", "median rank"]
+    return [*tables, markdown_table(header, body)]
 
 
 def run_facts(run_dir: str | Path) -> list[str]:
-    """What a reader needs to know to trust the table: data, model, training, machine, from the manifest."""
-    manifest = read_json(Path(run_dir) / "manifest.json")
+    """What a reader needs to know to trust the table: data, seeds, training, machine, from the manifest."""
+    folders = seed_folders(run_dir)
+    manifest = read_json(folders[0] / "manifest.json")
     lines = []
     data = manifest.get("data", {})
     if data:
-        lines.append(
+        line = (
             f"- data: {data['name']} ({data['preset']}), {data['users']:,} users, {data['items']:,} items; "
             f"{data['repeated_targets']['all']:.1%} of targets already stand in their history"
         )
+        duplicates = data.get("duplicate_titles", {}).get("without_quotes_and_spaces")
+        if duplicates:
+            share = duplicates["rows"] / max(data["items"], 1)
+            line += f"; {duplicates['rows']:,} items ({share:.1%}) share their title with another"
+        lines.append(line)
+    if folders != [Path(run_dir)]:
+        seeds = ", ".join(folder.name.removeprefix("seed-") for folder in folders)
+        lines.append(f"- seeds: {seeds}; training and time below are those of the first")
     training = manifest.get("training", {})
     if training:
         lines.append(
@@ -161,40 +93,97 @@ def run_facts(run_dir: str | Path) -> list[str]:
     return lines
 
 
-def build_report(run_dirs: list[str], published: str | None = None) -> str:
-    """The whole report as Markdown."""
-    if not run_dirs:
-        raise BigrecError("no run given: name one or more run folders, e.g. `bigrec-hf report runs/quickstart`")
-    runs = {Path(run_dir).name: load_results(run_dir) for run_dir in run_dirs}
-    if len(runs) < len(run_dirs):
-        raise BigrecError("two of the run folders have the same name: rename one, the table tells runs by it")
-    examples = {results.get("n_examples") for methods in runs.values() for results in methods.values()}
-    confidence = {
-        results["confidence"] for methods in runs.values() for results in methods.values() if results["bootstrap"]
-    }
-    parts = [f"# {', '.join(runs)}", ""]
-    for run_dir in run_dirs:
-        facts = run_facts(run_dir)
-        parts += ([f"{Path(run_dir).name}:", ""] if len(run_dirs) > 1 else []) + facts + [""]
-    if confidence:
-        parts += [f"In brackets: {max(confidence):.0%} bootstrap intervals over the examples.", ""]
-    if len(examples) > 1:
-        parts += ["The rows are over different numbers of examples: they are not comparable one by one.", ""]
-    for table in score_tables(runs):
-        parts += [table, ""]
+def cell_notes(rows: Sequence[Row]) -> list[str]:
+    """What the cells hold, and whether the rows are over the same number of examples."""
+    notes = []
+    results = [results for row in rows for results in row.results]
+    levels = [row.results[0]["confidence"] for row in rows if len(row.folders) == 1 and row.results[0].get("bootstrap")]
+    if levels:
+        notes.append(f"In brackets: {max(levels):.0%} bootstrap intervals over the examples.")
+    if any(len(row.folders) > 1 for row in rows):
+        notes.append("With several seeds: mean ± standard deviation (least..greatest) over the seeds.")
+    if len({found.get("n_examples") for found in results}) > 1:
+        notes.append("The rows are over different numbers of examples: they are not comparable one by one.")
+    return notes
+
+
+def build_report(
+    run_dirs: Sequence[str | Path],
+    published: str | None = None,
+    *,
+    compare_to: str | None = None,
+    significance_level: float = 0.05,
+    permutations: int = 10_000,
+    differences: bool = False,
+    breakdown: bool = False,
+) -> str:
+    """The whole report as Markdown (the arguments: settings.ReportSettings)."""
+    rows = load_rows(run_dirs)
+    compared = compare_rows(rows, compare_to, significance_level, permutations)
+    return report_text(run_dirs, rows, compared, published, differences, breakdown)
+
+
+def report_text(
+    run_dirs: Sequence[str | Path],
+    rows: Sequence[Row],
+    compared: Differences,
+    published: str | None,
+    differences: bool,
+    breakdown: bool,
+) -> str:
+    """The report of rows that are loaded and compared already."""
+    names = [run_name(run_dir) for run_dir in run_dirs]
+    parts = [f"# {', '.join(names)}", ""]
+    for name, run_dir in zip(names, run_dirs, strict=True):
+        parts += ([f"{name}:", ""] if len(names) > 1 else []) + run_facts(run_dir) + [""]
+    for paragraph in [*cell_notes(rows), *legend(rows, compared), *score_tables(rows, compared)]:
+        parts += [paragraph, ""]
+    if differences and compared.comparisons and compared.reference:
+        label = row_labels(rows)[compared.reference.key]
+        least = min(1.0, len(compared.comparisons) / (1 + compared.permutations))
+        parts += [
+            f"Differences to *{label}*, with {1 - compared.alpha:.0%} paired bootstrap intervals (not corrected) and "
+            f"corrected p (random sign flips cannot show one below {least:.4f}, the correction's share of one in "
+            f"{compared.permutations + 1:,}):",
+            "",
+        ]
+        for table in differences_tables(rows, compared):
+            parts += [table, ""]
+    if breakdown:
+        for paragraph in breakdown_tables(rows, break_down_rows(rows)):
+            parts += [paragraph, ""]
     if published:
         parts += [published_table(published), ""]
         parts += ["Published rows: 5,000 examples of the full data sets, llama-7b encoder; other data, other rows.", ""]
     return "\n".join(parts)
 
 
+def command_line(report: ReportSettings) -> list[str]:
+    """The command that makes a README's tables: the runs and every setting that differs and has a say."""
+    command = ["bigrec-hf", "report", *report.runs]
+    usual = asdict(ReportSettings())
+    for name in ("compare_to", "significance_level", "permutations", "readme_columns", "update_readme"):
+        value = getattr(report, name)
+        if value != usual[name]:
+            command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return command
+
+
 def main(report: ReportSettings) -> None:
-    """The `report` stage: print the report, and write it where a path is given."""
-    text = build_report(report.runs, report.published)
+    """The `report` stage: print the report; write it, plots and README tables where asked for."""
+    rows = load_rows(report.runs)
+    compared = compare_rows(rows, report.compare_to, report.significance_level, report.permutations)
+    text = report_text(report.runs, rows, compared, report.published, report.differences, report.breakdown)
     print(text)
     if report.report_path:
-        Path(report.report_path).parent.mkdir(parents=True, exist_ok=True)
-        Path(report.report_path).write_text(text + "\n", encoding="utf-8")
+        write_atomically(report.report_path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    if report.plots:
+        for run_dir in report.runs:
+            for line in plot_rows(run_dir, [row for row in rows if row.run == run_name(run_dir)]):
+                print(line)
+    if report.update_readme:
+        update_readme(report.update_readme, rows, compared, report.readme_columns, command_line(report))
+        print(f"updated {report.update_readme}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.processes import process_state
 from bigrec_hf.recipes import to_yaml
 from bigrec_hf.runs import environment, file_fingerprint, fingerprint, measured, read_json, write_json
+from bigrec_hf.seeds import run_seeds
 from bigrec_hf.settings import (
     DataSettings,
     GenerateSettings,
@@ -172,14 +173,16 @@ def main(
         raise BigrecError(
             "no data: the recipe needs a section `prepare` (source, raw_dir), or `data` with dataset or *_json"
         )
+    sections = (run, pipeline, prepare, data, model, prompt, sft, generate, ground, score)
+    names = ("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score")
+    if pipeline.seeds:
+        return run_seeds(main, dict(zip(names, sections, strict=True)))
     folder = Path(run.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     steps = Steps(folder, pipeline.from_stage)
-    sections = (run, pipeline, prepare, data, model, prompt, sft, generate, ground, score)
-    names = ("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score")
     if steps.state.is_main_process:
         (folder / "recipe.yaml").write_text(to_yaml(dict(zip(names, sections, strict=True)), names), encoding="utf-8")
-    steps.manifest |= {"seed": run.seed, "environment": environment()}
+    steps.manifest |= {"seed": run.seed, "seeds": [], "environment": environment()}
 
     if prepare.source:
         prepared = Path(str(prepare.prepared_dir))

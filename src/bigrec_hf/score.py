@@ -1,6 +1,8 @@
 """Score: NDCG@K and HR@K of a rankings.parquet, per example first, then means with bootstrap intervals.
 
-Reads `<run_dir>/<method>/rankings.parquet`, writes `results.json` (flat) and `per_example.parquet` beside it.
+Reads `<run_dir>/<method>/rankings.parquet`, writes `results.json` (flat) and `per_example.parquet` beside it. A method
+whose parameter is chosen per metric and K has a rank for each: `ranks_by_metric.parquet` (example_id and an int64
+column a key, such as `ndcg@10`) then gives the scores, `rankings.parquet` the rest.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.json"
 PER_EXAMPLE_FILE = "per_example.parquet"
+RANKS_BY_METRIC_FILE = "ranks_by_metric.parquet"
 
 
 def score_rankings(
@@ -41,12 +44,16 @@ def score_rankings(
     bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    by_metric: pa.Table | None = None,
 ) -> tuple[dict[str, Any], pa.Table]:
     """Results (flat, JSON-able) and per-example scores of a rankings table (ground.RANKINGS_SCHEMA).
 
+    `by_metric`: the ranks that each metric and K is computed from (see the module), instead of the table's.
+
     Results: `ndcg@K`, `hr@K`, `..._low`/`..._high` where bootstrap > 0, n_examples (all), n_scored (in the mean),
     n_empty, the shares in_catalog and in_history over all examples (null for a baseline, which writes no text), and
-    every setting that has a say. Raises BigrecError for no example, or K larger than the catalog.
+    every setting that has a say. Raises BigrecError for no example, K larger than the catalog, or `by_metric` without a
+    metric and K asked for or of other rankings.
     """
     settings = table_settings(table)
     rank = table[C.RANK].to_numpy()
@@ -55,15 +62,23 @@ def score_rankings(
         ks = check_ks(ks, settings["n_items"])
         if drop_empty and empty.all():
             raise ValueError(f"all {len(rank)} answers are empty: with drop_empty nothing is left to score")
-        scored = rank[~empty] if drop_empty else rank
-        results: dict[str, Any] = mean_scores(scored, ks)
-        if bootstrap:
-            results |= bootstrap_intervals(scored, ks, bootstrap, confidence, seed)
+        kept = ~empty if drop_empty else np.ones(len(rank), bool)
+        ranks = {f"{metric}@{k}": rank for metric in ("ndcg", "hr") for k in ks}
+        if by_metric is None:
+            results: dict[str, Any] = mean_scores(rank[kept], ks)
+            if bootstrap:
+                results |= bootstrap_intervals(rank[kept], ks, bootstrap, confidence, seed)
+        else:
+            ranks = _ranks_by_metric(table, by_metric, list(ranks))
+            results = {key: mean_scores(own[kept], [_cutoff(key)])[key] for key, own in ranks.items()}
+            for key, own in ranks.items() if bootstrap else ():
+                ends = bootstrap_intervals(own[kept], [_cutoff(key)], bootstrap, confidence, seed)
+                results |= {name: value for name, value in ends.items() if name.startswith(f"{key}_")}
     except ValueError as error:
         raise BigrecError(f"scoring: {error}") from error
     results |= {
         "n_examples": len(rank),
-        "n_scored": len(scored),
+        "n_scored": int(kept.sum()),
         "n_empty": int(empty.sum()),
         "in_catalog": _share(table[C.IN_CATALOG]),
         "in_history": _share(table[C.IN_HISTORY]),
@@ -76,9 +91,25 @@ def score_rankings(
     }
     per_example = table.select([C.EXAMPLE_ID, C.RANK, C.EMPTY, C.IN_CATALOG, C.IN_HISTORY])
     for k in ks:
-        per_example = per_example.append_column(f"ndcg@{k}", pa.array(ndcg_per_example(rank, k)))
-        per_example = per_example.append_column(f"hr@{k}", pa.array(hr_per_example(rank, k)))
+        for metric, score in (("ndcg", ndcg_per_example), ("hr", hr_per_example)):
+            key = f"{metric}@{k}"
+            per_example = per_example.append_column(key, pa.array(score(ranks[key], k)))
     return results, per_example
+
+
+def _cutoff(key: str) -> int:
+    return int(key.partition("@")[2])
+
+
+def _ranks_by_metric(table: pa.Table, by_metric: pa.Table, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Key -> (n,) int64 ranks, once they are known to belong to this rankings table."""
+    same = table_settings(by_metric) == table_settings(table)
+    if not same or by_metric[C.EXAMPLE_ID].to_pylist() != table[C.EXAMPLE_ID].to_pylist():
+        raise BigrecError(f"{RANKS_BY_METRIC_FILE} belongs to other rankings: make both again with `bigrec-hf rerank`")
+    missing = [key for key in keys if key not in by_metric.column_names]
+    if missing:
+        raise BigrecError(f"{missing[0]} has no parameter chosen for it: run `bigrec-hf rerank` with these --ks")
+    return {key: by_metric[key].to_numpy() for key in keys}
 
 
 def _share(column: pa.ChunkedArray) -> float | None:
@@ -118,8 +149,15 @@ def score_folder(
     rankings = Path(folder) / RANKINGS_FILE
     if not rankings.is_file():
         raise BigrecError(f"{rankings} does not exist: run `bigrec-hf ground` first")
+    by_metric = rankings.with_name(RANKS_BY_METRIC_FILE)
     results, per_example = score_rankings(
-        pq.read_table(rankings), ks, drop_empty=drop_empty, bootstrap=bootstrap, confidence=confidence, seed=seed
+        pq.read_table(rankings),
+        ks,
+        drop_empty=drop_empty,
+        bootstrap=bootstrap,
+        confidence=confidence,
+        seed=seed,
+        by_metric=pq.read_table(by_metric) if by_metric.is_file() else None,
     )
     write_results(results, per_example, folder)
     return results

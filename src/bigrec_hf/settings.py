@@ -50,6 +50,9 @@ class PipelineSettings:
         flag="--from",
         choices=("prepare", "sft", "index", "generate", "ground", "score", "report"),
     )
+    seeds: list[int] = setting(
+        [], "run once with each of these seeds, in <run_dir>/seed-N, and report their spread (default: the seed alone)"
+    )
 
 
 @dataclass(frozen=True)
@@ -202,10 +205,26 @@ class GenerateSettings:
     adapter: str | None = setting(
         None, "adapter: folder or Hub id, `@revision` allowed (default: the run's own, if it has one)", hub="model"
     )
-    decoding: str = setting("beam", "decoding strategy", choices=("beam", "greedy", "sample"))
-    num_beams: int = setting(4, "beams (decoding: beam)")
+    decoding: str = setting(
+        "beam",
+        "decoding strategy; constrained = beams that write catalog titles only; debiased = these, mixed with a "
+        "collaborative model's item scores",
+        choices=("beam", "greedy", "sample", "constrained", "debiased"),
+    )
+    num_beams: int = setting(4, "beams (decoding: beam, constrained, debiased)")
+    length_penalty: float = setting(
+        1.0, "a beam's score is divided by its number of tokens ** this; 0 = no length normalization (debiased: always)"
+    )
+    assistant_scores: str | None = setting(
+        None, "item scores of a collaborative model on the same examples, scores.safetensors (decoding: debiased)"
+    )
+    lm_weight: float = setting(
+        0.5, "a in a * log p_LM + (1 - a) * log p_CF, 0 to 1; 1 = the language model alone (decoding: debiased)"
+    )
     num_return_sequences: int = setting(0, "texts kept an example, best first; 0 = all beams, or 1 sample")
-    max_new_tokens: int = setting(64, "tokens an answer may have")
+    max_new_tokens: int = setting(
+        64, "tokens an answer may have (decoding: constrained, debiased: as many as the longest title has)"
+    )
     temperature: float = setting(0.2, "sampling temperature (decoding: sample)")
     top_p: float = setting(0.95, "nucleus sampling mass (decoding: sample)")
     sample_top_k: int = setting(40, "sample among the k likeliest tokens; 0 = all (decoding: sample)")
@@ -237,6 +256,12 @@ class GroundSettings:
     )
     top_k: int = setting(50, "nearest items kept an example in rankings.parquet")
     memory_mib: int = setting(256, "memory for distances, in MiB; the catalog is scanned in chunks of that size")
+    ranking: str = setting(
+        "distance",
+        "distance = all items by distance to the first text; hybrid = the titles among all texts first, in that order, "
+        "then the rest by distance (written to <method>_hybrid)",
+        choices=("distance", "hybrid"),
+    )
     exclude_history: bool = setting(False, "leave the example's history out of the candidates")
     duplicates: str = setting(
         "best",
@@ -256,6 +281,70 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True)
+class RerankSettings:
+    """Distances and weights in one ranking, the weight's strength chosen on validation."""
+
+    formulas: list[str] = setting(
+        ["reweight"], "any of: reweight = BIGRec's Eq. 3; mix = additive; rrf = additive in reciprocal ranks"
+    )
+    weights: list[str] = setting(
+        ["popularity"], "any of: popularity = training targets; scores = a collaborative model's; both = their mean"
+    )
+    scores: str | None = setting(
+        None, "the collaborative model: the run's subfolder that holds scores.safetensors (.npy, .parquet), or its name"
+    )
+    validation_scores: str | None = setting(
+        None, "its scores of the validation examples (default: <run_dir>/validation/<scores>/scores.*)"
+    )
+    test_scores: str | None = setting(
+        None, "its scores of the evaluated examples (default: <run_dir>/<scores>/scores.*)"
+    )
+    gamma_grid: str = setting(
+        "auto",
+        "reweight: the reference's grid of gamma; auto = popularity for popularity alone, else movie",
+        choices=("auto", "movie", "game", "popularity"),
+    )
+    gamma_values: list[float] = setting([], "reweight: a grid of your own, -300 to 300")
+    share_values: list[float] = setting([], "mix, rrf: a grid of your own, 0 to 1 (default: 0, 0.01 .. 1)")
+    choose_by: str = setting("each", "each = a choice for every metric and K; ndcg@10, hr@5 ... = this one's for all")
+
+
+@dataclass(frozen=True)
+class KeywordsSettings:
+    """Keywords of catalog titles and predicted titles, by an instruct LM (for `fuse --fusion keywords`)."""
+
+    keywords_model: str | None = setting(
+        None, "instruct LM that writes keywords: folder or Hub id, `@revision` allowed (default: the base model)"
+    )
+    keywords_noun: str | None = setting(
+        None, "what a title names, singular, e.g. movie (default: the prepared set's noun, else item)"
+    )
+    keywords_tokens: int = setting(64, "tokens a keyword answer may have")
+    keywords_batch_size: int = setting(32, "titles asked together, at most, on each process: what a kill can lose")
+    keywords_batch_tokens: int = setting(65536, "prompt and answer tokens decoded together, at most, padding counted")
+
+
+@dataclass(frozen=True)
+class FuseSettings:
+    """All texts of an example, or titles and keywords, in one ranking; parameters chosen on validation."""
+
+    fusion: str = setting(
+        "all",
+        "min = nearest text; weighted = nearest text, worse scores pay; rrf = reciprocal ranks; keywords = mix of the "
+        "title's and the keywords' ranks; all = the first three, and keywords where they were written",
+        choices=("min", "weighted", "rrf", "keywords", "all"),
+    )
+    fusion_metric: str = setting("ndcg@10", "metric that chooses the parameters on validation: ndcg@K or hr@K")
+    fusion_beams: int = setting(0, "texts an example to use, at most (1 to this many are tried); 0 = all")
+    fusion_penalties: list[float] = setting(
+        [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
+        "weighted: penalties to try, in catalog radii (root mean square) for a nat a token of score",
+    )
+    fusion_k0: list[int] = setting([0, 1, 2, 5, 10, 20, 60, 100], "rrf: constants k0 to try in 1 / (k0 + rank)")
+    keywords_file: str | None = setting(None, "keywords (default: <run_dir>/keywords/keywords.parquet)")
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """`evaluate` = ground + score of any prediction file."""
 
@@ -267,12 +356,52 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class SasrecSettings:
+    """SASRec, the sequential baseline, trained on the same examples."""
+
+    sasrec_dim: int = setting(64, "size of item embeddings and hidden states")
+    sasrec_layers: int = setting(2, "transformer blocks")
+    sasrec_heads: int = setting(2, "attention heads")
+    sasrec_dropout: float = setting(0.3, "dropout probability")
+    sasrec_max_length: int = setting(10, "history items it looks at, at most (as the prompts)")
+    sasrec_stride: int = setting(
+        2, "items between the ends of training windows: max_length = each item is a target once an epoch, 1 = often"
+    )
+    sasrec_epochs: int = setting(100, "passes over the training windows, at most")
+    sasrec_patience: int = setting(5, "early stopping: epochs without a better validation NDCG@10; 0 = never")
+    sasrec_lr: float = setting(1e-3, "learning rate (AdamW, constant)")
+    sasrec_weight_decay: float = setting(0.0, "weight decay of AdamW")
+    sasrec_batch_size: int = setting(256, "windows an optimizer step")
+    sasrec_negatives: int = setting(
+        2048,
+        "items sampled a step for the softmax, with logQ correction; catalogs no larger, or 0: the full softmax",
+    )
+
+
+@dataclass(frozen=True)
 class ReportSettings:
     """One table over runs, baselines and published rows."""
 
     runs: list[str] = setting([], "run folders", positional=True)
     report_path: str | None = setting(None, "Markdown file to write (default: print only)")
     published: str | None = setting(None, "published rows to show beside: movie or game", choices=("movie", "game"))
+    compare_to: str | None = setting(
+        None,
+        "row that the others are tested against: METHOD or RUN/METHOD, or none (default: finetuned, of the first run)",
+    )
+    significance_level: float = setting(0.05, "mark a difference where its corrected p is below this")
+    permutations: int = setting(10_000, "random sign flips of the permutation test, at least")
+    differences: bool = setting(False, "also show every difference with its interval and corrected p")
+    breakdown: bool = setting(
+        False, "also by history length and target popularity, with coverage and diversity (written to breakdown.json)"
+    )
+    plots: bool = setting(
+        False, "draw metrics.png, and curves.png where a parameter was chosen, into each run (extra: bench)"
+    )
+    update_readme: str | None = setting(
+        None, "Markdown file whose text between <!-- results:RUN --> and <!-- /results --> becomes the run's table"
+    )
+    readme_columns: list[str] = setting(["hr@1", "hr@10", "hr@50", "ndcg@10", "ndcg@50"], "metrics of the README table")
 
 
 @dataclass(frozen=True)
@@ -336,7 +465,11 @@ SECTIONS = {
     "generate": GenerateSettings,
     "ground": GroundSettings,
     "score": ScoreSettings,
+    "rerank": RerankSettings,
+    "keywords": KeywordsSettings,
+    "fuse": FuseSettings,
     "evaluate": EvaluateSettings,
+    "sasrec": SasrecSettings,
     "report": ReportSettings,
     "publish": PublishSettings,
     "download": DownloadSettings,

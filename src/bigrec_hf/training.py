@@ -15,33 +15,49 @@ from trl import SFTConfig, SFTTrainer
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.modeling import count_parameters
 from bigrec_hf.processes import process_state
+from bigrec_hf.shared_prompt import merge_batch, use_shared_attention
 
 IGNORED = -100  # label of a token without loss
 
 
 class CompletionLossTrainer(SFTTrainer):
-    """SFTTrainer whose CPU loss computes logits at supervised positions only.
+    """SFTTrainer whose CPU loss computes logits at supervised positions only, and the batch's common prefix once.
 
-    On CUDA, TRL's fused head does so already. Elsewhere it projects every position onto the vocabulary and computes
-    entropies; with ~12 completion tokens in ~150 that is most of a small model's time. Same loss, no entropy metrics.
+    On CUDA, TRL's fused head leaves out the unsupervised positions already. Elsewhere it projects every position onto
+    the vocabulary and computes entropies; with ~12 completion tokens in ~150 that is most of a small model's time. The
+    common prefix is shared where the model allows it (`shared_prompt`) and dropout would not tell the rows apart. Same
+    loss, no entropy metrics.
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.args.device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        targets = inputs["labels"][:, 1:]
-        supervised = targets != IGNORED
-        positions = supervised.any(dim=0).nonzero().flatten()
-        others = {key: value for key, value in inputs.items() if key != "labels"}
-        outputs = model(**others, use_cache=False, logits_to_keep=positions)
-        kept = supervised[:, positions]
-        logits = outputs.logits[kept].float()
-        loss = torch.nn.functional.cross_entropy(logits, targets[:, positions][kept], reduction="sum")
-        count = supervised.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = loss / torch.as_tensor(count).clamp(min=1)
+        merged = None
+        if set(inputs) == {"input_ids", "attention_mask", "labels"} and self.shares_prompts():
+            merged = merge_batch(**inputs, ignored=IGNORED)
+        if merged is not None:
+            outputs = model(**merged.model_inputs())
+            loss, count = merged.loss(outputs.logits), merged.counts.sum()
+        else:
+            targets = inputs["labels"][:, 1:]
+            supervised = targets != IGNORED
+            positions = supervised.any(dim=0).nonzero().flatten()
+            others = {key: value for key, value in inputs.items() if key != "labels"}
+            outputs = model(**others, use_cache=False, logits_to_keep=positions)
+            kept = supervised[:, positions]
+            logits = outputs.logits[kept].float()
+            loss = torch.nn.functional.cross_entropy(logits, targets[:, positions][kept], reduction="sum")
+            count = supervised.sum()
+        loss = loss / torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all processes
         return (loss, outputs) if return_outputs else loss
+
+    def shares_prompts(self) -> bool:
+        """Whether a common prefix may be computed once: full attention, no dropout that draws anew for every row."""
+        model = self.accelerator.unwrap_model(self.model)
+        dropout = any(module.p > 0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
+        return not (model.training and dropout) and use_shared_attention(model.get_base_model())
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, n_processes: int) -> int:

@@ -23,17 +23,19 @@ def rank_scores(
     n_items: int,
     top_k: int = 50,
     exclude: Sequence[Sequence[int]] | None = None,
+    chunk: int = CHUNK,
 ) -> Ranking:
     """Exact ranks by descending score, ties by catalog row.
 
     `scores(start, stop)` gives (stop - start, n_items) finite floats of the examples start..stop; `targets` are the
     rows at which each target counts as found (the best one does); `exclude` are rows that are no candidates. A target
-    whose rows are all excluded gets rank n_items. `top_distances` holds the negated scores.
+    whose rows are all excluded gets rank n_items. `chunk` examples are asked for together. `top_distances` holds the
+    negated scores.
     """
     n, k = len(targets), min(top_k, n_items)
     ranking = Ranking(np.full(n, n_items, np.int64), np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
-    for start in range(0, n, CHUNK):
-        stop = min(start + CHUNK, n)
+    for start in range(0, n, chunk):
+        stop = min(start + chunk, n)
         cost = -np.asarray(scores(start, stop), np.float64)  # (b, n_items), ascending is better
         if cost.shape != (stop - start, n_items) or not np.isfinite(cost).all():
             raise BigrecError(

@@ -1,0 +1,184 @@
+"""Rerank: what the text is close to, weighted by popularity or by a collaborative model (BIGRec's Eq. 3 and mixes).
+
+Chooses the strength on `<run_dir>/validation/<method>/generations.parquet`, per metric and K, and applies it to
+`<run_dir>/<method>/generations.parquet`. Every combination of `formulas` and `weights` is a method of its own, in
+`<run_dir>/<method>_<weights>` (reweight), `<method>_mix_<weights>` or `<method>_rrf_<weights>`; `scores` goes by the
+collaborative model's name there. Files: rankings.parquet (at the value chosen for NDCG@10), ranks_by_metric.parquet (at
+each metric's own), choice.json, curve.parquet, curve.png, and the score stage's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigrec_hf.catalog import Catalog, load_catalog
+from bigrec_hf.choice import GRIDS
+from bigrec_hf.columns import Columns as C
+from bigrec_hf.data import load_config
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.ground import GENERATIONS_FILE, catalog_source, encoder_name, open_index, read_generations
+from bigrec_hf.item_scores import SCORES_FILE, read_facts, read_scores
+from bigrec_hf.reranking import WEIGHTS, check_disjoint, rerank_method, text_split, weight_rows
+from bigrec_hf.reweight import PARAMETERS, check_grid
+from bigrec_hf.runs import read_json
+from bigrec_hf.score import RESULTS_FILE, results_table, score_folder
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import (
+        DataSettings,
+        GroundSettings,
+        ModelSettings,
+        RerankSettings,
+        RunSettings,
+        ScoreSettings,
+    )
+
+VALIDATION_DIR = "validation"
+
+
+def check_validation(validation_ids: Sequence[str], data: DataSettings) -> None:
+    """Raise BigrecError where the examples to choose on are not of the validation split, as far as the data tell."""
+    if data.split == "validation":
+        raise BigrecError(
+            "split is 'validation': a parameter chosen there cannot be evaluated there; evaluate on --split test"
+        )
+    if data.dataset and not (data.test_json or data.validation_json):
+        known = set(load_config(data.dataset[0], "default", "validation")[C.EXAMPLE_ID])
+        other = [example_id for example_id in validation_ids if example_id not in known]
+        if other:
+            raise BigrecError(
+                f"{len(other)} of {len(validation_ids)} examples to choose on (such as {other[0]!r}) are not in the "
+                f"validation split of {data.dataset[0]!r}: generate {VALIDATION_DIR}/ with --split validation"
+            )
+
+
+def method_name(method: str, formula: str, weights: str, scores: str | None) -> str:
+    """`finetuned_popularity`, `finetuned_mix_sasrec`, ...: the folder of a reranked method."""
+    name = Path(scores or "scores").name if weights == "scores" else weights
+    return "_".join([method, *([] if formula == "reweight" else [formula]), name])
+
+
+def grid_of(formula: str, weights: str, rerank: RerankSettings) -> list[float]:
+    """The grid of a formula: the values given, else the reference's for gamma and 0, 0.01 .. 1 for a share."""
+    if formula != "reweight":
+        return list(rerank.share_values or GRIDS["unit"])
+    auto = "popularity" if weights == "popularity" else "movie"
+    return list(rerank.gamma_values or GRIDS[auto if rerank.gamma_grid == "auto" else rerank.gamma_grid])
+
+
+def find_scores(folder: Path, given: str | None) -> Path:
+    """The scores file named, or the one in `folder` (.safetensors, .npy or .parquet)."""
+    if given is not None:
+        return Path(given)
+    names = [Path(SCORES_FILE).with_suffix(suffix) for suffix in (".safetensors", ".npy", ".parquet")]
+    return next((folder / name for name in names if (folder / name).is_file()), folder / SCORES_FILE)
+
+
+def train_counts(data: DataSettings, catalog: Catalog) -> list[int] | None:
+    """How often each catalog row is a training target; None without a prepared set. The rows must be that set's."""
+    if not data.dataset:
+        return None
+    items = load_config(data.dataset[0], "items", "train")
+    if list(items[C.TITLE]) != catalog.titles:
+        raise BigrecError(
+            f"the catalog's rows are not the items of {data.dataset[0]!r}, whose train counts are the popularity: "
+            "leave out --catalog, or choose weights 'scores'"
+        )
+    return items[C.TRAIN_COUNT]
+
+
+def check_settings(rerank: RerankSettings) -> None:
+    """Raise BigrecError for an unknown formula or weights, or weights without a model, before any work."""
+    for name, values, known in (("formulas", rerank.formulas, PARAMETERS), ("weights", rerank.weights, WEIGHTS)):
+        unknown = [value for value in values if value not in known]
+        if unknown or not values:
+            what = repr(unknown[0]) if unknown else "empty"
+            raise BigrecError(f"{name}: {what}: choose among {', '.join(known)}")
+    if set(rerank.weights) - {"popularity"} and not (
+        rerank.scores or (rerank.validation_scores and rerank.test_scores)
+    ):
+        raise BigrecError("these weights need a collaborative model: name it with --scores, e.g. --scores sasrec")
+    for formula in rerank.formulas:
+        for weights in rerank.weights:
+            check_grid(formula, grid_of(formula, weights, rerank))
+
+
+def main(
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    ground: GroundSettings,
+    score: ScoreSettings,
+    rerank: RerankSettings,
+) -> None:
+    """The `rerank` command: every combination of formulas and weights chosen, applied, scored; prints the table."""
+    if run.run_dir is None:
+        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    check_settings(rerank)
+    folder = Path(run.run_dir)
+    catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+    places = {"validation": folder / VALIDATION_DIR, "test": folder}
+    answers = {
+        split: read_generations(place / run.method / GENERATIONS_FILE, catalog) for split, place in places.items()
+    }
+    check_validation(answers["validation"].example_ids, data)
+    check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
+
+    scores: dict[str, np.ndarray | None] = dict.fromkeys(places)
+    facts: dict[str, Any] = {"base_method": run.method}
+    if set(rerank.weights) - {"popularity"}:
+        given = {"validation": rerank.validation_scores, "test": rerank.test_scores}
+        for split, place in places.items():
+            file = find_scores(place / (rerank.scores or ""), given[split])
+            scores[split] = read_scores(file, answers[split].example_ids, catalog)
+            facts[f"{split}_scores"] = read_facts(file)
+    counts = train_counts(data, catalog) if set(rerank.weights) - {"scores"} else None
+    index, encode = open_index(
+        catalog,
+        ground.index_dir,
+        folder / "index",
+        encoder_name(ground.encoder, model.base_model),
+        ground.encoder_dtype,
+        ground.encode_batch_tokens,
+    )
+    facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
+    splits = {split: text_split(found, index, encode) for split, found in answers.items()}
+    results = {}
+    plain = read_json(folder / run.method / RESULTS_FILE)
+    if plain and {f"hr@{k}" for k in score.ks} <= set(plain):
+        results[run.method] = plain
+    for formula in rerank.formulas:
+        for weights in rerank.weights:
+            name = method_name(run.method, formula, weights, rerank.scores)
+            rows = {s: weight_rows(weights, len(answers[s].example_ids), counts, scores[s]) for s in places}
+            choice = rerank_method(
+                folder / name,
+                formula,
+                (splits["validation"], rows["validation"]),
+                (splits["test"], rows["test"]),
+                catalog,
+                grid_of(formula, weights, rerank),
+                score.ks,
+                choose_by=rerank.choose_by,
+                top_k=ground.top_k,
+                exclude_history=ground.exclude_history,
+                duplicates=ground.duplicates,
+                memory_mib=ground.memory_mib,
+                weighted_by=weights,
+                **facts,
+            )
+            shown = ", ".join(f"{key} {value:g}" for key, value in choice.chosen.items())
+            print(f"rerank ({name}): {PARAMETERS[formula]} chosen on validation: {shown}")
+            results[name] = score_folder(folder / name, **vars(score), seed=run.seed)
+    print(results_table(results, sorted(set(score.ks))))
+
+
+if __name__ == "__main__":
+    from bigrec_hf.cli import main as cli_main
+
+    sys.exit(cli_main(["rerank", *sys.argv[1:]]))

@@ -1,0 +1,175 @@
+"""The `sasrec` stage: train the sequential baseline once a run, then rank and score the examples that the LM answers.
+
+Writes `<run_dir>/sasrec/model/` (a `PreTrainedModel` folder) and `training.json`; and, for the evaluated split in
+`<run_dir>/sasrec/` and for validation in `<run_dir>/validation/sasrec/`: `rankings.parquet`, `scores.safetensors`, and
+what `score` writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigrec_hf.baselines import baseline_rankings
+from bigrec_hf.catalog import Catalog, load_catalog
+from bigrec_hf.columns import Columns as C
+from bigrec_hf.data import evaluation_rows, load_config
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.ground import GENERATIONS_FILE, RANKINGS_FILE, read_generations, write_table
+from bigrec_hf.index import catalog_sha256
+from bigrec_hf.item_scores import write_scores
+from bigrec_hf.runs import environment, fingerprint, measured, read_json, write_json
+from bigrec_hf.sasrec.data import training_sequences
+from bigrec_hf.sasrec.model import SasRecModel
+from bigrec_hf.sasrec.training import score_histories, train_sasrec
+from bigrec_hf.score import results_table, score_folder
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings, GroundSettings, RunSettings, SasrecSettings, ScoreSettings
+
+NAME = "sasrec"
+SCORES_FILE = "scores.safetensors"
+TRAINING_FILE = "training.json"
+VALIDATION_SAMPLE = 5000  # validation examples that choose the epoch, at most
+
+Examples = tuple[list[str], list[int], list[list[int]]]  # ids, target rows, histories
+
+
+def sample_examples(dataset: str, split: str, sample: int) -> Examples:
+    """Ids, targets and histories of a split's evaluated sample (`data.evaluation_rows`; 0 = all)."""
+    rows = load_config(dataset, "default", split)
+    rows = rows.select(evaluation_rows(len(rows), sample))
+    return rows[C.EXAMPLE_ID][:], rows[C.TARGET][:], rows[C.HISTORY][:]
+
+
+def evaluated_examples(folder: str | Path, catalog: Catalog, dataset: str, split: str, sample: int) -> Examples:
+    """The examples in `folder`/finetuned/generations.parquet; where there is none, the split's evaluated sample."""
+    generations = Path(folder) / "finetuned" / GENERATIONS_FILE
+    if not generations.is_file():
+        return sample_examples(dataset, split, sample)
+    answers = read_generations(generations, catalog)
+    return answers.example_ids, answers.targets, answers.histories
+
+
+def trained_model(folder: str | Path, dataset: str, catalog: Catalog, *, seed: int, **settings: Any) -> SasRecModel:
+    """The SASRec of a prepared set in `folder`/model: kept where settings and data are unchanged, else trained.
+
+    `settings` are those of `train_sasrec`. An interrupted training goes on from its last checkpoint. Raises BigrecError
+    where the train split holds no example.
+    """
+    folder = Path(folder)
+    train = load_config(dataset, "default", "train").data.table
+    if not train.num_rows:
+        raise BigrecError(f"the train split of {dataset!r} is empty: SASRec cannot learn; prepare more data")
+    sequences = training_sequences(train)
+    _, targets, histories = sample_examples(dataset, "validation", VALIDATION_SAMPLE)
+    counts = train_counts(dataset)
+    content = hashlib.sha256()
+    for part in (sequences.items, sequences.starts, counts):
+        content.update(part.tobytes())
+    content.update(json.dumps([targets, histories]).encode())
+    settings |= {"seed": seed, "catalog_sha256": catalog_sha256(catalog)}
+    mark = fingerprint(settings, content.hexdigest())
+    if read_json(folder / TRAINING_FILE).get("fingerprint") == mark and (folder / "model").is_dir():
+        print(f"SASRec in {folder} is trained and its settings are unchanged: kept")
+        return SasRecModel.from_pretrained(folder / "model").eval()
+    checkpoints = folder / "checkpoints"
+    if read_json(checkpoints / "settings.json").get("fingerprint") != mark and checkpoints.exists():
+        shutil.rmtree(checkpoints)  # checkpoints of other settings or data must not be resumed
+    write_json(checkpoints / "settings.json", {"fingerprint": mark, **settings})
+    print(f"SASRec: {len(sequences):,} training sequences, {len(sequences.items):,} entries, {len(counts):,} items")
+    record: dict[str, Any] = {"fingerprint": mark, "settings": settings, "n_validation": len(targets)}
+    timing: dict[str, Any] = {}
+    with measured(timing):
+        model, result = train_sasrec(sequences, counts, (histories, targets), checkpoints, **settings)
+    record |= {"sequences": len(sequences), "sequence_items": len(sequences.items), **timing, **result}
+    model.save_pretrained(folder / "model")
+    write_json(folder / TRAINING_FILE, record | {"environment": environment()})
+    shutil.rmtree(checkpoints)
+    print(f"SASRec written to {folder / 'model'} after {result['epochs_done']:g} epochs, {timing['seconds']:.0f} s")
+    return model
+
+
+def train_counts(dataset: str) -> np.ndarray:
+    """(n_items,) int64: how often each item is a training target."""
+    return np.asarray(load_config(dataset, "items", "train")[C.TRAIN_COUNT], np.int64)
+
+
+def sasrec_tables(
+    model: SasRecModel,
+    catalog: Catalog,
+    counts: np.ndarray,
+    examples: tuple[Sequence[str], Sequence[int], Sequence[Sequence[int]]],
+    folder: str | Path,
+    *,
+    top_k: int = 50,
+    exclude_history: bool = False,
+    duplicates: str = "best",
+) -> None:
+    """Write `folder`/scores.safetensors (`item_scores.write_scores`) and `folder`/rankings.parquet of the examples
+    (ids, target rows, histories). Raises BigrecError where the model belongs to another catalog.
+    """
+    if model.config.catalog_sha256 != catalog_sha256(catalog):
+        raise BigrecError(
+            f"the SASRec model knows another catalog ({model.config.n_items:,} items; this one has {len(catalog):,}): "
+            "train it on this data set with `bigrec-hf sasrec`"
+        )
+    ids, targets, histories = examples
+    scores = score_histories(model, histories, counts=counts, progress=True)
+    table = baseline_rankings(
+        NAME,
+        lambda start, stop: scores[start:stop],
+        catalog,
+        ids,
+        targets,
+        histories,
+        top_k=top_k,
+        exclude_history=exclude_history,
+        duplicates=duplicates,
+    )
+    write_scores(Path(folder) / SCORES_FILE, scores, ids, catalog, model=NAME)
+    write_table(table, Path(folder) / RANKINGS_FILE)
+
+
+def training_settings(run: RunSettings, sasrec: SasrecSettings) -> dict[str, Any]:
+    """The keyword arguments of `trained_model`."""
+    return {"seed": run.seed, **{key.removeprefix("sasrec_"): value for key, value in vars(sasrec).items()}}
+
+
+def main(
+    run: RunSettings, data: DataSettings, ground: GroundSettings, score: ScoreSettings, sasrec: SasrecSettings
+) -> None:
+    """Train, then rank and score the evaluated split and validation; print one table."""
+    if run.run_dir is None:
+        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    if not data.dataset:
+        raise BigrecError("no data set given: SASRec is trained on a prepared set, name it with --dataset")
+    folder, dataset = Path(run.run_dir), data.dataset[0]
+    catalog = load_catalog(dataset)
+    if data.catalog and catalog_sha256(load_catalog(data.catalog)) != catalog_sha256(catalog):
+        raise BigrecError(f"catalog {data.catalog!r} is not that of {dataset!r}, which SASRec scores: leave it out")
+    model = trained_model(folder / NAME, dataset, catalog, **training_settings(run, sasrec))
+    counts = train_counts(dataset)
+    results: dict[str, dict[str, Any]] = {}
+    options = {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
+    for place, split in ((folder, data.split), (folder / "validation", "validation")):
+        examples = evaluated_examples(place, catalog, dataset, split, data.eval_sample)
+        if not examples[0]:
+            print(f"sasrec: the {split} split of {dataset} is empty: skipped")
+            continue
+        sasrec_tables(model, catalog, counts, examples, place / NAME, **options)
+        results[split] = score_folder(place / NAME, **vars(score), seed=run.seed)
+    print(results_table(results, sorted(set(score.ks))))
+
+
+if __name__ == "__main__":
+    from bigrec_hf.cli import main as cli_main
+
+    sys.exit(cli_main(["sasrec", *sys.argv[1:]]))
