@@ -170,7 +170,8 @@ def resolve_commit(name: str, repo_type: str) -> str:
 
 
 def _is_network(error: BaseException | None) -> bool:
-    return any(isinstance(link, ConnectionError | TimeoutError | _transport_errors()) for link in _chain(error))
+    kinds = (ConnectionError, TimeoutError, *_transport_errors())
+    return any(isinstance(link, kinds) for link in _chain(error))
 
 
 def _storage(repo_id: str, repo_type: str) -> Path:

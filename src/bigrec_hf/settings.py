@@ -314,7 +314,9 @@ class KeywordsSettings:
     """Keywords of catalog titles and predicted titles, by an instruct LM (for `fuse --fusion keywords`)."""
 
     keywords_model: str | None = setting(
-        None, "instruct LM that writes keywords: folder or Hub id, `@revision` allowed (default: the base model)"
+        None,
+        "instruct LM that writes keywords: folder or Hub id, `@revision` allowed (default: the base model)",
+        hub="model",
     )
     keywords_noun: str | None = setting(
         None, "what a title names, singular, e.g. movie (default: the prepared set's noun, else item)"
