@@ -29,20 +29,19 @@ METRIC_NAME = "ndcg_hr"
 class Publisher:
     """How folders reach the Hub in one call: pushed, or only written (dry run)."""
 
-    def __init__(self, settings: PublishSettings):
+    def __init__(self, settings: PublishSettings, temporary: str | Path):
+        """`temporary`: an empty folder, where what is pushed is built."""
         from huggingface_hub import get_token
 
         self.settings = settings
         self.has_token = get_token() is not None
         self.dry = settings.dry_run or not self.has_token
-        self.place = Path(settings.publish_dir or "published")
+        self.place = Path(settings.publish_dir or "published") if self.dry else Path(temporary)
         self.paths = [settings.published_run, settings.published_dataset]
 
     def build(self, repo_id: str, repo_type: str) -> Path:
         """An empty folder for a repository."""
-        if self.dry:
-            return folders.new_folder(self.place / f"{repo_type}s" / repo_id)
-        return Path(tempfile.mkdtemp(prefix="bigrec-hf-publish-"))
+        return folders.new_folder(self.place / f"{repo_type}s" / repo_id)
 
     def send(self, folder: Path, repo_id: str, repo_type: str, licence: dict[str, Any] | None, what: str) -> str | None:
         """Push a built folder; returns `repo_id@commit`, or None where nothing was pushed."""
@@ -63,19 +62,16 @@ class Publisher:
             if not self.has_token:
                 print("no token found: `hf auth login` (or HF_TOKEN), then run this again to push")
             return None
-        try:
-            pushed = push_folder(
-                folder,
-                repo_id,
-                repo_type,
-                message=settings.message or f"Publish {what} (bigrec_hf {__version__})",
-                private=settings.private,
-                must_be_private=None if settings.i_have_permission else forbidden(licence),
-                revision=settings.branch,
-                create_pr=settings.create_pr,
-            )
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        pushed = push_folder(
+            folder,
+            repo_id,
+            repo_type,
+            message=settings.message or f"Publish {what} (bigrec_hf {__version__})",
+            private=settings.private,
+            must_be_private=None if settings.i_have_permission else forbidden(licence),
+            revision=settings.branch,
+            create_pr=settings.create_pr,
+        )
         say(pushed, what, settings.create_pr)
         return f"{repo_id}@{pushed.commit}"
 
@@ -186,10 +182,16 @@ def push_adapter(
 
 def carry_out(settings: PublishSettings) -> str | None:
     """Publish as the settings say; returns `repo_id@commit` of the (main) repository, None after a dry run."""
+    with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
+        return publish_kind(settings, temporary)
+
+
+def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
+    """`carry_out` with a folder for what is pushed."""
     kind, repo_id = settings.publish_kind, settings.repo_id
     if not repo_id or not is_hub_id(repo_id) or "@" in repo_id:
         raise BigrecError(f"--repo_id is {repo_id!r}: expected user/name (a branch goes into --revision)")
-    publisher = Publisher(settings)
+    publisher = Publisher(settings, temporary)
     if kind == "metric":
         return push_metric(publisher, repo_id)
     if kind == "dataset" and settings.published_dataset:
@@ -262,15 +264,16 @@ def publish_saved(folder: Path, repo_id: str, *, base_model: str | None = None, 
     source = locate(str(folder))
     if not (folder / "README.md").is_file():
         raise BigrecError("this recommender has no card: load it from its run folder, whose results the card shows")
-    publisher = Publisher(settings)
-    publisher.paths.append(source.config.base_model)
-    base = find_base(source, base_model, publisher.dry)
-    check_terms(source.config.licence, settings, "the adapter's index")
-    built = publisher.build(repo_id, "model")
-    shutil.copytree(folder, built, dirs_exist_ok=True)
-    folders.name_base(built, base)
-    write_config(replace(source.config, base_model=folders.hub_name(base)), built)
-    return _commit(publisher.send(built, repo_id, "model", source.config.licence, "adapter"))
+    with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
+        publisher = Publisher(settings, temporary)
+        publisher.paths.append(source.config.base_model)
+        base = find_base(source, base_model, publisher.dry)
+        check_terms(source.config.licence, settings, "the adapter's index")
+        built = publisher.build(repo_id, "model")
+        shutil.copytree(folder, built, dirs_exist_ok=True)
+        folders.name_base(built, base)
+        write_config(replace(source.config, base_model=folders.hub_name(base)), built)
+        return _commit(publisher.send(built, repo_id, "model", source.config.licence, "adapter"))
 
 
 def _commit(pushed: str | None) -> str:
