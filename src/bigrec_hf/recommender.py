@@ -151,8 +151,8 @@ class Recommender:
 
         Titles that stand in no catalog row are taken as the text they are, and listed in `unknown`. A batch of no
         histories gives an empty list; `[[]]` is one user without any. `example_ids` (one a history) seed sampled
-        answers; by default the history does, so that it gets the same answer in any batch. A history's items do not
-        depend on its batch; their distances may, in the last bits of float32.
+        answers; by default the history does, so that the draws are the same in any batch. In float32 the items do not
+        depend on the batch, only the last bits of distances; in 16 bits near-tied tokens may fall out differently.
         """
         if isinstance(history, str) or top_k < 1:
             what = f"a text ({history!r}): give a list of titles" if isinstance(history, str) else f"top_k={top_k} < 1"
