@@ -60,3 +60,11 @@ def tiny_prepared(raw_movies: Path, tmp_path_factory: pytest.TempPathFactory) ->
     target = tmp_path_factory.mktemp("prepared") / "movies"
     prepare_dataset("movielens", str(raw_movies), str(target))
     return str(target)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(raw_movies: Path, tiny_model_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run (tests/tiny_run.py) with the baselines random and popularity."""
+    from tests.tiny_run import make_run
+
+    return make_run(tmp_path_factory.mktemp("tiny-run"), raw_movies, tiny_model_dir)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bigrec_hf.catalog import Catalog, load_catalog
@@ -115,19 +116,14 @@ def test_unknown_encoding_missing_path_and_ambiguous_folder(tmp_path):
         load_catalog(tmp_path)
 
 
-def test_a_hub_id_is_loaded_by_its_items_config_and_revision(monkeypatch):
-    def load_dataset(name, config, split, revision):
-        assert (name, config, split, revision) == ("user/set", "items", "train", "v1")
-        return datasets.Dataset.from_dict({"row": [0], "item_id": ["7"], "title": ["A"]})
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+def test_a_hub_id_is_read_from_its_items_file_at_the_named_revision(tmp_path, monkeypatch):
+    commit = "c" * 40
+    folder = tmp_path / "datasets--user--set" / "snapshots" / commit / "data" / "items"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"row": [0], "item_id": ["7"], "title": ["A"]}), folder / "train.parquet")
+    (tmp_path / "datasets--user--set" / "refs").mkdir()
+    (tmp_path / "datasets--user--set" / "refs" / "v1").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert load_catalog("user/set@v1") == Catalog(["7"], ["A"])
-
-
-def test_an_unreadable_hub_id_is_one_clear_error(monkeypatch):
-    def load_dataset(*args, **kwargs):
-        raise FileNotFoundError("offline")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(BigrecError, match="no catalog at user/set: neither a local path nor a readable Hub data set"):
-        load_catalog("user/set")
+    with pytest.raises(BigrecError, match="'user/set@v2' is not in the cache, and HF_HUB_OFFLINE=1"):
+        load_catalog("user/set@v2")

@@ -126,7 +126,7 @@ def test_fingerprint_of_other_encoders(tmp_path):
 
 def test_a_hub_name_that_is_not_cached(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BigrecError, match="neither a folder nor a model on the Hub"):
+    with pytest.raises(BigrecError, match="not in the cache, and HF_HUB_OFFLINE=1"):
         encoder_fingerprint("nobody/nothing")
 
 

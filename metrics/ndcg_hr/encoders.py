@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from .names import split_revision
+
 SENTENCE_MODEL_FILE = "modules.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,14 +24,6 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
         """(len(texts), d) float32, a vector a text, in order; `batch_tokens` counts padding."""
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """`folder-or-hub-id[@revision]` -> (name, revision); an existing path is taken whole."""
-    if Path(name).exists() or "@" not in name:
-        return name, None
-    path, revision = name.rsplit("@", 1)
-    return path, revision
 
 
 def is_sentence_model(name: str, revision: str | None = None) -> bool:

@@ -8,13 +8,14 @@ import numpy as np
 
 from .distances import check_vectors
 from .encoders import load_encoder
+from .names import split_revision
 from .nearest import NearestPool
 from .ranking import flat_rows, rank_catalog
 from .scores import DEFAULT_KS, bootstrap_intervals, check_ks, mean_scores
 from .titles import clean_title, read_titles
 
 # `evaluate.load` copies only the siblings that this file imports, so it imports the indirect ones too
-_SIBLINGS_OF_SIBLINGS = (NearestPool,)
+_SIBLINGS_OF_SIBLINGS = (NearestPool, split_revision)
 
 _DESCRIPTION = """
 Full-ranking NDCG@K and HR@K with one target an example: HR@K = mean(rank < K) and

@@ -1,3 +1,18 @@
 """BIGRec on the Hugging Face stack: an LM generates the next item's title, the title is grounded to the catalog."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bigrec_hf.recommender import Recommender
+
 __version__ = "0.1.0"
+__all__ = ["Recommender", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Recommender` is imported when it is asked for: it brings torch, which `--help` does not need."""
+    if name == "Recommender":
+        from bigrec_hf.recommender import Recommender
+
+        return Recommender
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from bigrec_hf.columns import Columns
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.hub import fetch_file, is_hub_id
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 ITEMS_FILE = "data/items/train.parquet"  # of a prepared set
@@ -63,26 +64,14 @@ def load_catalog(path: str | Path, encoding: str | None = None) -> Catalog:
     if local.is_file():
         return read_items_parquet(local) if local.suffix == ".parquet" else read_catalog_file(local, encoding)
     name = str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or local.suffix:
+    if not is_hub_id(name):
         raise BigrecError(
             f"no catalog at {name}: give a prepared set (folder or Hub id), movies.dat, id2name.txt or a CSV"
         )
-    return _load_hub_catalog(name)
-
-
-def _load_hub_catalog(name: str) -> Catalog:
-    from datasets import load_dataset
-
-    from bigrec_hf.metrics.ndcg_hr.encoders import split_revision
-
-    repository, revision = split_revision(name)
-    try:
-        items = load_dataset(repository, "items", split="train", revision=revision)
-    except (OSError, ValueError) as error:
-        raise BigrecError(
-            f"no catalog at {name}: neither a local path nor a readable Hub data set ({error})"
-        ) from error
-    return Catalog(list(items[Columns.ITEM_ID]), list(items[Columns.TITLE]))
+    items = fetch_file(name, ITEMS_FILE, "dataset")
+    if items is None:
+        raise BigrecError(f"no catalog at {name}: the data set on the Hub has no {ITEMS_FILE}, it is no prepared set")
+    return read_items_parquet(items)
 
 
 def read_items_parquet(path: Path) -> Catalog:

@@ -57,6 +57,14 @@ STAGES = {
         "run_dir",
     ),
     "report": Stage("report", ("report",), "one table over runs, baselines and published rows", "report_path"),
+    "publish": Stage(
+        "publish", ("publish",), "data set, adapter, index, metric or a whole run -> the Hub", "publish_dir"
+    ),
+    "download": Stage(
+        "download",
+        ("download", "data", "model", "generate", "ground"),
+        "what a recipe names on the Hub -> the cache, for work offline",
+    ),
 }
 
 
@@ -113,10 +121,12 @@ def main(argv: list[str] | None = None) -> int:
         return int(stop.code or 0)
     debug = given.pop("debug")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
+    from bigrec_hf.hub import pin, redact
+
     try:
         settings = build_settings(given.pop("config"), given)
         module = importlib.import_module(f"bigrec_hf.{stage.module}")
-        module.main(**{section: settings[section] for section in stage.sections})
+        module.main(**{section: pin(settings[section]) for section in stage.sections})
     except KeyboardInterrupt:
         print("bigrec-hf: interrupted", file=sys.stderr)
         return 130
@@ -125,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         expected = isinstance(error, BigrecError | OSError | ValueError)
         kind = "" if isinstance(error, BigrecError) else f"{type(error).__name__}: "
-        message = " ".join(str(error).split())
+        message = redact(" ".join(str(error).split()))
         print(f"bigrec-hf {argv[0]}: error: {kind}{message} (--debug shows the traceback)", file=sys.stderr)
         return 2 if expected else 1
     return 0

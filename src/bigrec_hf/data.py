@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, List, Value, load_dataset
-from huggingface_hub import hf_hub_download
+from datasets import Dataset, Features, List, Value
 
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.metrics.ndcg_hr.encoders import split_revision
+from bigrec_hf.hub import fetch_file, is_hub_id
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import build_input_prefix, build_instruction, parse_input
 
@@ -34,32 +34,32 @@ EXAMPLE_FEATURES = Features(
 
 
 def load_facts(dataset: str) -> dict[str, Any]:
-    """`facts.json` of a prepared set. Raises BigrecError where the folder or repository is none."""
-    path, revision = split_revision(dataset)
-    if Path(path).is_dir():
-        file = Path(path) / "facts.json"
-        if not file.is_file():
-            raise BigrecError(f"{path!r} holds no facts.json: it is no prepared set; make one with `bigrec-hf prepare`")
-    else:
-        file = Path(hf_hub_download(path, "facts.json", repo_type="dataset", revision=revision))
+    """`facts.json` of a prepared set, folder or Hub id. Raises BigrecError where it is none."""
+    _check_place(dataset)
+    file = fetch_file(dataset, "facts.json", "dataset")
+    if file is None:
+        raise BigrecError(f"{dataset!r} holds no facts.json: it is no prepared set; make one with `bigrec-hf prepare`")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def load_config(dataset: str, config: str, split: str) -> Dataset:
     """One configuration and split of a prepared set, from its folder or from the Hub.
 
-    A folder's parquet is read directly: `load_dataset` caches by the folder's name and the files' relative names, so
-    two runs whose sets are both called `data` would be given each other's examples.
+    The parquet file is read directly: `load_dataset` caches a folder by its name and the files' relative names, so two
+    runs whose sets are both called `data` would be given each other's examples; and one file is all that is fetched.
     """
-    path, revision = split_revision(dataset)
-    if Path(path).is_dir():
-        file = Path(path) / "data" / config / f"{split}.parquet"
-        if not file.is_file():
-            raise BigrecError(f"{file} does not exist: {path!r} is no prepared set; make one with `bigrec-hf prepare`")
-        return Dataset(pq.read_table(file))
-    if path.startswith((".", "/", "~")):
-        raise BigrecError(f"data set folder {path!r} does not exist: make it with `bigrec-hf prepare`")
-    return load_dataset(path, config, split=split, revision=revision)
+    _check_place(dataset)
+    file = fetch_file(dataset, f"data/{config}/{split}.parquet", "dataset")
+    if file is None:
+        raise BigrecError(
+            f"{dataset!r} has no data/{config}/{split}.parquet: it is no prepared set; use `bigrec-hf prepare`"
+        )
+    return Dataset(pq.read_table(file))
+
+
+def _check_place(dataset: str) -> None:
+    if not Path(split_revision(dataset)[0]).is_dir() and not is_hub_id(dataset):
+        raise BigrecError(f"data set folder {dataset!r} does not exist: make it with `bigrec-hf prepare`")
 
 
 def evaluation_rows(n: int, sample: int) -> np.ndarray:

@@ -17,10 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from datasets import Dataset, concatenate_datasets
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from bigrec_hf import __version__, cli
 from bigrec_hf.catalog import load_catalog
@@ -32,7 +29,9 @@ from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import print_summary, write_generations
 from bigrec_hf.ground import catalog_source
-from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype, split_revision
+from bigrec_hf.hub import fetch_file, is_hub_id, resolve_commit
+from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.modeling import load_generator, load_tokenizer
 from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import fit_prompt
@@ -104,29 +103,22 @@ def adapter_fingerprint(adapter: str | None) -> str | None:
     """sha256 of the adapter's weights (folder or Hub id). Raises BigrecError where there is no adapter."""
     if adapter is None:
         return None
-    path, revision = split_revision(adapter)
-    for name in ADAPTER_FILES:
-        file = Path(path) / name
-        if not Path(path).is_dir():
-            if path.startswith((".", "/")) or path.count("/") != 1:
-                break
-            try:
-                file = Path(hf_hub_download(path, name, revision=revision))
-            except EntryNotFoundError:
-                continue
-        if file.is_file():
-            with file.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
+    if Path(split_revision(adapter)[0]).is_dir() or is_hub_id(adapter, bare=True):
+        for name in ADAPTER_FILES:
+            file = fetch_file(adapter, name, "model", optional=True)
+            if file is not None:
+                with file.open("rb") as stream:
+                    return hashlib.file_digest(stream, "sha256").hexdigest()
     raise BigrecError(f"no adapter in {adapter!r}: train one with `bigrec-hf sft`, or use --method zero_shot")
 
 
 def base_fingerprint(base_model: str) -> str:
     """The Hub commit of the base model, or a digest of its folder's file names, sizes and modification times."""
-    path, revision = split_revision(base_model)
+    path, _ = split_revision(base_model)
     if Path(path).is_dir():
         files = sorted(file for file in Path(path).iterdir() if file.is_file())
         return fingerprint({file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files})
-    return str(AutoConfig.from_pretrained(path, revision=revision)._commit_hash)
+    return resolve_commit(base_model, "model")
 
 
 def decode_batches(

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from bigrec_hf.catalog import Catalog, load_catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.index import CatalogIndex, Encode, build_index, encoder_fingerprint, lazy_encode
+from bigrec_hf.hub import fetch_folder, is_hub_id
+from bigrec_hf.index import INDEX_FILES, CatalogIndex, Encode, build_index, encoder_fingerprint, lazy_encode
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking, rank_catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.runs import write_atomically
@@ -238,6 +239,8 @@ def open_index(
     `own_dir` (used without it) is the run's own."""
     encode = lazy_encode(encoder, dtype, batch_tokens)
     facts = encoder_fingerprint(encoder, dtype)
+    if index_dir is not None and "@" in index_dir and is_hub_id(index_dir):  # pinned names only: see hub.pin
+        index_dir = str(fetch_folder(index_dir, "dataset", INDEX_FILES))
     return build_index(index_dir or own_dir, catalog, encode, facts, owned=index_dir is None), encode
 
 

@@ -26,11 +26,13 @@ from tqdm import tqdm
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.hub import hub_errors, is_hub_id, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 CATALOG_FILE = "catalog.parquet"
 FINGERPRINT_FILE = "fingerprint.json"
+INDEX_FILES = (EMBEDDINGS_FILE, CATALOG_FILE, FINGERPRINT_FILE)
 TEMPLATE = "bare title"  # without outer white space and quotes (clean_title), no prompt around it
 PART_TITLES = 2048  # titles a part: what a kill can lose
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
@@ -80,11 +82,8 @@ def encoder_fingerprint(encoder: str, dtype: str = "float32") -> dict[str, str]:
     Raises BigrecError where there is no such model.
     """
     import torch
-    from transformers.utils import cached_file
-    from transformers.utils.hub import extract_commit_hash
 
     from bigrec_hf.metrics.ndcg_hr.encoders import (
-        SENTENCE_MODEL_FILE,
         LastTokenEncoder,
         SentenceEncoder,
         is_sentence_model,
@@ -93,17 +92,12 @@ def encoder_fingerprint(encoder: str, dtype: str = "float32") -> dict[str, str]:
     )
 
     name, revision = split_revision(encoder)
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+    if not Path(name).is_dir() and not is_hub_id(encoder, bare=True):
         raise BigrecError(f"encoder folder {name!r} does not exist: give --encoder a model folder or a Hub id")
-    sentence = is_sentence_model(name, revision)
-    if Path(name).is_dir():
-        revision = f"sha256:{folder_sha256(Path(name))}"
-    else:
-        try:
-            file = cached_file(name, SENTENCE_MODEL_FILE if sentence else "config.json", revision=revision)
-        except OSError as error:
-            raise BigrecError(f"encoder {name!r} is neither a folder nor a model on the Hub ({error})") from error
-        revision = extract_commit_hash(file, None) or revision or "main"
+    local = Path(name).is_dir()
+    revision = f"sha256:{folder_sha256(Path(name))}" if local else resolve_commit(encoder, "model")
+    with hub_errors(encoder):
+        sentence = is_sentence_model(name, None if local else revision)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "encoder": name,
@@ -206,13 +200,13 @@ def build_index(
     distinct = np.concatenate([np.load(file) for file in files])
     position = {title: i for i, title in enumerate(titles)}
     embeddings = distinct[[position[clean_title(title)] for title in catalog.titles]]  # (n_items, d) float32
-    _write(folder, catalog, embeddings, {**expected, "dim": embeddings.shape[1], "versions": _versions()})
+    write_index(folder, catalog, embeddings, {**expected, "dim": embeddings.shape[1], "versions": _versions()})
     for leftover in folder.glob(".parts-*"):
         shutil.rmtree(leftover)
     return load_index(folder, expected)
 
 
-def _write(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: dict[str, Any]) -> None:
+def write_index(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: dict[str, Any]) -> None:
     """Write all three files beside the old ones, then move them into place, the fingerprint last."""
     from safetensors.numpy import save_file
 
@@ -223,7 +217,7 @@ def _write(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: 
             C.TITLE: pa.array(catalog.titles, pa.string()),
         }
     )
-    names = (EMBEDDINGS_FILE, CATALOG_FILE, FINGERPRINT_FILE)
+    names = INDEX_FILES
     temporary = [folder / f".{name}.tmp" for name in names]
     save_file({"embeddings": np.ascontiguousarray(embeddings)}, temporary[0])
     pq.write_table(table, temporary[1])
@@ -239,7 +233,7 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "sentence-transformers", "tokenizers")}
 
 
-def lazy_encode(encoder: str, dtype: str = "float32", batch_tokens: int = 4096) -> Encode:
+def lazy_encode(encoder: str, dtype: str = "float32", batch_tokens: int = 4096, device: str | None = None) -> Encode:
     """An `Encode` that loads the model at its first call: a run whose index is reused may need no model at all."""
     loaded: list[Any] = []
 
@@ -247,7 +241,8 @@ def lazy_encode(encoder: str, dtype: str = "float32", batch_tokens: int = 4096) 
         if not loaded:
             from bigrec_hf.metrics.ndcg_hr.encoders import load_encoder
 
-            loaded.append(load_encoder(encoder, dtype))
+            with hub_errors(encoder):
+                loaded.append(load_encoder(encoder, dtype, device))
         return loaded[0].encode(texts, batch_tokens)
 
     return encode

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype, split_revision
+from bigrec_hf.hub import hub_errors, is_hub_id
+from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
 
 
 def find_model(base_model: str | None) -> tuple[str, str | None]:
@@ -20,7 +22,7 @@ def find_model(base_model: str | None) -> tuple[str, str | None]:
     if not base_model:
         raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
     path, revision = split_revision(base_model)
-    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+    if not Path(path).is_dir() and not is_hub_id(base_model, bare=True):
         raise BigrecError(f"base model folder {path!r} does not exist (quickstart: `make quickstart` fetches it)")
     return path, revision
 
@@ -28,7 +30,8 @@ def find_model(base_model: str | None) -> tuple[str, str | None]:
 def load_tokenizer(base_model: str | None, *, padding_side: str = "right") -> PreTrainedTokenizerBase:
     """The base model's tokenizer; a missing pad token becomes EOS (padding is masked everywhere, it is never read)."""
     path, revision = find_model(base_model)
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
+    with hub_errors(str(base_model)):
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise BigrecError(
@@ -53,11 +56,16 @@ def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAn
 
 
 def load_base(
-    base_model: str | None, *, dtype: str = "auto", quantization: str = "none", attn_implementation: str | None = None
+    base_model: str | None,
+    *,
+    dtype: str = "auto",
+    quantization: str = "none",
+    attn_implementation: str | None = None,
+    device: str | torch.device | None = None,
 ) -> PreTrainedModel:
-    """The causal LM on this process's device. Raises BigrecError where it cannot be found."""
+    """The causal LM on `device` (default: this process's). Raises BigrecError where it cannot be found."""
     path, revision = find_model(base_model)
-    device = PartialState().device
+    device = torch.device(device) if device is not None else PartialState().device
     torch_dtype = resolve_dtype(dtype, device)
     config = quantization_config(quantization, torch_dtype)
     options: dict[str, Any] = {"dtype": torch_dtype, "revision": revision}
@@ -65,7 +73,8 @@ def load_base(
         options["attn_implementation"] = attn_implementation
     if config is not None:
         options |= {"quantization_config": config, "device_map": {"": device}}
-    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    with hub_errors(str(base_model)):
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
     if config is None:
         model.to(device)
     elif quantization == "4bit":
@@ -113,16 +122,25 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def load_generator(
-    base_model: str, adapter: str | None, *, dtype: str, quantization: str, attn_implementation: str | None
+    base_model: str,
+    adapter: str | None,
+    *,
+    dtype: str,
+    quantization: str,
+    attn_implementation: str | None,
+    device: str | torch.device | None = None,
 ) -> PreTrainedModel:
     """Base, or base + adapter, in evaluation mode. The adapter is merged into 16/32-bit weights; a quantized base keeps
     it beside (merging would round the update to the quantization grid)."""
-    model = load_base(base_model, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation)
+    model = load_base(
+        base_model, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation, device=device
+    )
     if adapter is not None:
         path, revision = split_revision(adapter)
-        if path.startswith((".", "/")) and not (Path(path) / "adapter_config.json").is_file():
+        if not is_hub_id(adapter, bare=True) and not (Path(path) / "adapter_config.json").is_file():
             raise BigrecError(f"{path!r} holds no adapter (adapter_config.json): train one with `bigrec-hf sft`")
-        model = PeftModel.from_pretrained(model, path, revision=revision)
+        with hub_errors(adapter):
+            model = PeftModel.from_pretrained(model, path, revision=revision)
         if quantization == "none":
             model = model.merge_and_unload()
     return model.eval()

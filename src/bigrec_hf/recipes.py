@@ -203,6 +203,12 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
             data["dataset"] = [prepare["prepared_dir"]]
         sft = merged.setdefault("sft", {})
         sft["adapter_dir"] = sft.get("adapter_dir") or str(folder / "adapter")
+        merged.setdefault("publish", {}).setdefault("published_run", str(folder))
+    secret = [key for key in merged.get("sft", {}).get("trainer_args", {}) if key in ("hub_token", "push_to_hub_token")]
+    if secret:
+        raise BigrecError(
+            f"trainer_args {secret[0]!r} would be written into the run's records: set HF_TOKEN, or `hf auth login`"
+        )
     return {name: cls(**merged.get(name, {})) for name, cls in SECTIONS.items()}
 
 

@@ -11,7 +11,7 @@ import gc
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from bigrec_hf.catalog import load_catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_config, load_facts
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.metrics.ndcg_hr.encoders import split_revision
+from bigrec_hf.hub import is_hub_id
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.processes import process_state
 from bigrec_hf.recipes import to_yaml
 from bigrec_hf.runs import environment, file_fingerprint, fingerprint, measured, read_json, write_json
@@ -135,6 +136,18 @@ def describe_data(data: DataSettings) -> dict[str, Any]:
     return {key: facts[key] for key in kept if key in facts}
 
 
+def hub_names(*sections: Any) -> dict[str, Any]:
+    """What the settings name on the Hub, each at the commit it stood for when the run began."""
+    found: dict[str, Any] = {}
+    for section in sections:
+        for item in fields(section):
+            value = getattr(section, item.name)
+            names = value if isinstance(value, list) else [value]
+            if item.metadata.get("hub") and value and all(is_hub_id(name) for name in names):
+                found[item.name] = value
+    return found
+
+
 def main(
     run: RunSettings,
     pipeline: PipelineSettings,
@@ -180,6 +193,7 @@ def main(
             outputs=[prepared / prepare_stage.FACTS_FILE],
         )
     steps.manifest["data"] = describe_data(data)
+    steps.manifest["names"] = hub_names(data, model, generate, ground)
     data_now = data_mark(data)
 
     adapter_dir = Path(str(sft.adapter_dir))
@@ -201,7 +215,7 @@ def main(
         "index",
         lambda: build_run_index(folder, data, model, ground),
         depends=[data_now, ground.encoder, ground.encoder_dtype, model.base_model],
-        outputs=[Path(ground.index_dir or folder / "index")],
+        outputs=[] if is_hub_id(ground.index_dir or "") else [Path(ground.index_dir or folder / "index")],
     )
     marks = {}
     for method in methods:

@@ -12,7 +12,11 @@ from typing import Any
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field with its help text; mutable defaults are copied. `more`: `choices`, `positional`, `flag`."""
+    """A dataclass field with its help text; mutable defaults are copied.
+
+    `more`: `choices`, `positional`, `flag`; `hub`: the field may name a Hub repository of this type (`words`: values
+    that do not; `creates`: where there is no such repository, a folder to make).
+    """
     metadata = {"help": help, **more}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -115,13 +119,17 @@ class DataSettings:
     """Which prepared data set, or which of the reference's JSON files, a stage reads."""
 
     dataset: list[str] = setting(
-        [], "prepared data set(s): folder or Hub id, `@revision` allowed; several are concatenated for training"
+        [],
+        "prepared data set(s): folder or Hub id, `@revision` allowed; several are concatenated for training",
+        hub="dataset",
     )
     train_json: list[str] = setting([], "the reference's JSON file(s) for training, instead of --dataset")
     validation_json: list[str] = setting([], "the reference's JSON file(s) for validation")
     test_json: list[str] = setting([], "the reference's JSON file(s) for generation and scoring")
     catalog: str | None = setting(
-        None, "catalog: prepared set, movies.dat, id2name.txt or CSV (default: the data set's own items)"
+        None,
+        "catalog: prepared set (folder or Hub id), movies.dat, id2name.txt or CSV (default: the data set's own items)",
+        hub="dataset",
     )
     split: str = setting("test", "split that generation and scoring use", choices=("train", "validation", "test"))
     eval_sample: int = setting(5000, "examples drawn from the split as the reference does (seed 42); 0 = all")
@@ -131,7 +139,7 @@ class DataSettings:
 class ModelSettings:
     """The base language model."""
 
-    base_model: str | None = setting(None, "causal LM: folder or Hub id, `@revision` allowed")
+    base_model: str | None = setting(None, "causal LM: folder or Hub id, `@revision` allowed", hub="model")
     dtype: str = setting(
         "auto",
         "weights and arithmetic; auto = bfloat16 where the hardware multiplies it fast, else float32",
@@ -194,7 +202,9 @@ class SftSettings:
 class GenerateSettings:
     """Step 1: the LM writes the next title."""
 
-    adapter: str | None = setting(None, "adapter: folder or Hub id (default: the run's own, if it has one)")
+    adapter: str | None = setting(
+        None, "adapter: folder or Hub id, `@revision` allowed (default: the run's own, if it has one)", hub="model"
+    )
     decoding: str = setting(
         "beam",
         "decoding strategy; constrained = beams that write catalog titles only; debiased = these, mixed with a "
@@ -231,12 +241,19 @@ class GroundSettings:
     encoder: str = setting(
         "base",
         "text encoder: base = the run's base model (last token); or a causal LM or sentence-transformers name",
+        hub="model",
+        words=("base",),
     )
     encoder_dtype: str = setting(
         "float32", "arithmetic of the encoder", choices=("auto", "bfloat16", "float16", "float32")
     )
     encode_batch_tokens: int = setting(4096, "tokens encoded together, padding included")
-    index_dir: str | None = setting(None, "folder of the catalog index (default: <run_dir>/index)")
+    index_dir: str | None = setting(
+        None,
+        "catalog index: folder (made if missing) or Hub id, `@revision` allowed (default: <run_dir>/index)",
+        hub="dataset",
+        creates=True,
+    )
     top_k: int = setting(50, "nearest items kept an example in rankings.parquet")
     memory_mib: int = setting(256, "memory for distances, in MiB; the catalog is scanned in chunks of that size")
     ranking: str = setting(
@@ -297,7 +314,9 @@ class KeywordsSettings:
     """Keywords of catalog titles and predicted titles, by an instruct LM (for `fuse --fusion keywords`)."""
 
     keywords_model: str | None = setting(
-        None, "instruct LM that writes keywords: folder or Hub id, `@revision` allowed (default: the base model)"
+        None,
+        "instruct LM that writes keywords: folder or Hub id, `@revision` allowed (default: the base model)",
+        hub="model",
     )
     keywords_noun: str | None = setting(
         None, "what a title names, singular, e.g. movie (default: the prepared set's noun, else item)"
@@ -387,6 +406,56 @@ class ReportSettings:
     readme_columns: list[str] = setting(["hr@1", "hr@10", "hr@50", "ndcg@10", "ndcg@50"], "metrics of the README table")
 
 
+@dataclass(frozen=True)
+class PublishSettings:
+    """What goes to the Hub, where to, and how. Needs a token (`hf auth login` or HF_TOKEN); without one: a dry run."""
+
+    publish_kind: str | None = setting(
+        None,
+        "dataset, adapter (with its index), index, metric (a Space), or run: all of them, cross-linked",
+        positional=True,
+        choices=("dataset", "adapter", "index", "metric", "run"),
+    )
+    repo_id: str | None = setting(None, "repository, user/name; created where it does not exist")
+    published_run: str | None = setting(None, "run folder: adapter, index, run", flag="--run_dir")
+    published_dataset: str | None = setting(None, "prepared set to publish (default: the run's own)", flag="--dataset")
+    published_base: str | None = setting(
+        None, "Hub id of the base model, for a run whose base is a local folder", flag="--base_model"
+    )
+    dataset_repo_id: str | None = setting(
+        None, "run: publish the data set too, there; adapter, index: the data set's repository, to be named"
+    )
+    index_repo_id: str | None = setting(
+        None, "run: the index's repository (default: <repo_id>-index); adapter: an index that is there already"
+    )
+    metric_repo_id: str | None = setting(
+        None, "run: the metric's Space (default: <user>/ndcg_hr); adapter: the Space, to be named"
+    )
+    with_index: bool = setting(True, "adapter: put the catalog index into the adapter's repository")
+    dry_run: bool = setting(False, "push nothing: write the folder that would be pushed, say what would happen")
+    private: bool = setting(False, "create the repositories as private ones")
+    branch: str | None = setting(None, "branch to commit to, created where missing (default: main)", flag="--revision")
+    create_pr: bool = setting(False, "open a pull request instead of committing to the branch")
+    message: str | None = setting(None, "commit message (default: what is published, by which version)")
+    model_license: str | None = setting(
+        None, "license of the adapter, e.g. apache-2.0 (default: none is stated)", flag="--license"
+    )
+    i_have_permission: bool = setting(
+        False, "publish openly although the data's terms forbid redistribution: you have the permission to"
+    )
+    publish_dir: str | None = setting(None, "folder for what a dry run writes (default: published)")
+
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """Fetch ahead of time what a recipe names on the Hub; afterwards HF_HUB_OFFLINE=1 works."""
+
+    include: list[str] = setting([], "files of models to fetch, patterns like *.json (default: what loading reads)")
+    exclude: list[str] = setting([], "files of models to leave out, patterns")
+    local_dir: str | None = setting(None, "put repositories into folders there (default: the Hub client's cache)")
+    metric: str | None = setting(None, "also a metric (a Space), for evaluate.load with HF_EVALUATE_OFFLINE=1")
+
+
 SECTIONS = {
     "run": RunSettings,
     "pipeline": PipelineSettings,
@@ -404,4 +473,6 @@ SECTIONS = {
     "evaluate": EvaluateSettings,
     "sasrec": SasrecSettings,
     "report": ReportSettings,
+    "publish": PublishSettings,
+    "download": DownloadSettings,
 }
