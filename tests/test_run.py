@@ -17,7 +17,7 @@ from bigrec_hf.errors import BigrecError
 from bigrec_hf.published import published_rows
 from bigrec_hf.report import build_report
 
-METHODS = ("finetuned", "zero_shot", "random", "popularity")
+METHODS = ("finetuned", "zero_shot", "random", "popularity", "cooccurrence")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_every_artifact_is_there(run_dir):
 
 def test_all_methods_are_scored_on_the_same_examples(run_dir):
     ids = [pq.read_table(run_dir / method / "per_example.parquet")["example_id"].to_pylist() for method in METHODS]
-    assert ids[0] == ids[1] == ids[2] == ids[3]
+    assert all(other == ids[0] for other in ids)
 
 
 def test_done_stages_are_skipped_and_changed_ones_redone(run_dir, recipe, capsys):
@@ -164,6 +164,8 @@ def test_help_imports_nothing_heavy():
         (["sft", "--packing", "perhaps"], 2, "neither true nor false"),
         (["run"], 2, "no run folder"),
         (["run", "--run_dir", "x", "--baselines", "oracle"], 2, "unknown baseline 'oracle'"),
+        (["generate", "--output_dir", "x", "--method", "../y"], 2, "method '../y' cannot name a method's folder"),
+        (["score", "--output_dir", "x", "--method", "adapter"], 2, "method 'adapter' cannot name a method's folder"),
         (["score", "--run_dir", "nowhere"], 2, "bigrec-hf ground"),
         (["generate", "--run_dir", "nowhere"], 2, "base_model"),
         (["run", "--config", "nowhere.yaml"], 2, "does not exist"),

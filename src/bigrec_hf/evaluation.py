@@ -21,7 +21,6 @@ from bigrec_hf.ground import (
     RANKINGS_FILE,
     Answers,
     catalog_source,
-    encoder_name,
     ground_answers,
     open_index,
     read_generations,
@@ -131,14 +130,7 @@ def main(
     files = find_generations(evaluate.generations)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset), evaluate.catalog_encoding)
     answers = {name: evaluate_file(file, catalog) for name, file in files.items()}  # all read before the model loads
-    index, encode = open_index(
-        catalog,
-        ground.index_dir,
-        output / "index",
-        encoder_name(ground.encoder, model.base_model),
-        ground.encoder_dtype,
-        ground.encode_batch_tokens,
-    )
+    index, encode = open_index(catalog, model, ground, output / "index")
     rows = {}
     for name, answer in answers.items():
         folder = output if len(files) == 1 else output / name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,20 +36,19 @@ from bigrec_hf.ground import (
     GENERATIONS_FILE,
     RANKINGS_FILE,
     Answers,
+    answers_table,
     catalog_source,
     embed_texts,
-    encoder_name,
     open_index,
-    rankings_table,
     read_generations,
     target_rows,
     write_table,
 )
 from bigrec_hf.index import CatalogIndex, Encode
 from bigrec_hf.keywords import KEYWORDS_FILE, KEYWORDS_FOLDER, KEYWORDS_INDEX, keyword_catalog, look_up, read_keywords
-from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.runs import file_fingerprint, read_json, write_json
 from bigrec_hf.score import results_table, score_folder, score_rankings
+from bigrec_hf.validation import VALIDATION_DIR, check_disjoint, check_same_adapter, check_validation, read_ids
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, FuseSettings, GroundSettings, ModelSettings, RunSettings, ScoreSettings
@@ -88,22 +88,6 @@ def load_evidence(
     return answers, Evidence(beams, distances, catalog_scale(index.embeddings), **extra, **options)
 
 
-def check_apart(validation: Path, test: Path) -> None:
-    """Raise BigrecError where the two files share an example, or their texts come from different adapters."""
-    ids = [set(pq.read_table(path, columns=[C.EXAMPLE_ID])[C.EXAMPLE_ID].to_pylist()) for path in (validation, test)]
-    shared = sorted(ids[0] & ids[1])
-    if shared:
-        raise BigrecError(
-            f"example {shared[0]!r} and {len(shared) - 1} others stand in both {validation} and {test}: parameters are "
-            "chosen on validation examples only; generate them with --split validation"
-        )
-    facts = [read_json(path.with_name("generate.json")) for path in (validation, test)]
-    if all(facts) and facts[0].get("adapter_sha256") != facts[1].get("adapter_sha256"):
-        raise BigrecError(
-            f"{validation} and {test} were written by different adapters: generate the validation examples again"
-        )
-
-
 def fuse_method(
     run_dir: str | Path,
     method: str,
@@ -130,13 +114,14 @@ def fuse_method(
     BigrecError where validation generations are missing, overlap with the test ones, or have one text an example.
     """
     run_dir = Path(run_dir)
-    validation, test = (folder / method / GENERATIONS_FILE for folder in (run_dir / "validation", run_dir))
+    validation, test = (folder / method / GENERATIONS_FILE for folder in (run_dir / VALIDATION_DIR, run_dir))
     for path in (validation, test):
         if not path.is_file():
             raise BigrecError(
                 f"{path} does not exist: parameters are chosen on validation examples; generate them, too"
             )
-    check_apart(validation, test)
+    check_disjoint(*map(read_ids, (validation, test)))
+    check_same_adapter(validation, test)
     options: dict[str, Any] = {"memory_mib": memory_mib, "quiet": quiet}
     if "keywords" in fusions:
         if keywords is None or keyword_index is None:
@@ -208,32 +193,19 @@ def fused_table(
 ) -> pa.Table:
     """A rankings table (ground.RANKINGS_SCHEMA) of fused texts; `top_distances` holds the costs. The flags speak of the
     first text that is used."""
-    catalog = index.catalog
     fused = fuse(name, parameters, evidence)
     exclude = answers.histories if exclude_history else None
-    ranking = rank_fused(fused, target_rows(answers.targets, catalog, duplicates), top_k, exclude)
+    ranking = rank_fused(fused, target_rows(answers.targets, index.catalog, duplicates), top_k, exclude)
     used = evidence.beams.places[:, : int(parameters.get("beams", 1))]
     texts = [next((evidence.beams.texts[place] for place in row if place >= 0), "") for row in used]
-    histories = [{clean_title(catalog.titles[row]) for row in h if row >= 0} for h in answers.histories]
-    settings = {
-        "n_items": len(index),
+    options = {
         "duplicates": duplicates,
         "exclude_history": exclude_history,
-        **{key: index.fingerprint[key] for key in ("encoder", "revision", "kind", "dtype", "template")},
-        "catalog_sha256": index.fingerprint["catalog_sha256"],
         "fusion": name,
         **{f"fusion_{key}": value for key, value in parameters.items()},
         **facts,
     }
-    return rankings_table(
-        answers.example_ids,
-        answers.targets,
-        ranking,
-        settings,
-        empty=fused.empty.tolist(),
-        in_catalog=[text in catalog.rows_by_title for text in texts],
-        in_history=[text in titles for text, titles in zip(texts, histories, strict=True)],
-    )
+    return answers_table(replace(answers, texts=texts), index, ranking, options)
 
 
 def main(
@@ -249,8 +221,10 @@ def main(
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
     run_dir = Path(run.run_dir)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
-    encoder = (encoder_name(ground.encoder, model.base_model), ground.encoder_dtype, ground.encode_batch_tokens)
-    index, encode = open_index(catalog, ground.index_dir, run_dir / "index", *encoder)
+    validation = run_dir / VALIDATION_DIR / run.method / GENERATIONS_FILE
+    if validation.is_file():  # its absence is told by fuse_method
+        check_validation(read_ids(validation), data)
+    index, encode = open_index(catalog, model, ground, run_dir / "index")
     keywords_file = Path(fuse.keywords_file or run_dir / KEYWORDS_FOLDER / KEYWORDS_FILE)
     fusions = [fuse.fusion]
     if fuse.fusion == "all":
@@ -258,7 +232,9 @@ def main(
     extra: dict[str, Any] = {}
     if "keywords" in fusions:
         keywords = read_keywords(keywords_file)
-        keyword_index, _ = open_index(keyword_catalog(catalog, keywords), None, run_dir / KEYWORDS_INDEX, *encoder)
+        keyword_index, _ = open_index(
+            keyword_catalog(catalog, keywords), model, replace(ground, index_dir=None), run_dir / KEYWORDS_INDEX
+        )
         extra = {"keywords": keywords, "keyword_index": keyword_index}
     chosen = fuse_method(
         run_dir,

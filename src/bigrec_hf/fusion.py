@@ -30,10 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 from bigrec_hf.baselines import rank_scores
+from bigrec_hf.choice import metric_curve, split_key
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.distances import catalog_mean, centered_norms, squared_distances
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking
-from bigrec_hf.metrics.ndcg_hr.scores import hr_per_example, ndcg_per_example
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 FUSIONS = ("min", "weighted", "rrf", "keywords")
@@ -232,15 +232,6 @@ def rank_fused(
     return ranking
 
 
-def parse_metric(metric: str) -> Callable[[np.ndarray], float]:
-    """The mean over examples of `ndcg@K` or `hr@K`, as a function of 0-based ranks. Raises BigrecError."""
-    name, _, k = metric.lower().partition("@")
-    functions = {"ndcg": ndcg_per_example, "hr": hr_per_example}
-    if name not in functions or not k.isdecimal() or int(k) < 1:
-        raise BigrecError(f"the metric {metric!r} is unknown: give ndcg@K or hr@K, such as ndcg@10")
-    return lambda ranks: float(functions[name](ranks, int(k)).mean())
-
-
 def parameter_grid(
     name: str, n_beams: int, penalties: Sequence[float] = (0.0,), k0s: Sequence[int] = (60,)
 ) -> list[Parameters]:
@@ -271,12 +262,12 @@ def choose(
 ) -> dict[str, Any]:
     """The first best setting of the grid on these examples: {"parameters", "value", "table"}; call it with validation
     examples. The table holds every setting with its `metric`."""
-    measure = parse_metric(metric)
+    split_key(metric)  # an unknown metric is told before the search
     if not grid:
         raise BigrecError(f"the grid of fusion {name!r} is empty: give at least one value a parameter")
     table = []
     for parameters in tqdm(grid, desc=f"choose {name}", unit=" settings", disable=quiet):
         ranks = rank_fused(fuse(name, parameters, evidence), targets, 0, exclude).rank
-        table.append({**parameters, metric: measure(ranks)})
+        table.append({**parameters, metric: float(metric_curve(ranks[:, None], metric)[0])})
     best = max(range(len(table)), key=lambda i: table[i][metric])  # max keeps the first of equals
     return {"parameters": dict(grid[best]), "value": table[best][metric], "table": table}

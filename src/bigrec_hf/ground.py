@@ -233,11 +233,12 @@ def write_table(table: pa.Table, path: str | Path) -> None:
 
 
 def open_index(
-    catalog: Catalog, index_dir: str | None, own_dir: str | Path, encoder: str, dtype: str, batch_tokens: int
+    catalog: Catalog, model: ModelSettings, ground: GroundSettings, own_dir: str | Path
 ) -> tuple[CatalogIndex, Encode]:
-    """Index and encoder of a catalog. `index_dir`, a folder the user named, is never overwritten with something else;
-    `own_dir` (used without it) is the run's own."""
-    encode = lazy_encode(encoder, dtype, batch_tokens)
+    """Index and encoder of a catalog, as set. `index_dir`, a folder the user named, is never overwritten with something
+    else; `own_dir` (used without it) is the run's own."""
+    encoder, dtype, index_dir = encoder_name(ground.encoder, model.base_model), ground.encoder_dtype, ground.index_dir
+    encode = lazy_encode(encoder, dtype, ground.encode_batch_tokens)
     facts = encoder_fingerprint(encoder, dtype)
     if index_dir is not None and "@" in index_dir and is_hub_id(index_dir):  # pinned names only: see hub.pin
         index_dir = str(fetch_folder(index_dir, "dataset", INDEX_FILES))
@@ -268,14 +269,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
     folder = Path(run.run_dir) / run.method
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     answers = read_generations(folder / GENERATIONS_FILE, catalog)
-    index, encode = open_index(
-        catalog,
-        ground.index_dir,
-        Path(run.run_dir) / "index",
-        encoder_name(ground.encoder, model.base_model),
-        ground.encoder_dtype,
-        ground.encode_batch_tokens,
-    )
+    index, encode = open_index(catalog, model, ground, Path(run.run_dir) / "index")
     options: dict[str, Any] = {
         "top_k": ground.top_k,
         "memory_mib": ground.memory_mib,

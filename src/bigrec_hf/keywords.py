@@ -26,6 +26,7 @@ from bigrec_hf.ground import GENERATIONS_FILE, catalog_source, read_generations,
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import KEYWORDS_PLACEHOLDERS, keywords_prompt_ids
 from bigrec_hf.runs import fingerprint, read_json, write_json
+from bigrec_hf.validation import VALIDATION_DIR
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, KeywordsSettings, ModelSettings, RunSettings
@@ -163,7 +164,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
     }
     kept = _kept(folder, facts)
     done = set(kept[C.TITLE].to_pylist())
-    parts = (Path(run.run_dir), Path(run.run_dir) / "validation")
+    parts = (Path(run.run_dir), Path(run.run_dir) / VALIDATION_DIR)
     wanted = wanted_titles(catalog, [part / run.method / GENERATIONS_FILE for part in parts])
     titles = [title for title in wanted if title not in done]
     prompts = [keywords_prompt_ids(title, noun, tokenizer) for title in titles]

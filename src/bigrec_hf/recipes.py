@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import types
 import typing
 from dataclasses import MISSING, asdict, fields
@@ -19,6 +20,9 @@ import yaml
 
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.settings import SECTIONS
+
+METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
 
 
 def field_types(section: str) -> dict[str, Any]:
@@ -204,6 +208,12 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
         sft = merged.setdefault("sft", {})
         sft["adapter_dir"] = sft.get("adapter_dir") or str(folder / "adapter")
         merged.setdefault("publish", {}).setdefault("published_run", str(folder))
+    method = run.get("method", "finetuned")
+    if not METHOD_NAME.fullmatch(method) or method in TAKEN_NAMES:
+        raise BigrecError(
+            f"method {method!r} cannot name a method's folder in the run: use letters, digits, - and _, and none of "
+            f"{', '.join(sorted(TAKEN_NAMES))}"
+        )
     secret = [key for key in merged.get("sft", {}).get("trainer_args", {}) if key in ("hub_token", "push_to_hub_token")]
     if secret:
         raise BigrecError(

@@ -10,7 +10,6 @@ each metric's own), choice.json, curve.parquet, curve.png, and the score stage's
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,13 @@ from bigrec_hf.choice import GRIDS
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_config
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.ground import GENERATIONS_FILE, catalog_source, encoder_name, open_index, read_generations
+from bigrec_hf.ground import GENERATIONS_FILE, catalog_source, open_index, read_generations
 from bigrec_hf.item_scores import SCORES_FILE, read_facts, read_scores
-from bigrec_hf.reranking import WEIGHTS, check_disjoint, rerank_method, text_split, weight_rows
+from bigrec_hf.reranking import WEIGHTS, rerank_method, text_split, weight_rows
 from bigrec_hf.reweight import PARAMETERS, check_grid
 from bigrec_hf.runs import read_json
 from bigrec_hf.score import RESULTS_FILE, results_table, score_folder
+from bigrec_hf.validation import VALIDATION_DIR, check_disjoint, check_same_adapter, check_validation
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import (
@@ -37,24 +37,6 @@ if TYPE_CHECKING:
         RunSettings,
         ScoreSettings,
     )
-
-VALIDATION_DIR = "validation"
-
-
-def check_validation(validation_ids: Sequence[str], data: DataSettings) -> None:
-    """Raise BigrecError where the examples to choose on are not of the validation split, as far as the data tell."""
-    if data.split == "validation":
-        raise BigrecError(
-            "split is 'validation': a parameter chosen there cannot be evaluated there; evaluate on --split test"
-        )
-    if data.dataset and not (data.test_json or data.validation_json):
-        known = set(load_config(data.dataset[0], "default", "validation")[C.EXAMPLE_ID])
-        other = [example_id for example_id in validation_ids if example_id not in known]
-        if other:
-            raise BigrecError(
-                f"{len(other)} of {len(validation_ids)} examples to choose on (such as {other[0]!r}) are not in the "
-                f"validation split of {data.dataset[0]!r}: generate {VALIDATION_DIR}/ with --split validation"
-            )
 
 
 def method_name(method: str, formula: str, weights: str, scores: str | None) -> str:
@@ -128,6 +110,7 @@ def main(
     }
     check_validation(answers["validation"].example_ids, data)
     check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
+    check_same_adapter(*(place / run.method / GENERATIONS_FILE for place in places.values()))
 
     scores: dict[str, np.ndarray | None] = dict.fromkeys(places)
     facts: dict[str, Any] = {"base_method": run.method}
@@ -138,14 +121,7 @@ def main(
             scores[split] = read_scores(file, answers[split].example_ids, catalog)
             facts[f"{split}_scores"] = read_facts(file)
     counts = train_counts(data, catalog) if set(rerank.weights) - {"scores"} else None
-    index, encode = open_index(
-        catalog,
-        ground.index_dir,
-        folder / "index",
-        encoder_name(ground.encoder, model.base_model),
-        ground.encoder_dtype,
-        ground.encode_batch_tokens,
-    )
+    index, encode = open_index(catalog, model, ground, folder / "index")
     facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
     splits = {split: text_split(found, index, encode) for split, found in answers.items()}
     results = {}

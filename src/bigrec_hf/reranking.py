@@ -30,6 +30,7 @@ from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.reweight import PARAMETERS, Rows, chunk_size, combine, min_max, parts, ranks_on_grid
 from bigrec_hf.runs import fingerprint, write_json
 from bigrec_hf.score import RANKS_BY_METRIC_FILE
+from bigrec_hf.validation import check_disjoint
 
 CHOICE_FILE = "choice.json"
 WEIGHTS = ("popularity", "scores", "both")
@@ -223,13 +224,3 @@ def rerank_method(
         plot.unlink(missing_ok=True)
         print(f"rerank ({folder.name}): no plot without matplotlib (pip install 'bigrec_hf[bench]'); see {CURVE_FILE}")
     return choice
-
-
-def check_disjoint(validation_ids: Sequence[str], test_ids: Sequence[str]) -> None:
-    """Raise BigrecError where an example to choose on is one to be evaluated."""
-    shared = sorted(set(validation_ids) & set(test_ids))
-    if shared:
-        raise BigrecError(
-            f"{len(shared)} of {len(validation_ids)} validation examples are evaluated, too (such as {shared[0]!r}): "
-            "parameters are never chosen on what they are evaluated on; generate for the validation split"
-        )

@@ -19,6 +19,7 @@ from bigrec_hf import ground as ground_stage
 from bigrec_hf import prepare as prepare_stage
 from bigrec_hf import report as report_stage
 from bigrec_hf import score as score_stage
+from bigrec_hf.baselines.cooccurrence import cooccurrence_rankings, count_neighbors
 from bigrec_hf.baselines.popularity import popularity_rankings
 from bigrec_hf.baselines.random import random_rankings
 from bigrec_hf.catalog import load_catalog
@@ -30,6 +31,7 @@ from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.processes import process_state
 from bigrec_hf.recipes import to_yaml
 from bigrec_hf.runs import environment, file_fingerprint, fingerprint, measured, read_json, write_json
+from bigrec_hf.sasrec.data import training_sequences
 from bigrec_hf.seeds import run_seeds
 from bigrec_hf.settings import (
     DataSettings,
@@ -46,6 +48,7 @@ from bigrec_hf.settings import (
 
 STAGES = ("prepare", "sft", "index", "generate", "ground", "score", "report")
 MANIFEST = "manifest.json"
+BASELINES = ("random", "popularity", "cooccurrence", "zero_shot")
 
 
 class Steps:
@@ -101,7 +104,7 @@ class Steps:
 def baseline_table(
     name: str, folder: Path, data: DataSettings, *, seed: int, top_k: int, exclude_history: bool, duplicates: str
 ) -> Any:
-    """Rankings of `random` or `popularity` over the very examples in `folder`/generations.parquet."""
+    """Rankings of `random`, `popularity` or `cooccurrence` over the very examples in `folder`/generations.parquet."""
     catalog = load_catalog(ground_stage.catalog_source(data.catalog, data.dataset))
     answers = ground_stage.read_generations(folder / ground_stage.GENERATIONS_FILE, catalog)
     examples = (answers.example_ids, answers.targets, answers.histories)
@@ -110,9 +113,13 @@ def baseline_table(
         return random_rankings(catalog, *examples, seed=seed, **options)
     if not data.dataset:
         raise BigrecError(
-            "the popularity baseline needs train counts: give a prepared set, or leave it out of `baselines`"
+            f"the {name} baseline needs the training split: give a prepared set, or leave it out of `baselines`"
         )
     counts = load_config(data.dataset[0], "items", "train")[C.TRAIN_COUNT]
+    if name == "cooccurrence":
+        trained_on = training_sequences(load_config(data.dataset[0], "default", "train").data.table)
+        neighbors = count_neighbors(trained_on.items, trained_on.starts, len(catalog))
+        return cooccurrence_rankings(catalog, neighbors, counts, *examples, **options)
     return popularity_rankings(catalog, counts, *examples, **options)
 
 
@@ -166,9 +173,9 @@ def main(
 
     if run.run_dir is None:
         raise BigrecError("no run folder: give --config RECIPE or --run_dir")
-    unknown = set(pipeline.baselines) - {"random", "popularity", "zero_shot"}
+    unknown = set(pipeline.baselines) - set(BASELINES)
     if unknown:
-        raise BigrecError(f"unknown baseline {sorted(unknown)[0]!r}: choose among random, popularity, zero_shot")
+        raise BigrecError(f"unknown baseline {sorted(unknown)[0]!r}: choose among {', '.join(BASELINES)}")
     if not data.dataset and not data.train_json:
         raise BigrecError(
             "no data: the recipe needs a section `prepare` (source, raw_dir), or `data` with dataset or *_json"
@@ -275,14 +282,8 @@ def main(
 
 def build_run_index(folder: Path, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
     """Build (or find unchanged) the run's catalog index."""
-    ground_stage.open_index(
-        load_catalog(ground_stage.catalog_source(data.catalog, data.dataset)),
-        ground.index_dir,
-        folder / "index",
-        ground_stage.encoder_name(ground.encoder, model.base_model),
-        ground.encoder_dtype,
-        ground.encode_batch_tokens,
-    )
+    catalog = load_catalog(ground_stage.catalog_source(data.catalog, data.dataset))
+    ground_stage.open_index(catalog, model, ground, folder / "index")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.score import PER_EXAMPLE_FILE
 
-PER_EXAMPLE_FILE = "per_example.parquet"
 BITS_AT_ONCE = 1 << 22  # signs held at a time
 MOST_ENUMERATED = 16  # non-zero differences whose sign patterns are all tried
 ROUNDING = 1e-12  # sums that differ by less than this share of their terms' size are equal: only their order differs

@@ -24,18 +24,18 @@ from bigrec_hf.data import evaluation_rows, load_config
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.ground import GENERATIONS_FILE, RANKINGS_FILE, read_generations, write_table
 from bigrec_hf.index import catalog_sha256
-from bigrec_hf.item_scores import write_scores
+from bigrec_hf.item_scores import SCORES_FILE, write_scores
 from bigrec_hf.runs import environment, fingerprint, measured, read_json, write_json
 from bigrec_hf.sasrec.data import training_sequences
 from bigrec_hf.sasrec.model import SasRecModel
 from bigrec_hf.sasrec.training import score_histories, train_sasrec
 from bigrec_hf.score import results_table, score_folder
+from bigrec_hf.validation import VALIDATION_DIR
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, GroundSettings, RunSettings, SasrecSettings, ScoreSettings
 
 NAME = "sasrec"
-SCORES_FILE = "scores.safetensors"
 TRAINING_FILE = "training.json"
 VALIDATION_SAMPLE = 5000  # validation examples that choose the epoch, at most
 
@@ -159,7 +159,7 @@ def main(
     counts = train_counts(dataset)
     results: dict[str, dict[str, Any]] = {}
     options = {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
-    for place, split in ((folder, data.split), (folder / "validation", "validation")):
+    for place, split in ((folder, data.split), (folder / VALIDATION_DIR, "validation")):
         examples = evaluated_examples(place, catalog, dataset, split, data.eval_sample)
         if not examples[0]:
             print(f"sasrec: the {split} split of {dataset} is empty: skipped")

@@ -1,0 +1,153 @@
+"""Settings: from texts to rankings and scores, the sequential baseline included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bigrec_hf.settings.field import setting
+
+
+@dataclass(frozen=True)
+class GroundSettings:
+    """Step 2: the text's embedding, its distance to every catalog title, exact ranks."""
+
+    encoder: str = setting(
+        "base",
+        "text encoder: base = the run's base model (last token); or a causal LM or sentence-transformers name",
+        hub="model",
+        words=("base",),
+    )
+    encoder_dtype: str = setting(
+        "float32", "arithmetic of the encoder", choices=("auto", "bfloat16", "float16", "float32")
+    )
+    encode_batch_tokens: int = setting(4096, "tokens encoded together, padding included")
+    index_dir: str | None = setting(
+        None,
+        "catalog index: folder (made if missing) or Hub id, `@revision` allowed (default: <run_dir>/index)",
+        hub="dataset",
+        creates=True,
+    )
+    top_k: int = setting(50, "nearest items kept an example in rankings.parquet")
+    memory_mib: int = setting(256, "memory for distances, in MiB; the catalog is scanned in chunks of that size")
+    ranking: str = setting(
+        "distance",
+        "distance = all items by distance to the first text; hybrid = the titles among all texts first, in that order, "
+        "then the rest by distance (written to <method>_hybrid)",
+        choices=("distance", "hybrid"),
+    )
+    exclude_history: bool = setting(False, "leave the example's history out of the candidates")
+    duplicates: str = setting(
+        "best",
+        "rank of a target whose title stands in several rows: best over these rows, or exact (its own row)",
+        choices=("best", "exact"),
+    )
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """NDCG@K and HR@K with bootstrap intervals."""
+
+    ks: list[int] = setting([1, 3, 5, 10, 20, 50], "cut-offs K")
+    drop_empty: bool = setting(False, "leave empty answers out of the mean, as the reference does (default: a miss)")
+    bootstrap: int = setting(1000, "bootstrap resamples for the intervals; 0 = none")
+    confidence: float = setting(0.95, "level of the intervals")
+
+
+@dataclass(frozen=True)
+class RerankSettings:
+    """Distances and weights in one ranking, the weight's strength chosen on validation."""
+
+    formulas: list[str] = setting(
+        ["reweight"], "any of: reweight = BIGRec's Eq. 3; mix = additive; rrf = additive in reciprocal ranks"
+    )
+    weights: list[str] = setting(
+        ["popularity"], "any of: popularity = training targets; scores = a collaborative model's; both = their mean"
+    )
+    scores: str | None = setting(
+        None, "the collaborative model: the run's subfolder that holds scores.safetensors (.npy, .parquet), or its name"
+    )
+    validation_scores: str | None = setting(
+        None, "its scores of the validation examples (default: <run_dir>/validation/<scores>/scores.*)"
+    )
+    test_scores: str | None = setting(
+        None, "its scores of the evaluated examples (default: <run_dir>/<scores>/scores.*)"
+    )
+    gamma_grid: str = setting(
+        "auto",
+        "reweight: the reference's grid of gamma; auto = popularity for popularity alone, else movie",
+        choices=("auto", "movie", "game", "popularity"),
+    )
+    gamma_values: list[float] = setting([], "reweight: a grid of your own, -300 to 300")
+    share_values: list[float] = setting([], "mix, rrf: a grid of your own, 0 to 1 (default: 0, 0.01 .. 1)")
+    choose_by: str = setting("each", "each = a choice for every metric and K; ndcg@10, hr@5 ... = this one's for all")
+
+
+@dataclass(frozen=True)
+class KeywordsSettings:
+    """Keywords of catalog titles and predicted titles, by an instruct LM (for `fuse --fusion keywords`)."""
+
+    keywords_model: str | None = setting(
+        None,
+        "instruct LM that writes keywords: folder or Hub id, `@revision` allowed (default: the base model)",
+        hub="model",
+    )
+    keywords_noun: str | None = setting(
+        None, "what a title names, singular, e.g. movie (default: the prepared set's noun, else item)"
+    )
+    keywords_tokens: int = setting(64, "tokens a keyword answer may have")
+    keywords_batch_size: int = setting(32, "titles asked together, at most, on each process: what a kill can lose")
+    keywords_batch_tokens: int = setting(65536, "prompt and answer tokens decoded together, at most, padding counted")
+
+
+@dataclass(frozen=True)
+class FuseSettings:
+    """All texts of an example, or titles and keywords, in one ranking; parameters chosen on validation."""
+
+    fusion: str = setting(
+        "all",
+        "min = nearest text; weighted = nearest text, worse scores pay; rrf = reciprocal ranks; keywords = mix of the "
+        "title's and the keywords' ranks; all = the first three, and keywords where they were written",
+        choices=("min", "weighted", "rrf", "keywords", "all"),
+    )
+    fusion_metric: str = setting("ndcg@10", "metric that chooses the parameters on validation: ndcg@K or hr@K")
+    fusion_beams: int = setting(0, "texts an example to use, at most (1 to this many are tried); 0 = all")
+    fusion_penalties: list[float] = setting(
+        [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
+        "weighted: penalties to try, in catalog radii (root mean square) for a nat a token of score",
+    )
+    fusion_k0: list[int] = setting([0, 1, 2, 5, 10, 20, 60, 100], "rrf: constants k0 to try in 1 / (k0 + rank)")
+    keywords_file: str | None = setting(None, "keywords (default: <run_dir>/keywords/keywords.parquet)")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """`evaluate` = ground + score of any prediction file."""
+
+    generations: list[str] = setting(
+        [], "generations.parquet, a run folder, the reference's prediction JSON (with `predict`), or folders of them"
+    )
+    output_dir: str | None = setting(None, "folder for results.json, per_example.parquet and rankings.parquet")
+    catalog_encoding: str | None = setting(None, "text encoding of the catalog file (default: the format's own)")
+
+
+@dataclass(frozen=True)
+class SasrecSettings:
+    """SASRec, the sequential baseline, trained on the same examples."""
+
+    sasrec_dim: int = setting(64, "size of item embeddings and hidden states")
+    sasrec_layers: int = setting(2, "transformer blocks")
+    sasrec_heads: int = setting(2, "attention heads")
+    sasrec_dropout: float = setting(0.3, "dropout probability")
+    sasrec_max_length: int = setting(10, "history items it looks at, at most (as the prompts)")
+    sasrec_stride: int = setting(
+        2, "items between the ends of training windows: max_length = each item is a target once an epoch, 1 = often"
+    )
+    sasrec_epochs: int = setting(100, "passes over the training windows, at most")
+    sasrec_patience: int = setting(5, "early stopping: epochs without a better validation NDCG@10; 0 = never")
+    sasrec_lr: float = setting(1e-3, "learning rate (AdamW, constant)")
+    sasrec_weight_decay: float = setting(0.0, "weight decay of AdamW")
+    sasrec_batch_size: int = setting(256, "windows an optimizer step")
+    sasrec_negatives: int = setting(
+        2048,
+        "items sampled a step for the softmax, with logQ correction; catalogs no larger, or 0: the full softmax",
+    )
