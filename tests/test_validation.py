@@ -46,11 +46,11 @@ def test_adapters_are_compared_where_they_are_known(tmp_path):
         check_same_adapter(*files)
 
 
-def test_fuse_refuses_training_examples(tiny_prepared, tmp_path, capsys):
+def test_fuse_refuses_training_examples(tiny_prepared, tiny_model_dir, tmp_path, capsys):
     ids = list(load_examples(tiny_prepared, "train")[C.EXAMPLE_ID])[:2]
     file = tmp_path / "validation" / "finetuned" / "generations.parquet"
     file.parent.mkdir(parents=True)
     pq.write_table(pa.table({C.EXAMPLE_ID: ids}), file)
-    flags = ["--output_dir", str(tmp_path), "--dataset", tiny_prepared, "--encoder", "none-is-loaded"]
+    flags = ["--output_dir", str(tmp_path), "--dataset", tiny_prepared, "--base_model", tiny_model_dir]
     assert cli.main(["fuse", *flags]) == 2
     assert "not in the validation split" in capsys.readouterr().err
