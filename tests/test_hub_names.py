@@ -15,7 +15,8 @@ from bigrec_hf.data import load_facts
 from bigrec_hf.download import named, parts_of
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.hub import fetch_file, fetch_folder, is_hub_id, pin, resolve_commit
-from bigrec_hf.settings import SECTIONS, DataSettings, GenerateSettings, GroundSettings, ModelSettings, setting
+from bigrec_hf.settings import SECTIONS, DataSettings, GenerateSettings, GroundSettings, ModelSettings
+from bigrec_hf.settings.field import setting
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 
