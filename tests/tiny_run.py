@@ -24,7 +24,7 @@ def make_run(folder: Path, raw_movies: Path, model: str, **changes: dict) -> Pat
         "score": {"ks": [1, 5], "bootstrap": 50},
     }
     for section, values in changes.items():
-        content[section] = content[section] | values
+        content[section] = content.get(section, {}) | values
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     assert cli.main(["run", "--config", str(path), "--debug"]) == 0

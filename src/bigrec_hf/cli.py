@@ -35,6 +35,12 @@ STAGES = {
         "distances weighted by popularity or a collaborative model, chosen on validation",
         "run_dir",
     ),
+    "debias": Stage(
+        "debias",
+        ("run", "data", "model", "prompt", "generate", "ground", "score", "debias"),
+        "beams mixed with a collaborative model's scores, the LM's share chosen on validation",
+        "run_dir",
+    ),
     "keywords": Stage("keywords", ("run", "data", "model", "keywords"), "LM writes keywords of titles", "run_dir"),
     "fuse": Stage(
         "fuse",
@@ -52,7 +58,10 @@ STAGES = {
     ),
     "run": Stage(
         "run",
-        ("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score"),
+        (
+            *("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score"),
+            *("sasrec", "fuse", "rerank", "debias"),
+        ),
         "all stages from one recipe; done stages are skipped",
         "run_dir",
     ),

@@ -208,6 +208,17 @@ def fused_table(
     return answers_table(replace(answers, texts=texts), index, ranking, options)
 
 
+def keywords_path(fuse: FuseSettings, run_dir: Path) -> Path:
+    return Path(fuse.keywords_file or run_dir / KEYWORDS_FOLDER / KEYWORDS_FILE)
+
+
+def wanted_fusions(fuse: FuseSettings, run_dir: Path) -> list[str]:
+    """The fusions that are set; of `all`, that of keywords only where keywords were written."""
+    if fuse.fusion != "all":
+        return [fuse.fusion]
+    return [name for name in FUSIONS if name != "keywords" or keywords_path(fuse, run_dir).is_file()]
+
+
 def main(
     run: RunSettings,
     data: DataSettings,
@@ -225,13 +236,10 @@ def main(
     if validation.is_file():  # its absence is told by fuse_method
         check_validation(read_ids(validation), data)
     index, encode = open_index(catalog, model, ground, run_dir / "index")
-    keywords_file = Path(fuse.keywords_file or run_dir / KEYWORDS_FOLDER / KEYWORDS_FILE)
-    fusions = [fuse.fusion]
-    if fuse.fusion == "all":
-        fusions = [name for name in FUSIONS if name != "keywords" or keywords_file.is_file()]
+    fusions = wanted_fusions(fuse, run_dir)
     extra: dict[str, Any] = {}
     if "keywords" in fusions:
-        keywords = read_keywords(keywords_file)
+        keywords = read_keywords(keywords_path(fuse, run_dir))
         keyword_index, _ = open_index(
             keyword_catalog(catalog, keywords), model, replace(ground, index_dir=None), run_dir / KEYWORDS_INDEX
         )

@@ -227,6 +227,11 @@ def table_settings(table: pa.Table) -> dict[str, Any]:
     return json.loads(metadata[METADATA_KEY])
 
 
+def read_ranks(path: str | Path) -> np.ndarray:
+    """(n,) int64: the target's 0-based rank of every example of a rankings.parquet, in the file's order."""
+    return pq.read_table(path, columns=[C.RANK])[C.RANK].to_numpy()
+
+
 def write_table(table: pa.Table, path: str | Path) -> None:
     """Write parquet beside `path` and move it into place."""
     write_atomically(path, lambda temporary: pq.write_table(table, temporary))

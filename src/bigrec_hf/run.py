@@ -19,34 +19,35 @@ from bigrec_hf import ground as ground_stage
 from bigrec_hf import prepare as prepare_stage
 from bigrec_hf import report as report_stage
 from bigrec_hf import score as score_stage
-from bigrec_hf.baselines.cooccurrence import cooccurrence_rankings, count_neighbors
-from bigrec_hf.baselines.popularity import popularity_rankings
-from bigrec_hf.baselines.random import random_rankings
+from bigrec_hf.baselines.table import baseline_table
 from bigrec_hf.catalog import load_catalog
-from bigrec_hf.columns import Columns as C
-from bigrec_hf.data import load_config, load_facts
+from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.hub import is_hub_id
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.processes import process_state
+from bigrec_hf.rankers import RANKERS, check_rankers, run_rankers
 from bigrec_hf.recipes import to_yaml
 from bigrec_hf.runs import environment, file_fingerprint, fingerprint, measured, read_json, write_json
-from bigrec_hf.sasrec.data import training_sequences
 from bigrec_hf.seeds import run_seeds
 from bigrec_hf.settings import (
     DataSettings,
+    DebiasSettings,
+    FuseSettings,
     GenerateSettings,
     GroundSettings,
     ModelSettings,
     PipelineSettings,
     PrepareSettings,
     PromptSettings,
+    RerankSettings,
     RunSettings,
+    SasrecSettings,
     ScoreSettings,
     SftSettings,
 )
 
-STAGES = ("prepare", "sft", "index", "generate", "ground", "score", "report")
+STAGES = ("prepare", "sft", "index", "generate", "ground", "score", *RANKERS, "report")
 MANIFEST = "manifest.json"
 BASELINES = ("random", "popularity", "cooccurrence", "zero_shot")
 
@@ -101,28 +102,6 @@ class Steps:
             write_json(self.folder / MANIFEST, self.manifest)
 
 
-def baseline_table(
-    name: str, folder: Path, data: DataSettings, *, seed: int, top_k: int, exclude_history: bool, duplicates: str
-) -> Any:
-    """Rankings of `random`, `popularity` or `cooccurrence` over the very examples in `folder`/generations.parquet."""
-    catalog = load_catalog(ground_stage.catalog_source(data.catalog, data.dataset))
-    answers = ground_stage.read_generations(folder / ground_stage.GENERATIONS_FILE, catalog)
-    examples = (answers.example_ids, answers.targets, answers.histories)
-    options = {"top_k": top_k, "exclude_history": exclude_history, "duplicates": duplicates}
-    if name == "random":
-        return random_rankings(catalog, *examples, seed=seed, **options)
-    if not data.dataset:
-        raise BigrecError(
-            f"the {name} baseline needs the training split: give a prepared set, or leave it out of `baselines`"
-        )
-    counts = load_config(data.dataset[0], "items", "train")[C.TRAIN_COUNT]
-    if name == "cooccurrence":
-        trained_on = training_sequences(load_config(data.dataset[0], "default", "train").data.table)
-        neighbors = count_neighbors(trained_on.items, trained_on.starts, len(catalog))
-        return cooccurrence_rankings(catalog, neighbors, counts, *examples, **options)
-    return popularity_rankings(catalog, counts, *examples, **options)
-
-
 def data_mark(data: DataSettings) -> list[str]:
     """What identifies the data: content of local facts and JSON files, names (with revision) of Hub data sets."""
     marks = []
@@ -166,6 +145,10 @@ def main(
     generate: GenerateSettings,
     ground: GroundSettings,
     score: ScoreSettings,
+    sasrec: SasrecSettings,
+    fuse: FuseSettings,
+    rerank: RerankSettings,
+    debias: DebiasSettings,
 ) -> None:
     """The `run` command."""
     from bigrec_hf import generate as generate_stage
@@ -180,15 +163,30 @@ def main(
         raise BigrecError(
             "no data: the recipe needs a section `prepare` (source, raw_dir), or `data` with dataset or *_json"
         )
-    sections = (run, pipeline, prepare, data, model, prompt, sft, generate, ground, score)
-    names = ("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score")
+    check_rankers(pipeline.rankers, rerank.weights, rerank.scores)
+    sections: dict[str, Any] = {
+        "run": run,
+        "pipeline": pipeline,
+        "prepare": prepare,
+        "data": data,
+        "model": model,
+        "prompt": prompt,
+        "sft": sft,
+        "generate": generate,
+        "ground": ground,
+        "score": score,
+        "sasrec": sasrec,
+        "fuse": fuse,
+        "rerank": rerank,
+        "debias": debias,
+    }
     if pipeline.seeds:
-        return run_seeds(main, dict(zip(names, sections, strict=True)))
+        return run_seeds(main, sections)
     folder = Path(run.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     steps = Steps(folder, pipeline.from_stage)
     if steps.state.is_main_process:
-        (folder / "recipe.yaml").write_text(to_yaml(dict(zip(names, sections, strict=True)), names), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(to_yaml(sections, tuple(sections)), encoding="utf-8")
     steps.manifest |= {"seed": run.seed, "seeds": [], "environment": environment()}
 
     if prepare.source:
@@ -273,6 +271,9 @@ def main(
             depends=[mark, asdict(score), run.seed],
             outputs=[folder / name / score_stage.RESULTS_FILE, folder / name / score_stage.PER_EXAMPLE_FILE],
         )
+    if pipeline.rankers:
+        depends = [marks["finetuned"], index_mark, asdict(model), asdict(prompt), asdict(data), run.seed]
+        run_rankers(steps.do, pipeline.rankers, sections | {"run": replace(run, method="finetuned")}, depends)
     steps.save()
     if steps.state.is_main_process:
         text = report_stage.build_report([str(folder)])

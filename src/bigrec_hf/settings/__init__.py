@@ -8,6 +8,7 @@ functions take plain values.
 from __future__ import annotations
 
 from bigrec_hf.settings.rank import (
+    DebiasSettings,
     EvaluateSettings,
     FuseSettings,
     GroundSettings,
@@ -31,6 +32,7 @@ from bigrec_hf.settings.train import (
 __all__ = [
     "SECTIONS",
     "DataSettings",
+    "DebiasSettings",
     "DownloadSettings",
     "EvaluateSettings",
     "FuseSettings",
@@ -62,6 +64,7 @@ SECTIONS = {
     "ground": GroundSettings,
     "score": ScoreSettings,
     "rerank": RerankSettings,
+    "debias": DebiasSettings,
     "keywords": KeywordsSettings,
     "fuse": FuseSettings,
     "evaluate": EvaluateSettings,

@@ -83,6 +83,19 @@ class RerankSettings:
 
 
 @dataclass(frozen=True)
+class DebiasSettings:
+    """Debiased decoding, the language model's share in it chosen on validation."""
+
+    debias_scores: str = setting("sasrec", "the collaborative model: the run's subfolder that holds scores.safetensors")
+    debias_lm_weights: list[float] = setting(
+        [0.1, 0.3, 0.5, 0.7, 0.9], "shares a of the LM to try in a * log p_LM + (1 - a) * log p_CF, 0 to 1"
+    )
+    debias_beams: int = setting(10, "beams an example; their titles stand first in the ranking")
+    debias_examples: int = setting(200, "validation examples to decode with each share, at most")
+    debias_metric: str = setting("ndcg@10", "metric that chooses the share: ndcg@K or hr@K")
+
+
+@dataclass(frozen=True)
 class KeywordsSettings:
     """Keywords of catalog titles and predicted titles, by an instruct LM (for `fuse --fusion keywords`)."""
 

@@ -29,11 +29,20 @@ class PipelineSettings:
         ["random", "popularity", "cooccurrence", "zero_shot"],
         "scored on the same examples, any of: random, popularity, cooccurrence, zero_shot",
     )
+    rankers: list[str] = setting(
+        [],
+        "more rankings with the same adapter, beside it in the report, any of: sasrec, fuse, rerank, constrained, "
+        "debias (with sections of their own; what is to be chosen is chosen on validation examples)",
+    )
+    constrained_beams: int = setting(10, "beams of the ranker `constrained`")
     from_stage: str | None = setting(
         None,
         "redo this stage and all after it, done or not",
         flag="--from",
-        choices=("prepare", "sft", "index", "generate", "ground", "score", "report"),
+        choices=(
+            *("prepare", "sft", "index", "generate", "ground", "score"),
+            *("sasrec", "fuse", "rerank", "constrained", "debias", "report"),
+        ),
     )
     seeds: list[int] = setting(
         [], "run once with each of these seeds, in <run_dir>/seed-N, and report their spread (default: the seed alone)"

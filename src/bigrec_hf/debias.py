@@ -1,0 +1,164 @@
+"""Debias: debiased decoding, the language model's share in it chosen on validation.
+
+Decodes the first `debias_examples` of the validation sample once for each share (`constrained.py`: score = a * log p_LM
++ (1 - a) * log p_CF; arXiv 2406.14900), ranks the beams' titles first and the rest by distance (`hybrid`), takes the
+share with the best validation metric, the first best where several are, and only then decodes the evaluated examples
+with it. Writes `<run_dir>/validation/<method>_debiased_<share in percent>/`, `<run_dir>/<method>_debiased/` (texts) and
+`<run_dir>/<method>_debiased_hybrid/`: rankings, scores, choice.json, curve.parquet. Shares that are done are kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigrec_hf import generate as generate_stage
+from bigrec_hf import ground as ground_stage
+from bigrec_hf.choice import Choice, metric_curve, save_curves, split_key
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.hybrid import HYBRID
+from bigrec_hf.processes import process_state
+from bigrec_hf.rerank import find_scores
+from bigrec_hf.reranking import CHOICE_FILE
+from bigrec_hf.runs import file_fingerprint, fingerprint, read_json, write_json
+from bigrec_hf.score import results_table, score_folder
+from bigrec_hf.validation import VALIDATION_DIR, check_disjoint, check_same_adapter, check_validation, read_ids
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import (
+        DataSettings,
+        DebiasSettings,
+        GenerateSettings,
+        GroundSettings,
+        ModelSettings,
+        PromptSettings,
+        RunSettings,
+        ScoreSettings,
+    )
+
+SUFFIX = "_debiased"
+PARAMETER = "lm_weight"
+MARK_FILE = "debias.json"  # beside the generations of a share: what they depend on
+
+
+def check_shares(shares: Sequence[float]) -> list[float]:
+    """The shares, ascending, each once. Raises BigrecError for none, or one outside 0 to 1."""
+    wrong = [share for share in shares if not 0 <= share <= 1]
+    if wrong or not shares:
+        raise BigrecError(f"debias_lm_weights: {wrong[0] if wrong else 'empty'}: give shares of the LM, 0 to 1")
+    names = [share_name(share) for share in shares]
+    if len(set(names)) < len(set(shares)):
+        raise BigrecError("debias_lm_weights: two shares differ by less than 0.0001: leave one out")
+    return sorted(set(shares))
+
+
+def share_name(share: float) -> str:
+    """0.5 -> "50", 0.125 -> "12_5": the share in percent, as a folder's name can hold it."""
+    return f"{100 * share:.2f}".rstrip("0").rstrip(".").replace(".", "_")
+
+
+def choose_share(ranks: dict[float, np.ndarray], metric: str) -> Choice:
+    """The share with the best mean metric over its *validation* ranks, (n,) int64 each; ties: the first given."""
+    grid = list(ranks)
+    curve = metric_curve(np.stack([ranks[share] for share in grid], axis=1), metric)
+    return Choice(grid, {metric: curve}, {metric: grid[int(np.argmax(curve))]})
+
+
+def main(
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    generate: GenerateSettings,
+    ground: GroundSettings,
+    score: ScoreSettings,
+    debias: DebiasSettings,
+) -> None:
+    """The `debias` command."""
+    if run.run_dir is None:
+        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    shares = check_shares(debias.debias_lm_weights)
+    split_key(debias.debias_metric)
+    if debias.debias_examples < 1:
+        raise BigrecError(f"debias_examples is {debias.debias_examples}: choose on at least one validation example")
+    folder, method = Path(run.run_dir), run.method + SUFFIX
+    places = {"validation": folder / VALIDATION_DIR, "test": folder}
+    scores = {split: find_scores(place / debias.debias_scores, None) for split, place in places.items()}
+    for file in scores.values():
+        if not file.is_file():
+            raise BigrecError(f"{file} does not exist: run `bigrec-hf sasrec` first, or name another --debias_scores")
+    state = process_state()
+    adapter = generate.adapter or str(folder / "adapter")
+    adapter_sha256 = generate_stage.adapter_fingerprint(adapter)
+
+    def answer(split: str, name: str, share: float, n: int) -> Path:
+        """Decode, rank and score a split with one share; returns the folder of its rankings."""
+        place = places[split]
+        settings = replace(
+            generate,
+            adapter=adapter,
+            decoding="debiased",
+            num_beams=debias.debias_beams,
+            num_return_sequences=0,
+            assistant_scores=str(scores[split]),
+            lm_weight=share,
+        )
+        own_run = replace(run, run_dir=str(place), method=name)
+        own_data = replace(data, split="validation", eval_sample=n) if split == "validation" else data
+        mark = fingerprint(
+            adapter_sha256, file_fingerprint(scores[split]), *map(asdict, (own_data, model, prompt, settings))
+        )
+        written = place / name
+        if read_json(written / MARK_FILE).get("mark") == mark and (written / ground_stage.GENERATIONS_FILE).is_file():
+            state.print(f"debias: share {share:g} on {split}: done and unchanged")
+        else:
+            generate_stage.main(own_run, own_data, model, prompt, settings)
+            if state.is_main_process:
+                write_json(written / MARK_FILE, {"mark": mark, PARAMETER: share})
+        ranked = written.with_name(written.name + HYBRID)
+        if state.is_main_process:
+            index = ground.index_dir or str(folder / "index")
+            ground_stage.main(own_run, own_data, model, replace(ground, ranking="hybrid", index_dir=index))
+            score_folder(ranked, **vars(score), seed=run.seed)
+        state.wait_for_everyone()
+        return ranked
+
+    ranks: dict[float, np.ndarray] = {}
+    for share in shares:
+        name = f"{method}_{share_name(share)}"
+        ranked = answer("validation", name, share, debias.debias_examples)
+        ids = read_ids(places["validation"] / name / ground_stage.GENERATIONS_FILE)
+        check_validation(ids, data)
+        ranks[share] = ground_stage.read_ranks(ranked / ground_stage.RANKINGS_FILE)
+    choice = choose_share(ranks, debias.debias_metric)
+    chosen = choice.chosen[debias.debias_metric]
+    state.print(f"debias: {PARAMETER} {chosen:g} chosen on {len(ids)} validation examples by {debias.debias_metric}")
+
+    ranked = answer("test", method, chosen, data.eval_sample)
+    test = folder / method / ground_stage.GENERATIONS_FILE
+    check_disjoint(ids, read_ids(test))
+    check_same_adapter(places["validation"] / name / ground_stage.GENERATIONS_FILE, test)
+    facts: dict[str, Any] = {
+        "base_method": run.method,
+        "parameter": PARAMETER,
+        "parameters": choice.chosen,
+        "grid": choice.grid,
+        "validation_examples": len(ids),
+        "num_beams": debias.debias_beams,
+    }
+    if not state.is_main_process:
+        return
+    write_json(ranked / CHOICE_FILE, facts)
+    save_curves(choice, ranked, PARAMETER)
+    print(results_table({ranked.name: read_json(ranked / "results.json")}, sorted(set(score.ks))))
+
+
+if __name__ == "__main__":
+    from bigrec_hf.cli import main as cli_main
+
+    sys.exit(cli_main(["debias", *sys.argv[1:]]))
