@@ -85,7 +85,7 @@ def test_debias_keeps_the_shares_that_are_decoded(run_dir, capsys):
     shutil.rmtree(run_dir / "finetuned_debiased_hybrid")
     before = (run_dir / "validation" / "finetuned_debiased_0" / "generations.parquet").stat().st_mtime_ns
     assert cli.main(["run", "--config", str(run_dir.parent / "recipe.yaml")]) == 0
-    assert "share 0 on validation: done and unchanged" in capsys.readouterr().out
+    assert "finetuned_debiased_0 are done and their settings are unchanged: kept" in capsys.readouterr().out
     assert (run_dir / "validation" / "finetuned_debiased_0" / "generations.parquet").stat().st_mtime_ns == before
     assert (run_dir / "finetuned_debiased_hybrid" / "results.json").is_file()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from bigrec_hf.hybrid import HYBRID
 from bigrec_hf.processes import process_state
 from bigrec_hf.rerank import find_scores
 from bigrec_hf.reranking import CHOICE_FILE
-from bigrec_hf.runs import file_fingerprint, fingerprint, read_json, write_json
+from bigrec_hf.runs import read_json, write_json
 from bigrec_hf.score import results_table, score_folder
 from bigrec_hf.validation import VALIDATION_DIR, check_disjoint, check_same_adapter, check_validation, read_ids
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 SUFFIX = "_debiased"
 PARAMETER = "lm_weight"
-MARK_FILE = "debias.json"  # beside the generations of a share: what they depend on
 
 
 def check_shares(shares: Sequence[float]) -> list[float]:
@@ -94,7 +93,6 @@ def main(
             raise BigrecError(f"{file} does not exist: run `bigrec-hf sasrec` first, or name another --debias_scores")
     state = process_state()
     adapter = generate.adapter or str(folder / "adapter")
-    adapter_sha256 = generate_stage.adapter_fingerprint(adapter)
 
     def answer(split: str, name: str, share: float, n: int) -> Path:
         """Decode, rank and score a split with one share; returns the folder of its rankings."""
@@ -110,17 +108,8 @@ def main(
         )
         own_run = replace(run, run_dir=str(place), method=name)
         own_data = replace(data, split="validation", eval_sample=n) if split == "validation" else data
-        mark = fingerprint(
-            adapter_sha256, file_fingerprint(scores[split]), *map(asdict, (own_data, model, prompt, settings))
-        )
-        written = place / name
-        if read_json(written / MARK_FILE).get("mark") == mark and (written / ground_stage.GENERATIONS_FILE).is_file():
-            state.print(f"debias: share {share:g} on {split}: done and unchanged")
-        else:
-            generate_stage.main(own_run, own_data, model, prompt, settings)
-            if state.is_main_process:
-                write_json(written / MARK_FILE, {"mark": mark, PARAMETER: share})
-        ranked = written.with_name(written.name + HYBRID)
+        generate_stage.main(own_run, own_data, model, prompt, settings)
+        ranked = place / (name + HYBRID)
         if state.is_main_process:
             index = ground.index_dir or str(folder / "index")
             ground_stage.main(own_run, own_data, model, replace(ground, ranking="hybrid", index_dir=index))

@@ -28,14 +28,14 @@ from bigrec_hf.decoder import Decoder, common_prefix_length
 from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import print_summary, write_generations
-from bigrec_hf.ground import catalog_source
+from bigrec_hf.ground import GENERATIONS_FILE, catalog_source
 from bigrec_hf.hub import fetch_file, is_hub_id, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.modeling import load_generator, load_tokenizer
 from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import fit_prompt
-from bigrec_hf.runs import fingerprint, write_json
+from bigrec_hf.runs import fingerprint, read_json, write_json
 from bigrec_hf.shards import ShardFolder, plan_batches
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
 
+FACTS_FILE = "generate.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -149,7 +150,10 @@ def main(
     prompt: PromptSettings,
     generate: GenerateSettings,
 ) -> None:
-    """Answer every evaluation example; of several processes, each takes a part of the batches and the first joins."""
+    """Answer every evaluation example; of several processes, each takes a part of the batches and the first joins.
+
+    Finished answers of the same settings, adapter and examples are kept.
+    """
     if run.run_dir is None:
         raise BigrecError("no place to write to: give --output_dir (the run folder) or --config RECIPE")
     if not model.base_model:
@@ -223,9 +227,13 @@ def main(
         "prompts_sha256": hashlib.sha256(json.dumps([example_ids, prompts]).encode()).hexdigest(),
     }
     folder = Path(run.run_dir) / run.method
+    mark = fingerprint(facts)
+    if read_json(folder / FACTS_FILE).get("fingerprint") == mark and (folder / GENERATIONS_FILE).is_file():
+        state.print(f"generations in {folder} are done and their settings are unchanged: kept")
+        return
     shards = ShardFolder(
         folder / "shards",
-        fingerprint(facts),
+        mark,
         len(batches),
         rank=state.process_index,
         n_processes=state.num_processes,
@@ -254,8 +262,10 @@ def main(
         if state.is_main_process:
             shards.wait_complete()
             seconds = time.perf_counter() - start
-            counts = write_generations(folder / "generations.parquet", examples, titles, *shards.read(len(prompts)))
+            (folder / FACTS_FILE).unlink(missing_ok=True)  # never beside answers that it does not speak of
+            counts = write_generations(folder / GENERATIONS_FILE, examples, titles, *shards.read(len(prompts)))
             facts |= counts | {
+                "fingerprint": mark,
                 "n_processes": state.num_processes,
                 "n_resumed": len(prompts) - n_missing,
                 "dropped_history_titles": n_dropped,
@@ -264,7 +274,7 @@ def main(
                 "seconds": seconds,
                 "titles_per_second": n_missing / seconds if n_missing else None,
             }
-            write_json(folder / "generate.json", facts)
+            write_json(folder / FACTS_FILE, facts)
             shards.remove()
             print_summary(facts)
         else:
