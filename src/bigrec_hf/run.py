@@ -223,6 +223,7 @@ def main(
         lambda: build_run_index(folder, data, model, ground),
         depends=[data_now, ground.encoder, ground.encoder_dtype, model.base_model],
         outputs=[] if is_hub_id(ground.index_dir or "") else [Path(ground.index_dir or folder / "index")],
+        distributed=True,
     )
     marks = {}
     for method in methods:
@@ -251,6 +252,7 @@ def main(
             label=method,
             depends=[marks[method], index_mark, ground_options],
             outputs=[folder / method / ground_stage.RANKINGS_FILE],
+            distributed=True,
         )
     for name in pipeline.baselines:
         if name in methods:
@@ -283,7 +285,7 @@ def main(
 def build_run_index(folder: Path, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
     """Build (or find unchanged) the run's catalog index."""
     catalog = load_catalog(ground_stage.catalog_source(data.catalog, data.dataset))
-    ground_stage.open_index(catalog, model, ground, folder / "index")
+    ground_stage.open_index(catalog, model, ground, folder / "index", process_state())
 
 
 if __name__ == "__main__":
