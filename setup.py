@@ -58,6 +58,7 @@ setup(
         "quantization": ["bitsandbytes>=0.50.2"],
         "quickstart": ["gguf>=0.19.0"],
         "demo": ["gradio>=6.31"],
+        "vllm": ["vllm>=0.22"],
         "bench": ["matplotlib>=3.11", "psutil>=7"],
         "dev": [
             "bitsandbytes>=0.50.2",
