@@ -91,28 +91,34 @@ def ground_answers(
     memory_mib: int = 256,
     exclude_history: bool = False,
     duplicates: str = "best",
+    search: str = "exact",
+    n_probe: int = 32,
 ) -> pa.Table:
     """Rank the catalog for every answer (RANKINGS_SCHEMA). An empty text is never grounded: rank n_items, no top rows.
 
     `duplicates`: "best" = the target counts as found at any row with its title, "exact" = at its own row only.
+    `search`: "exact", or "faiss" (`approximate`): a target that is not among the top_k gets rank n_items.
     """
-    catalog = index.catalog
+    options: dict[str, Any] = {"duplicates": duplicates, "exclude_history": exclude_history}
+    if search == "faiss":
+        if exclude_history:
+            raise BigrecError("approximate search leaves nothing out: use --search exact with --exclude_history true")
+        options |= {"search": search, "n_probe": n_probe, "ranks_known_to": top_k}
     full, queries = embed_answers(answers, index, encode)
-    rows = target_rows(answers.targets, catalog, duplicates)
+    rows = target_rows(answers.targets, index.catalog, duplicates)
+    targets = [rows[i] for i in full]
+    excluded = [answers.histories[i] for i in full] if exclude_history else None
     try:
-        ranking = rank_catalog(
-            queries,
-            index.embeddings,
-            [rows[i] for i in full],
-            top_k,
-            memory_mib,
-            exclude=[answers.histories[i] for i in full] if exclude_history else None,
-        )
+        if search == "faiss":
+            from bigrec_hf.approximate import rank_approximately
+
+            ranking = rank_approximately(queries, index.embeddings, targets, top_k, n_probe=n_probe)
+        else:
+            ranking = rank_catalog(queries, index.embeddings, targets, top_k, memory_mib, exclude=excluded)
     except BigrecError:
         raise
     except ValueError as error:
         raise BigrecError(f"grounding: {error}") from error
-    options = {"duplicates": duplicates, "exclude_history": exclude_history}
     return answers_table(answers, index, spread(ranking, full, len(answers.texts), len(index)), options)
 
 
@@ -239,6 +245,8 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
 
     if run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    if ground.search != "exact" and ground.ranking != "distance":
+        raise BigrecError(f"ranking {ground.ranking} needs exact distances: use --search exact")
     state = process_state()
     folder = Path(run.run_dir) / run.method
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
@@ -250,7 +258,8 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
         "exclude_history": ground.exclude_history,
         "duplicates": ground.duplicates,
     }
-    key = fingerprint(file_fingerprint(folder / GENERATIONS_FILE), index.fingerprint, options, ground.ranking)
+    file = file_fingerprint(folder / GENERATIONS_FILE)
+    key = fingerprint(file, index.fingerprint, options, ground.ranking, ground.search, ground.n_probe)
     if ground.ranking == "hybrid":
         from bigrec_hf.hybrid import HYBRID, hybrid_rankings, read_texts
 
@@ -260,6 +269,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
         def rank_part(part: slice) -> pa.Table:
             return hybrid_rankings(texts[part], answers.part(part), index, encode, **options)
     else:
+        options |= {"search": ground.search, "n_probe": ground.n_probe}
 
         def rank_part(part: slice) -> pa.Table:
             return ground_answers(answers.part(part), index, encode, **options)

@@ -244,13 +244,14 @@ def main(
             distributed=True,
         )
     ground_options = {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
+    approximate = [ground.search, ground.n_probe] if ground.search != "exact" else []
     for method in methods:
         method_run = replace(run, method=method)
         marks[method] = steps.do(
             "ground",
             lambda method_run=method_run: ground_stage.main(method_run, data, model, ground),
             label=method,
-            depends=[marks[method], index_mark, ground_options],
+            depends=[marks[method], index_mark, ground_options, *approximate],
             outputs=[folder / method / ground_stage.RANKINGS_FILE],
             distributed=True,
         )
