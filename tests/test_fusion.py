@@ -27,8 +27,8 @@ from bigrec_hf.fusion import (
     score_gaps,
     text_distances,
 )
-from bigrec_hf.generations import GENERATIONS_SCHEMA
-from bigrec_hf.ground import Answers, embed_texts, ground_answers, table_settings
+from bigrec_hf.generations import GENERATIONS_SCHEMA, Answers
+from bigrec_hf.ground import embed_texts, ground_answers, table_settings
 from bigrec_hf.index import CatalogIndex
 from bigrec_hf.keywords import keyword_catalog
 from tests.test_ground import FACTS, POSITIONS, TITLES, encode, make_index

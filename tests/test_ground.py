@@ -8,7 +8,8 @@ import pytest
 from bigrec_hf import ground
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.ground import Answers, embed_texts, ground_answers, read_generations, table_settings
+from bigrec_hf.generations import Answers, read_generations
+from bigrec_hf.ground import embed_texts, ground_answers, table_settings
 from bigrec_hf.index import CatalogIndex
 from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings
 from tests.test_metric_encoders import save_lm

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from bigrec_hf import ground
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.ground import Answers, ground_answers, table_settings
+from bigrec_hf.generations import Answers
+from bigrec_hf.ground import ground_answers, table_settings
 from bigrec_hf.hybrid import first_rows, hybrid_rankings, read_texts
 from bigrec_hf.index import CatalogIndex
 from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings

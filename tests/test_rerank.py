@@ -15,8 +15,8 @@ from bigrec_hf.cli import main as cli
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_examples
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.generations import GENERATIONS_SCHEMA
-from bigrec_hf.ground import Answers, table_settings
+from bigrec_hf.generations import GENERATIONS_SCHEMA, Answers
+from bigrec_hf.ground import table_settings
 from bigrec_hf.item_scores import write_scores
 from bigrec_hf.reranking import Split, apply_choice, rerank_method, search, weight_rows
 from bigrec_hf.score import score_folder

@@ -37,6 +37,20 @@ def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(limit) if low[i] != high[i]), max(limit, 0))
 
 
+def cut_answer(ids: list[int], cut_ids: set[int]) -> list[int]:
+    """The tokens of one answer, its end token included; what `generate` fills up with after it is dropped."""
+    return next((ids[: i + 1] for i, token in enumerate(ids) if token in cut_ids), ids)
+
+
+def answer_text(
+    tokenizer: PreTrainedTokenizerBase, answer: list[int], end_ids: Sequence[int], *, single_line: bool = True
+) -> str:
+    """The text of one answer (`cut_answer`); `single_line`: up to a line break and without quotes, as a title's."""
+    ended = bool(answer) and answer[-1] in end_ids
+    text = tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True)
+    return parse_answer(text) if single_line else text
+
+
 class Decoder:
     """A model, a tokenizer and a decoding strategy; the cache of the prompts' common beginning is computed once."""
 
@@ -199,10 +213,7 @@ class Decoder:
         return torch.tensor(np.stack(rows), device=self.model.device)  # (prompts * n_texts, max_new_tokens)
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """The tokens of one answer, its end token included; what `generate` fills up with after it is dropped."""
-        return next((ids[: i + 1] for i, token in enumerate(ids) if token in self.cut_ids), ids)
+        return cut_answer(ids, self.cut_ids)
 
     def _text(self, answer: list[int]) -> str:
-        ended = bool(answer) and answer[-1] in self.end_ids
-        text = self.tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True)
-        return parse_answer(text) if self.single_line else text
+        return answer_text(self.tokenizer, answer, self.end_ids, single_line=self.single_line)

@@ -16,17 +16,8 @@ from typing import TYPE_CHECKING, Any
 from bigrec_hf.catalog import Catalog, load_catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.ground import (
-    GENERATIONS_FILE,
-    RANKINGS_FILE,
-    Answers,
-    catalog_source,
-    ground_answers,
-    open_index,
-    read_generations,
-    resolve_targets,
-    write_table,
-)
+from bigrec_hf.generations import GENERATIONS_FILE, Answers, read_generations, resolve_targets
+from bigrec_hf.ground import RANKINGS_FILE, catalog_source, ground_answers, open_index, write_table
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import parse_input
 from bigrec_hf.score import results_table, score_rankings, write_results

@@ -32,15 +32,13 @@ from bigrec_hf.fusion import (
     rank_fused,
     text_distances,
 )
+from bigrec_hf.generations import GENERATIONS_FILE, Answers, read_generations
 from bigrec_hf.ground import (
-    GENERATIONS_FILE,
     RANKINGS_FILE,
-    Answers,
     answers_table,
     catalog_source,
     embed_texts,
     open_index,
-    read_generations,
     target_rows,
     write_table,
 )

@@ -36,7 +36,8 @@ from bigrec_hf.modeling import load_generator, load_tokenizer
 from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import fit_prompt
 from bigrec_hf.runs import fingerprint, read_json, write_json
-from bigrec_hf.shards import ShardFolder, plan_batches
+from bigrec_hf.shards import ShardFolder, plan_batches, processes
+from bigrec_hf.vllm_engine import VllmDecoder, check_vllm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,7 +124,7 @@ def base_fingerprint(base_model: str) -> str:
 
 
 def decode_batches(
-    decoder: Decoder,
+    decoder: Decoder | VllmDecoder,
     prompts: Sequence[Sequence[int]],
     example_ids: Sequence[str],
     batches: Sequence[Sequence[int]],
@@ -174,6 +175,9 @@ def main(
         adapter = generate.adapter or str(Path(run.run_dir) / "adapter")
     adapter_sha256 = adapter_fingerprint(adapter)
     state = process_state()
+    engine_version = {}
+    if generate.engine == "vllm":
+        engine_version = check_vllm(decoding, model.quantization, state.num_processes)
     with state.main_process_first():
         examples, titles = load_evaluation(
             data.dataset, data.test_json, data.catalog, split=data.split, eval_sample=data.eval_sample
@@ -223,7 +227,12 @@ def main(
         "prompt": asdict(prompt),
         "generate": asdict(generate),
         "constraint": constraint_facts,
-        "versions": {"bigrec_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "bigrec_hf": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **engine_version,
+        },
         "prompts_sha256": hashlib.sha256(json.dumps([example_ids, prompts]).encode()).hexdigest(),
     }
     folder = Path(run.run_dir) / run.method
@@ -235,8 +244,7 @@ def main(
         folder / "shards",
         mark,
         len(batches),
-        rank=state.process_index,
-        n_processes=state.num_processes,
+        **processes(state),
     )
     missing, numbers = shards.missing(), shards.own()
     n_missing = sum(len(batches[number]) for number in missing)
@@ -244,18 +252,30 @@ def main(
         print(f"generate: resuming, {len(prompts) - n_missing} of {len(prompts)} examples are done")
     state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
     start = time.perf_counter()
-    try:
+    with shards.shared_failure():
         if numbers:
-            network = load_generator(
-                model.base_model,
-                adapter,
-                dtype=model.dtype,
-                quantization=model.quantization,
-                attn_implementation=model.attn_implementation,
-            )
+            if generate.engine == "vllm":
+                decoder = VllmDecoder(
+                    model.base_model,
+                    adapter,
+                    tokenizer,
+                    decoding,
+                    dtype=facts["dtype"],
+                    quantization=model.quantization,
+                    max_length=prompt.max_length,
+                    vllm_args=generate.vllm_args,
+                )
+            else:
+                network = load_generator(
+                    model.base_model,
+                    adapter,
+                    dtype=model.dtype,
+                    quantization=model.quantization,
+                    attn_implementation=model.attn_implementation,
+                )
+                prefix = prompts[0][: common_prefix_length(prompts)]
+                decoder = Decoder(network, tokenizer, decoding, shared_prefix=prefix, constraint=constraint)
             start = time.perf_counter()
-            prefix = prompts[0][: common_prefix_length(prompts)]
-            decoder = Decoder(network, tokenizer, decoding, shared_prefix=prefix, constraint=constraint)
             decode_batches(
                 decoder, prompts, example_ids, batches, numbers, shards.write, quiet=not state.is_main_process
             )
@@ -279,10 +299,6 @@ def main(
             print_summary(facts)
         else:
             shards.wait_joined()
-    except Exception as error:
-        if state.num_processes > 1:
-            shards.fail(error)
-        raise
 
 
 if __name__ == "__main__":

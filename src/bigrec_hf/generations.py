@@ -1,22 +1,27 @@
-"""The file of a run's answers, generations.parquet: its columns, the flags of each answer, the counts over all."""
+"""The file of a run's answers, generations.parquet: its columns, the flags of each answer, the counts over all; and how
+it is read."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bigrec_hf.catalog import Catalog
 from bigrec_hf.columns import Columns as C
+from bigrec_hf.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.runs import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from datasets import Dataset
 
+GENERATIONS_FILE = "generations.parquet"
 GENERATIONS_SCHEMA = pa.schema(
     [
         (C.EXAMPLE_ID, pa.string()),
@@ -71,3 +76,58 @@ def print_summary(facts: dict[str, Any]) -> None:
     print(f"generate ({facts['method']}): {n} examples, {shares}" + (f"; {speed:.2f} titles/s" if speed else ""))
     if facts["dropped_history_titles"]:
         print(f"generate: {facts['dropped_history_titles']} old history titles left out to fit max_length")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is to be ranked, one entry an example; rows are catalog rows."""
+
+    example_ids: list[str]
+    texts: list[str]  # the text that is grounded: the first one of every example
+    targets: list[int]
+    histories: list[list[int]]  # [] where unknown
+
+    def part(self, rows: slice) -> Answers:
+        return Answers(self.example_ids[rows], self.texts[rows], self.targets[rows], self.histories[rows])
+
+
+def read_generations(path: str | Path, catalog: Catalog) -> Answers:
+    """Answers of a generations.parquet. Raises BigrecError for missing columns, no rows, or an unknown target."""
+    path = Path(path)
+    if not path.is_file():
+        raise BigrecError(f"{path} does not exist: run `bigrec-hf generate` first, or name the file with --generations")
+    wanted = [C.EXAMPLE_ID, C.TARGET, C.TARGET_TITLE, C.HISTORY, C.TEXTS]
+    missing = [name for name in wanted if name not in pq.read_schema(path).names]
+    if missing:
+        raise BigrecError(f"{path} lacks the column {missing[0]!r}: it is no file of `bigrec-hf generate`")
+    table = pq.read_table(path, columns=wanted)
+    if table.num_rows == 0:
+        raise BigrecError(f"{path} holds no example: generate at least one")
+    texts = [(texts or [""])[0] or "" for texts in table[C.TEXTS].to_pylist()]
+    targets = resolve_targets(table[C.TARGET_TITLE].to_pylist(), table[C.TARGET].to_pylist(), catalog, str(path))
+    histories = [history or [] for history in table[C.HISTORY].to_pylist()]
+    return Answers(table[C.EXAMPLE_ID].to_pylist(), texts, targets, histories)
+
+
+def resolve_targets(
+    titles: Sequence[str], rows: Sequence[int | None] | None, catalog: Catalog, place: str
+) -> list[int]:
+    """Each target's catalog row: as given where `rows` has one (its title must agree), else the title's first row.
+
+    Raises BigrecError naming the first title that stands in no row (or in another), how many there are, and the remedy.
+    """
+    known = catalog.rows_by_title
+    rows = [None] * len(titles) if rows is None else rows
+    resolved, unknown = [], []
+    for title, row in zip(titles, rows, strict=True):
+        candidates = known.get(clean_title(title), [])
+        if not candidates or (row is not None and row >= 0 and row not in candidates):
+            unknown.append(title)
+        else:
+            resolved.append(row if row is not None and row >= 0 else candidates[0])
+    if unknown:
+        raise BigrecError(
+            f"{place}: the target {unknown[0]!r} stands in no row of the catalog, or in another than the file says "
+            f"({len(unknown)} of {len(titles)} targets): give the catalog these examples were made with (--catalog)"
+        )
+    return resolved

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,21 @@ import pyarrow.parquet as pq
 from bigrec_hf.catalog import Catalog, load_catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.generations import GENERATIONS_FILE, Answers, read_generations
 from bigrec_hf.hub import fetch_folder, is_hub_id
 from bigrec_hf.index import INDEX_FILES, CatalogIndex, Encode, build_index, encoder_fingerprint, lazy_encode
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking, rank_catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.runs import write_atomically
+from bigrec_hf.runs import file_fingerprint, fingerprint, write_atomically
+from bigrec_hf.shards import share_rows
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings
 
-GENERATIONS_FILE = "generations.parquet"
 RANKINGS_FILE = "rankings.parquet"
+PART_EXAMPLES = 512  # examples encoded together: the least that a process takes
 METADATA_KEY = b"bigrec_hf"
 RANKINGS_SCHEMA = pa.schema(
     [
@@ -44,58 +48,6 @@ RANKINGS_SCHEMA = pa.schema(
         (C.IN_HISTORY, pa.bool_()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What is to be ranked, one entry an example; rows are catalog rows."""
-
-    example_ids: list[str]
-    texts: list[str]  # the text that is grounded: the first one of every example
-    targets: list[int]
-    histories: list[list[int]]  # [] where unknown
-
-
-def read_generations(path: str | Path, catalog: Catalog) -> Answers:
-    """Answers of a generations.parquet. Raises BigrecError for missing columns, no rows, or an unknown target."""
-    path = Path(path)
-    if not path.is_file():
-        raise BigrecError(f"{path} does not exist: run `bigrec-hf generate` first, or name the file with --generations")
-    wanted = [C.EXAMPLE_ID, C.TARGET, C.TARGET_TITLE, C.HISTORY, C.TEXTS]
-    missing = [name for name in wanted if name not in pq.read_schema(path).names]
-    if missing:
-        raise BigrecError(f"{path} lacks the column {missing[0]!r}: it is no file of `bigrec-hf generate`")
-    table = pq.read_table(path, columns=wanted)
-    if table.num_rows == 0:
-        raise BigrecError(f"{path} holds no example: generate at least one")
-    texts = [(texts or [""])[0] or "" for texts in table[C.TEXTS].to_pylist()]
-    targets = resolve_targets(table[C.TARGET_TITLE].to_pylist(), table[C.TARGET].to_pylist(), catalog, str(path))
-    histories = [history or [] for history in table[C.HISTORY].to_pylist()]
-    return Answers(table[C.EXAMPLE_ID].to_pylist(), texts, targets, histories)
-
-
-def resolve_targets(
-    titles: Sequence[str], rows: Sequence[int | None] | None, catalog: Catalog, place: str
-) -> list[int]:
-    """Each target's catalog row: as given where `rows` has one (its title must agree), else the title's first row.
-
-    Raises BigrecError naming the first title that stands in no row (or in another), how many there are, and the remedy.
-    """
-    known = catalog.rows_by_title
-    rows = [None] * len(titles) if rows is None else rows
-    resolved, unknown = [], []
-    for title, row in zip(titles, rows, strict=True):
-        candidates = known.get(clean_title(title), [])
-        if not candidates or (row is not None and row >= 0 and row not in candidates):
-            unknown.append(title)
-        else:
-            resolved.append(row if row is not None and row >= 0 else candidates[0])
-    if unknown:
-        raise BigrecError(
-            f"{place}: the target {unknown[0]!r} stands in no row of the catalog, or in another than the file says "
-            f"({len(unknown)} of {len(titles)} targets): give the catalog these examples were made with (--catalog)"
-        )
-    return resolved
 
 
 def embed_texts(texts: Sequence[str], index: CatalogIndex, encode: Encode) -> np.ndarray:
@@ -116,6 +68,20 @@ def embed_texts(texts: Sequence[str], index: CatalogIndex, encode: Encode) -> np
     return vectors
 
 
+def embed_answers(answers: Answers, index: CatalogIndex, encode: Encode) -> tuple[list[int], np.ndarray]:
+    """Positions of the answers that are not empty, and their vectors, (len(positions), d) float32.
+
+    Encoded PART_EXAMPLES examples at a time, so that a vector does not depend on how many processes share the examples
+    (`share_rows`): a batch's composition changes it by float32 rounding.
+    """
+    full = [i for i, text in enumerate(answers.texts) if clean_title(text)]
+    vectors = [np.empty((0, index.embeddings.shape[1]), np.float32)]
+    for start in range(0, len(answers.texts), PART_EXAMPLES):
+        part = [answers.texts[i] for i in full[bisect_left(full, start) : bisect_left(full, start + PART_EXAMPLES)]]
+        vectors.append(embed_texts(part, index, encode))
+    return full, np.concatenate(vectors)
+
+
 def ground_answers(
     answers: Answers,
     index: CatalogIndex,
@@ -125,28 +91,34 @@ def ground_answers(
     memory_mib: int = 256,
     exclude_history: bool = False,
     duplicates: str = "best",
+    search: str = "exact",
+    n_probe: int = 32,
 ) -> pa.Table:
     """Rank the catalog for every answer (RANKINGS_SCHEMA). An empty text is never grounded: rank n_items, no top rows.
 
     `duplicates`: "best" = the target counts as found at any row with its title, "exact" = at its own row only.
+    `search`: "exact", or "faiss" (`approximate`): a target that is not among the top_k gets rank n_items.
     """
-    catalog = index.catalog
-    full = [i for i, text in enumerate(answers.texts) if clean_title(text)]
-    rows = target_rows(answers.targets, catalog, duplicates)
+    options: dict[str, Any] = {"duplicates": duplicates, "exclude_history": exclude_history}
+    if search == "faiss":
+        if exclude_history:
+            raise BigrecError("approximate search leaves nothing out: use --search exact with --exclude_history true")
+        options |= {"search": search, "n_probe": n_probe, "ranks_known_to": top_k}
+    full, queries = embed_answers(answers, index, encode)
+    rows = target_rows(answers.targets, index.catalog, duplicates)
+    targets = [rows[i] for i in full]
+    excluded = [answers.histories[i] for i in full] if exclude_history else None
     try:
-        ranking = rank_catalog(
-            embed_texts([answers.texts[i] for i in full], index, encode),
-            index.embeddings,
-            [rows[i] for i in full],
-            top_k,
-            memory_mib,
-            exclude=[answers.histories[i] for i in full] if exclude_history else None,
-        )
+        if search == "faiss":
+            from bigrec_hf.approximate import rank_approximately
+
+            ranking = rank_approximately(queries, index.embeddings, targets, top_k, n_probe=n_probe)
+        else:
+            ranking = rank_catalog(queries, index.embeddings, targets, top_k, memory_mib, exclude=excluded)
     except BigrecError:
         raise
     except ValueError as error:
         raise BigrecError(f"grounding: {error}") from error
-    options = {"duplicates": duplicates, "exclude_history": exclude_history}
     return answers_table(answers, index, spread(ranking, full, len(answers.texts), len(index)), options)
 
 
@@ -238,16 +210,21 @@ def write_table(table: pa.Table, path: str | Path) -> None:
 
 
 def open_index(
-    catalog: Catalog, model: ModelSettings, ground: GroundSettings, own_dir: str | Path
+    catalog: Catalog,
+    model: ModelSettings,
+    ground: GroundSettings,
+    own_dir: str | Path,
+    state: PartialState | None = None,
 ) -> tuple[CatalogIndex, Encode]:
     """Index and encoder of a catalog, as set. `index_dir`, a folder the user named, is never overwritten with something
-    else; `own_dir` (used without it) is the run's own."""
+    else; `own_dir` (used without it) is the run's own. `state`: the processes that call this together."""
     encoder, dtype, index_dir = encoder_name(ground.encoder, model.base_model), ground.encoder_dtype, ground.index_dir
     encode = lazy_encode(encoder, dtype, ground.encode_batch_tokens)
     facts = encoder_fingerprint(encoder, dtype)
     if index_dir is not None and "@" in index_dir and is_hub_id(index_dir):  # pinned names only: see hub.pin
         index_dir = str(fetch_folder(index_dir, "dataset", INDEX_FILES))
-    return build_index(index_dir or own_dir, catalog, encode, facts, owned=index_dir is None), encode
+    index = build_index(index_dir or own_dir, catalog, encode, facts, owned=index_dir is None, state=state)
+    return index, encode
 
 
 def encoder_name(encoder: str, base_model: str | None) -> str:
@@ -268,29 +245,47 @@ def catalog_source(catalog: str | None, dataset: Sequence[str]) -> str:
 
 
 def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
-    """Write `<run_dir>/<method>/rankings.parquet`, or that of `<method>_hybrid`."""
+    """Write `<run_dir>/<method>/rankings.parquet`, or that of `<method>_hybrid`; several processes share the work."""
+    from bigrec_hf.processes import process_state
+
     if run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    if ground.search != "exact" and ground.ranking != "distance":
+        raise BigrecError(f"ranking {ground.ranking} needs exact distances: use --search exact")
+    state = process_state()
     folder = Path(run.run_dir) / run.method
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     answers = read_generations(folder / GENERATIONS_FILE, catalog)
-    index, encode = open_index(catalog, model, ground, Path(run.run_dir) / "index")
+    index, encode = open_index(catalog, model, ground, Path(run.run_dir) / "index", state)
     options: dict[str, Any] = {
         "top_k": ground.top_k,
         "memory_mib": ground.memory_mib,
         "exclude_history": ground.exclude_history,
         "duplicates": ground.duplicates,
     }
+    file = file_fingerprint(folder / GENERATIONS_FILE)
+    key = fingerprint(file, index.fingerprint, options, ground.ranking, ground.search, ground.n_probe)
     if ground.ranking == "hybrid":
         from bigrec_hf.hybrid import HYBRID, hybrid_rankings, read_texts
 
-        table = hybrid_rankings(read_texts(folder / GENERATIONS_FILE), answers, index, encode, **options)
+        texts = read_texts(folder / GENERATIONS_FILE)
         folder = folder.with_name(folder.name + HYBRID)
+
+        def rank_part(part: slice) -> pa.Table:
+            return hybrid_rankings(texts[part], answers.part(part), index, encode, **options)
     else:
-        table = ground_answers(answers, index, encode, **options)
-    write_table(table, folder / RANKINGS_FILE)
-    median = int(np.median(table[C.RANK].to_numpy()))
-    print(f"ground ({folder.name}): {table.num_rows} examples, {len(index)} items, median rank {median}")
+        options |= {"search": ground.search, "n_probe": ground.n_probe}
+
+        def rank_part(part: slice) -> pa.Table:
+            return ground_answers(answers.part(part), index, encode, **options)
+
+    table = share_rows(len(answers.texts), PART_EXAMPLES, rank_part, folder / ".shares", key, state)
+    if table is not None:
+        # parquet has its own name for what is in a list: without the cast the file would tell how it was made
+        write_table(table.cast(RANKINGS_SCHEMA.with_metadata(table.schema.metadata)), folder / RANKINGS_FILE)
+        median = int(np.median(table[C.RANK].to_numpy()))
+        print(f"ground ({folder.name}): {table.num_rows} examples, {len(index)} items, median rank {median}")
+    state.wait_for_everyone()
 
 
 if __name__ == "__main__":

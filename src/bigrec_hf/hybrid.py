@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.ground import Answers, answers_table, embed_texts, spread, target_rows
+from bigrec_hf.generations import Answers
+from bigrec_hf.ground import answers_table, embed_answers, spread, target_rows
 from bigrec_hf.index import CatalogIndex, Encode
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking, rank_catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
@@ -51,11 +52,10 @@ def hybrid_rankings(
     if len(texts) != len(answers.texts):
         raise BigrecError(f"hybrid: texts of {len(texts)} examples for {len(answers.texts)} answers: read one file")
     n_items = len(index)
-    full = [i for i, text in enumerate(answers.texts) if clean_title(text)]
+    full, queries = embed_answers(answers, index, encode)
     targets = target_rows(answers.targets, index.catalog, duplicates)
     excluded = [answers.histories[i] if exclude_history else [] for i in full]
     heads = [first_rows(texts[i], index, hidden) for i, hidden in zip(full, excluded, strict=True)]
-    queries = embed_texts([answers.texts[i] for i in full], index, encode)
     try:
         rest = rank_catalog(
             queries,

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,13 +27,19 @@ from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.hub import hub_errors, is_hub_id, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.runs import fingerprint
+from bigrec_hf.shards import ShardFolder, processes
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 CATALOG_FILE = "catalog.parquet"
 FINGERPRINT_FILE = "fingerprint.json"
 INDEX_FILES = (EMBEDDINGS_FILE, CATALOG_FILE, FINGERPRINT_FILE)
 TEMPLATE = "bare title"  # without outer white space and quotes (clean_title), no prompt around it
-PART_TITLES = 2048  # titles a part: what a kill can lose
+PARTS_FOLDER = ".parts"
+PART_TITLES = 2048  # titles a part: what a kill can lose, and the least that a process takes
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, d) float32
@@ -160,11 +165,14 @@ def build_index(
     *,
     owned: bool = True,
     progress: bool = True,
+    state: PartialState | None = None,
 ) -> CatalogIndex:
     """The index of `catalog` by `encode`, whose fingerprint is `encoder`: reused where nothing changed, else encoded.
 
     `owned`: the folder is this run's own, and an index of something else in it is replaced; otherwise it is refused.
     Encodes in parts that a killed run leaves behind for the next one; the files are moved into place when complete.
+    `state`: the processes that call this together (None = this one alone). Each encodes its share of the parts, the
+    first writes the files, all return the same index; the parts do not depend on how many processes there are.
     Raises BigrecError for an empty catalog, NaN embeddings, or a refused index.
     """
     folder = Path(index_dir)
@@ -174,36 +182,46 @@ def build_index(
         return load_index(folder, expected)
     if len(catalog) == 0:
         raise BigrecError("the catalog is empty: an index needs at least one title")
-    key = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()[:16]
-    parts = folder / f".parts-{key}"
-    parts.mkdir(parents=True, exist_ok=True)
     titles = list(dict.fromkeys(clean_title(title) for title in catalog.titles))
-    files = []
-    bar = tqdm(total=len(titles), desc="index", unit="title", disable=not progress, file=sys.stderr)
-    for start in range(0, len(titles), PART_TITLES):
-        file = parts / f"{start:09d}.npy"
-        if not file.is_file():
-            vectors = np.asarray(encode(titles[start : start + PART_TITLES]), np.float32)
+    parts = ShardFolder(
+        folder / PARTS_FOLDER, fingerprint(expected), -(-len(titles) // PART_TITLES), **processes(state)
+    )
+    numbers = parts.own()
+    if state is not None:
+        state.wait_for_everyone()  # everyone has seen the same parts before the first new one appears
+    first = state is None or state.is_main_process
+    with parts.shared_failure():
+        for number in tqdm(numbers, desc="index", unit="part", disable=not (progress and first), file=sys.stderr):
+            part = titles[number * PART_TITLES : (number + 1) * PART_TITLES]
+            vectors = np.asarray(encode(part), np.float32)
             if not np.isfinite(vectors).all():
                 row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
                 raise BigrecError(
-                    f"the encoder {encoder['encoder']!r} gives NaN or infinity for {titles[start + row]!r}: "
+                    f"the encoder {encoder['encoder']!r} gives NaN or infinity for {part[row]!r}: "
                     "try --encoder_dtype float32"
                 )
-            temporary = file.with_suffix(".tmp")
-            with temporary.open("wb") as stream:
-                np.save(stream, vectors)
-            temporary.replace(file)
-        files.append(file)
-        bar.update(min(PART_TITLES, len(titles) - start))
-    bar.close()
-    distinct = np.concatenate([np.load(file) for file in files])
-    position = {title: i for i, title in enumerate(titles)}
-    embeddings = distinct[[position[clean_title(title)] for title in catalog.titles]]  # (n_items, d) float32
-    write_index(folder, catalog, embeddings, {**expected, "dim": embeddings.shape[1], "versions": _versions()})
-    for leftover in folder.glob(".parts-*"):
-        shutil.rmtree(leftover)
+            parts.write_table(number, vectors_table(vectors))
+        if first:
+            parts.wait_complete()
+            distinct = np.concatenate([table_vectors(table) for table in parts.read_tables()])
+            position = {title: i for i, title in enumerate(titles)}
+            embeddings = distinct[[position[clean_title(title)] for title in catalog.titles]]  # (n_items, d) float32
+            write_index(folder, catalog, embeddings, {**expected, "dim": embeddings.shape[1], "versions": _versions()})
+            parts.remove()
+        else:
+            parts.wait_joined()
     return load_index(folder, expected)
+
+
+def vectors_table(vectors: np.ndarray) -> pa.Table:
+    """(n, d) float32 as a table of one column."""
+    return pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])})
+
+
+def table_vectors(table: pa.Table) -> np.ndarray:
+    """(n, d) float32 of a `vectors_table`."""
+    column = table["vector"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1)
 
 
 def write_index(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: dict[str, Any]) -> None:

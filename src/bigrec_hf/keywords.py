@@ -22,7 +22,8 @@ from bigrec_hf.catalog import Catalog, load_catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.ground import GENERATIONS_FILE, catalog_source, read_generations, write_table
+from bigrec_hf.generations import GENERATIONS_FILE, read_generations
+from bigrec_hf.ground import catalog_source, write_table
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import KEYWORDS_PLACEHOLDERS, keywords_prompt_ids
 from bigrec_hf.runs import fingerprint, read_json, write_json
@@ -185,7 +186,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
     numbers = shards.own()
     state.print(f"keywords: {len(done)} titles are done, {len(titles)} to ask, {len(shards.missing())} batches left")
     state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
-    try:
+    with shards.shared_failure():
         if numbers:
             network = load_generator(
                 name,
@@ -220,10 +221,6 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
             print(f"keywords: {len(table)} titles, {counts['n_fallback']} of them without JSON, by their title instead")
         else:
             shards.wait_joined()
-    except Exception as error:
-        if state.num_processes > 1:
-            shards.fail(error)
-        raise
 
 
 if __name__ == "__main__":

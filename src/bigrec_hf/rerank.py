@@ -20,7 +20,8 @@ from bigrec_hf.choice import GRIDS
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_config
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.ground import GENERATIONS_FILE, catalog_source, open_index, read_generations
+from bigrec_hf.generations import GENERATIONS_FILE, read_generations
+from bigrec_hf.ground import catalog_source, open_index
 from bigrec_hf.item_scores import SCORES_FILE, read_facts, read_scores
 from bigrec_hf.reranking import WEIGHTS, rerank_method, text_split, weight_rows
 from bigrec_hf.reweight import PARAMETERS, check_grid

@@ -22,8 +22,8 @@ from bigrec_hf.choice import CURVE_FILE, PLOT_FILE, PRIMARY, Choice, choose, plo
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.costs import distance_costs
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.generations import answer_flags
-from bigrec_hf.ground import METADATA_KEY, RANKINGS_FILE, Answers, embed_texts, rankings_table, target_rows, write_table
+from bigrec_hf.generations import Answers, answer_flags
+from bigrec_hf.ground import METADATA_KEY, RANKINGS_FILE, embed_texts, rankings_table, target_rows, write_table
 from bigrec_hf.index import CatalogIndex, Encode, catalog_sha256
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title

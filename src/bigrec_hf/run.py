@@ -221,6 +221,7 @@ def main(
         lambda: build_run_index(folder, data, model, ground),
         depends=[data_now, ground.encoder, ground.encoder_dtype, model.base_model],
         outputs=[] if is_hub_id(ground.index_dir or "") else [Path(ground.index_dir or folder / "index")],
+        distributed=True,
     )
     marks = {}
     for method in methods:
@@ -241,14 +242,16 @@ def main(
             distributed=True,
         )
     ground_options = {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
+    approximate = [ground.search, ground.n_probe] if ground.search != "exact" else []
     for method in methods:
         method_run = replace(run, method=method)
         marks[method] = steps.do(
             "ground",
             lambda method_run=method_run: ground_stage.main(method_run, data, model, ground),
             label=method,
-            depends=[marks[method], index_mark, ground_options],
+            depends=[marks[method], index_mark, ground_options, *approximate],
             outputs=[folder / method / ground_stage.RANKINGS_FILE],
+            distributed=True,
         )
     for name in pipeline.baselines:
         if name in methods:
@@ -284,7 +287,7 @@ def main(
 def build_run_index(folder: Path, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
     """Build (or find unchanged) the run's catalog index."""
     catalog = load_catalog(ground_stage.catalog_source(data.catalog, data.dataset))
-    ground_stage.open_index(catalog, model, ground, folder / "index")
+    ground_stage.open_index(catalog, model, ground, folder / "index", process_state())
 
 
 if __name__ == "__main__":

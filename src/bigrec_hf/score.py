@@ -60,6 +60,8 @@ def score_rankings(
     empty = table[C.EMPTY].to_numpy(zero_copy_only=False).astype(bool)
     try:
         ks = check_ks(ks, settings["n_items"])
+        if "ranks_known_to" in settings:  # approximate search
+            ks = check_ks(ks, settings["ranks_known_to"], "what is known of the ranks")
         if drop_empty and empty.all():
             raise ValueError(f"all {len(rank)} answers are empty: with drop_empty nothing is left to score")
         kept = ~empty if drop_empty else np.ones(len(rank), bool)

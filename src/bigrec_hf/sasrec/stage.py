@@ -22,7 +22,8 @@ from bigrec_hf.catalog import Catalog, load_catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import evaluation_rows, load_config
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.ground import GENERATIONS_FILE, RANKINGS_FILE, read_generations, write_table
+from bigrec_hf.generations import GENERATIONS_FILE, read_generations
+from bigrec_hf.ground import RANKINGS_FILE, write_table
 from bigrec_hf.index import catalog_sha256
 from bigrec_hf.item_scores import SCORES_FILE, write_scores
 from bigrec_hf.runs import environment, fingerprint, measured, read_json, write_json

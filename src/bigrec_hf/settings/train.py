@@ -199,6 +199,14 @@ class GenerateSettings:
     adapter: str | None = setting(
         None, "adapter: folder or Hub id, `@revision` allowed (default: the run's own, if it has one)", hub="model"
     )
+    engine: str = setting(
+        "hf",
+        "what decodes: hf = transformers; vllm = vLLM on NVIDIA GPUs (extra: vllm), without constrained strategies",
+        choices=("hf", "vllm"),
+    )
+    vllm_args: dict[str, Any] = setting(
+        {}, "other arguments of vllm.LLM, e.g. {tensor_parallel_size: 2} (engine: vllm)"
+    )
     decoding: str = setting(
         "beam",
         "decoding strategy; constrained = beams that write catalog titles only; debiased = these, mixed with a "
