@@ -79,6 +79,8 @@ def test_the_tables_show_the_results_files_numbers(adapter, tiny_run):
     for results in results_of(tiny_run).values():
         for key in ("ndcg@5", "hr@5"):
             assert f"{results[key]:.4f} [{results[f'{key}_low']:.4f}, {results[f'{key}_high']:.4f}]" in text
+    facts = json.loads((tiny_run / "data" / "facts.json").read_text())
+    assert f"Evaluated on 10 of the {facts['examples']['test']} examples of the test split" in text
     assert "published by Bi-Step-Rec" in text and "0.0266" in text
     training = json.loads((tiny_run / "adapter" / "training.json").read_text())
     assert f"| trainable parameters | {training['trainable_parameters']:,} |" in text
@@ -169,6 +171,14 @@ def test_the_data_sets_card(dry):
     assert "[`alice/movies`]" in text  # the adapter trained on it
 
 
+def test_the_data_sets_card_says_what_holds_for_this_set(tiny_prepared):
+    facts = json.loads((Path(tiny_prepared) / "facts.json").read_text())
+    assert "nobody rated" not in dataset_card(facts) and "whatever their value" in dataset_card(facts)
+    other = {"items": facts["items"] + 1_000, "protocol": facts["protocol"] | {"min_rating": 4.0}, "source": "table"}
+    text = dataset_card(facts | other)
+    assert "nobody rated 1,000 of its films" in text and "whatever their value" not in text and "Matrix" not in text
+
+
 def test_the_index(dry, tiny_run):
     own, published = load_index(tiny_run / "index"), load_index(dry / "datasets" / "alice" / "movies-index")
     assert (own.embeddings == published.embeddings).all() and published.catalog.titles == list(TITLES)
@@ -176,6 +186,7 @@ def test_the_index(dry, tiny_run):
     assert published.fingerprint["revision"] == own.fingerprint["revision"]  # the digest of the copy that was used
     card = DatasetCard.load(dry / "datasets" / "alice" / "movies-index" / "README.md")
     assert card.data.configs[0]["data_files"][0]["path"] == "catalog.parquet"
+    assert (card.data.license, card.data.license_name) == ("other", "movielens-terms")  # it holds the titles
 
 
 def test_the_metric_is_a_space_with_its_own_id_in_the_examples(dry, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,8 +29,18 @@ COUNTS = (
     "gpu_peak_memory_mib",
 )
 
-LABELS = {"seconds": "training time, s", "process_peak_memory_mib": "peak memory, MiB"}
-LABELS |= {"gpu_peak_memory_mib": "GPU peak memory, MiB"}
+LABELS = {
+    "seconds": "training time, s",
+    "process_peak_memory_mib": "peak memory, MiB",
+    "gpu_peak_memory_mib": "GPU peak memory, MiB",
+    "warmup_steps": "warm-up (steps; below 1: share of all steps)",
+    "sample": "training examples asked for (0: all)",
+    "validation_sample": "validation examples asked for (0: all)",
+    "n_train": "training examples",
+    "n_validation": "validation examples",
+    "n_train_tokens": "training tokens",
+    "n_processes": "processes",
+}
 INFERENCE = (
     "template",
     "max_history",
@@ -158,7 +169,9 @@ def model_card(
     }
     if evaluation:
         fields |= {"model_name": repo_id.split("/")[-1], "eval_results": eval_results(own_row, evaluation)}
-    where = f"{own['n_examples']:,} examples" + (f" of the {split} split" if split else "")
+    whole = data.get("examples", {}).get(split, 0)
+    of = f" of the {whole:,}" if whole > own["n_examples"] else ""
+    where = f"{own['n_examples']:,}{of} examples" + (f" of the {split} split" if split else "")
     where += f" of {name}" if name else ""
     domain = PUBLISHED.get(str(data.get("noun")))
     card = ModelCard.from_template(
@@ -169,7 +182,8 @@ def model_card(
         versions=packages,
         facts=facts,
         base=base,
-        example=repr(history),
+        example=json.dumps(history, ensure_ascii=False),
+        own_label=own_row.label,
         has_index=has_index or bool(index_repo),
         evaluated=f"Evaluated on {where}. Targets are ranked among all {own['n_items']:,} catalog items.",
         tables=[*cell_notes(scored), *legend(scored, compared), *score_tables(scored, compared)],
@@ -177,7 +191,7 @@ def model_card(
         published=published_table(domain) if domain else None,
         settings=rows(training.get("settings", {}), HYPER_PARAMETERS) + rows(training, COUNTS),
         environment=rows(environment, ("python", "platform", "cpus", "gpus", "git_commit"))
-        + rows(packages, list(packages)),
+        + [(name, cell(version)) for name, version in packages.items()],
         inference=rows({"encoder": "the base model", **config}, INFERENCE) + decoding_rows(config["decoding"]),
         licence=data.get("licence"),
     )
@@ -197,14 +211,20 @@ def index_card(
     """README.md of an index; `fingerprint` as it is published."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    facts = rows(fingerprint, ("encoder", "revision", "kind", "dtype", "template", "catalog_sha256"))
+    facts = [("encoder", f"[`{fingerprint['encoder']}`]({link(fingerprint['encoder'])})")]
+    facts += rows(fingerprint, ("revision", "kind", "dtype", "template", "catalog_sha256"))
     if dataset_repo:
-        dataset_id = split_revision(dataset_repo)[0]
-        facts.append(("data set", f"[`{dataset_id}`]({link(dataset_id, 'datasets')})"))
+        dataset_id, commit = split_revision(dataset_repo)
+        at = f" at `{commit}`" if commit else ""
+        facts.append(("data set", f"[`{dataset_id}`]({link(dataset_id, 'datasets')}){at}"))
     elif data.get("name"):
         facts.append(("data set", cell(data["name"])))
+    licence = data.get("licence") or {}
+    terms = {"license": "other", "license_name": f"{data.get('source', 'source')}-terms"} if licence.get("name") else {}
+    terms |= {"license_link": licence["url"]} if licence.get("url") else {}
     card = DatasetCard.from_template(
         DatasetCardData(
+            **terms,
             tags=["recommendation", "bigrec", "catalog-index"],
             configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "catalog.parquet"}]}],
         ),

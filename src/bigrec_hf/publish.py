@@ -77,7 +77,9 @@ class Publisher:
 
 
 def say(pushed: Pushed, what: str, create_pr: bool) -> None:
-    if not pushed.changed:
+    if not pushed.changed and "/discussions/" in pushed.url:
+        print(f"{what}: the open pull request {pushed.url} holds the same, no other one is opened")
+    elif not pushed.changed:
         print(f"{what}: {pushed.url} is unchanged, no commit (it is at {pushed.commit})")
     else:
         done = "pull request" if create_pr else f"commit {pushed.commit}"

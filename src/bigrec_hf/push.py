@@ -84,6 +84,8 @@ def push_folder(
                     f"{repo_id} was changed by somebody else during the push: look at {head[:8]}, then publish again"
                 )
             started_from = head
+            if create_pr and (opened := open_request(api, Path(folder), repo_id, repo_type, message)):
+                return opened
             with warnings.catch_warnings():  # an index in a model repository is meant: it holds parquet
                 warnings.filterwarnings("ignore", message=".*about to commit a data file.*")
                 done = api.create_commit(
@@ -105,6 +107,18 @@ def push_folder(
                     f"{repo_id} is being changed by somebody else ({error.response.status_code}): publish again later"
                 ) from error
             raise
+
+
+def open_request(api: HfApi, folder: Path, repo_id: str, repo_type: str, title: str) -> Pushed | None:
+    """The open pull request of this title that holds exactly `folder`: from an earlier run, or a lost answer."""
+    for found in api.get_repo_discussions(
+        repo_id, repo_type=repo_type, discussion_type="pull_request", discussion_status="open"
+    ):
+        ref = f"refs/pr/{found.num}"
+        if found.title == title and not changes(api, folder, repo_id, repo_type, ref):
+            commit = api.repo_info(repo_id, repo_type=repo_type, revision=ref).sha
+            return Pushed(repo_id, str(commit), False, found.url)
+    return None
 
 
 def changes(

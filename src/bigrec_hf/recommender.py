@@ -51,6 +51,7 @@ from bigrec_hf.shards import plan_batches
 
 ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.*", "tokenizer*", "special_tokens_map.json", "*.jinja")
 TOKENIZER_PATTERNS = ("vocab.*", "merges.txt", "added_tokens.json")
+RECORDS = ("README.md", "training.json", "results.json")  # of a published adapter: the card, and what it refers to
 PROGRESS_FROM = 32  # histories, from which on a progress bar shows
 
 
@@ -243,15 +244,21 @@ class Recommender:
         return found
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write adapter, tokenizer, settings and index to `folder`, which `from_pretrained` (and PEFT) can load."""
+        """Write adapter, tokenizer, settings and index to `folder`, which `from_pretrained` (and PEFT) can load.
+
+        Of a published adapter also its card and records, so that pushing it back changes nothing.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        origin = fetch_folder(self.source.adapter, "model", [*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS, "README.md"])
-        for pattern in (*ADAPTER_PATTERNS, "README.md"):
-            for file in origin.glob(pattern):
-                if file.resolve() != (folder / file.name).resolve():
-                    shutil.copyfile(file, folder / file.name)
-        self.tokenizer.save_pretrained(folder)
+        patterns = [*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS]
+        origin = fetch_folder(self.source.adapter, "model", [*patterns, *RECORDS, CONFIG_FILE])
+        if (origin / CONFIG_FILE).is_file():  # published: its records name no local paths, those of a run do
+            patterns += RECORDS
+        for file in (file for pattern in patterns for file in origin.glob(pattern)):
+            if file.resolve() != (folder / file.name).resolve():
+                shutil.copyfile(file, folder / file.name)
+        if not (folder / "tokenizer_config.json").is_file():
+            self.tokenizer.save_pretrained(folder)
         (folder / INDEX_FOLDER).mkdir(exist_ok=True)
         write_index(folder / INDEX_FOLDER, self.index.catalog, self.index.embeddings, self.index.fingerprint)
         write_config(replace(self.source.config, index=INDEX_FOLDER, catalog=None), folder)

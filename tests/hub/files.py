@@ -67,7 +67,7 @@ def paths_info(request: Request, kind: str, namespace: str, name: str, revision:
     return as_json([item for item in found if item])
 
 
-@route("GET HEAD", "WEB/(?P<view>resolve|raw)/{revision}/{path*}")
+@route("GET", "WEB/(?P<view>resolve|raw)/{revision}/{path*}")
 def content(request: Request, kind: str, namespace: str, name: str, view: str, revision: str, path: str) -> Response:
     """A file's bytes, whole or a range; `raw` gives git's own, which is the pointer of an LFS file."""
     repo = request.hub.repo(request, kind, namespace, name, "files")
@@ -114,9 +114,9 @@ def dumb_git(request: Request, kind: str, namespace: str, name: str, file: str) 
     return Response(body=repo.folder / file)
 
 
-@route("GET HEAD", "WEB")
-@route("GET HEAD", "WEB/(?P<view>tree|blob|commit|commits|discussions)/{revision}")
-@route("GET HEAD", "WEB/(?P<view>tree|blob)/{revision}/{path*}")
+@route("GET", "WEB")
+@route("GET", "WEB/(?P<view>tree|blob|commit|commits|discussions)/{revision}")
+@route("GET", "WEB/(?P<view>tree|blob)/{revision}/{path*}")
 def page(
     request: Request, kind: str, namespace: str, name: str, view: str = "", revision: str = "main", path: str = ""
 ) -> Response:

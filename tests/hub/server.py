@@ -189,9 +189,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def dispatch(request: Request) -> Response:
-    """Call the handler of the first route that fits; groups of the path are unquoted only after matching."""
+    """Call the handler of the first route that fits; groups of the path are unquoted only after matching.
+
+    HEAD is answered wherever GET is (`_send` leaves the body out), and a slash at the end counts for nothing: both are
+    how a mirror asks (olah).
+    """
+    asked, path = "GET" if request.method == "HEAD" else request.method, request.path.rstrip("/")
     for method, pattern, handler in ROUTES:
-        if method == request.method and (match := pattern.fullmatch(request.path)):
+        if method == asked and (match := pattern.fullmatch(path)):
             groups = {name: unquote(value) for name, value in match.groupdict().items()}
             kind = (groups.pop("kinds", None) or groups.pop("prefix", None) or "models").strip("/").removesuffix("s")
             takes_kind = {"kinds", "prefix"} & set(match.groupdict())

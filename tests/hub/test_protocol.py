@@ -264,6 +264,16 @@ def test_pages_that_a_card_links_to(hub: HubHandle, repo_id: str) -> None:
         assert get_session().get(f"{hub.endpoint}/{repo_id}{path}").status_code == 404, path
 
 
+def test_what_a_mirror_asks(hub: HubHandle, repo_id: str) -> None:
+    """olah asks by HEAD whether a repository is there, and lists the tree with a slash at the end."""
+    session, api = get_session(), f"{hub.endpoint}/api/models"
+    answer = session.head(f"{api}/{repo_id}")
+    assert answer.status_code == 200 and not answer.content
+    assert session.head(f"{api}/alice/nothing-here").status_code in (401, 404)
+    listed = session.get(f"{api}/{repo_id}/tree/main/?recursive=true&expand=false").json()
+    assert listed == session.get(f"{api}/{repo_id}/tree/main?recursive=true&expand=false").json() != []
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_git_agrees(hub: HubHandle, repo_id: str, folder: Path, tmp_path: Path) -> None:
     """An independent reader: git finds every object sound and checks out the same files over HTTP."""

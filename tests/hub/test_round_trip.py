@@ -114,7 +114,7 @@ def test_unchanged_content_makes_no_commit(hub, tiny_prepared, capsys):
     assert len(hub.requests(f"/api/datasets/{repo_id}/commit/*", "POST")) == 1
 
 
-def test_a_branch_and_a_pull_request(hub, tiny_prepared, capsys):
+def test_a_branch_and_a_pull_request(hub, tiny_prepared, tmp_path, capsys):
     repo_id = hub.new_id("set")
     publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id, "--revision", "v1", "--message", "First")
     assert hub.api().list_repo_commits(repo_id, repo_type="dataset", revision="v1")[0].title == "First"
@@ -123,6 +123,15 @@ def test_a_branch_and_a_pull_request(hub, tiny_prepared, capsys):
     assert "pull request" in capsys.readouterr().out
     assert "facts.json" not in hub.api().list_repo_files(repo_id, repo_type="dataset")
     assert "facts.json" in hub.api().list_repo_files(repo_id, repo_type="dataset", revision="refs/pr/1")
+    # the same again opens no second request; once it is closed, or with other content, one is opened
+    publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id, "--create_pr")
+    assert f"the open pull request {hub.endpoint}/datasets/{repo_id}/discussions/1 holds" in capsys.readouterr().out
+    hub.api().change_discussion_status(repo_id, 1, "closed", repo_type="dataset")
+    publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id, "--create_pr")
+    changed = shutil.copytree(tiny_prepared, tmp_path / "changed")
+    (changed / "facts.json").write_text((changed / "facts.json").read_text() + "\n")
+    publish("dataset", "--dataset", changed, "--repo_id", repo_id, "--create_pr")
+    assert [item.num for item in hub.api().get_repo_discussions(repo_id, repo_type="dataset")] == [3, 2, 1]
 
 
 def test_forbidden_terms_need_a_private_repository(hub, tiny_prepared, tmp_path, capsys):
