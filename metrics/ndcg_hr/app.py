@@ -16,7 +16,7 @@ ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 def _compute(config_name: str, **inputs) -> str:
     """Scores as indented JSON, or the error's one line."""
     try:
-        metric = evaluate.load(str(FOLDER), config_name=config_name)
+        metric = evaluate.load(str(FOLDER / "ndcg_hr.py"), config_name=config_name)
         return json.dumps(metric.compute(**inputs), indent=2)
     except (OSError, ValueError) as error:
         return f"Error: {error}"

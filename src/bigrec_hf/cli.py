@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -131,11 +132,15 @@ def main(argv: list[str] | None = None) -> int:
     debug = given.pop("debug")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
     from bigrec_hf.hub import pin, redact
+    from bigrec_hf.locks import locked
 
     try:
         settings = build_settings(given.pop("config"), given)
         module = importlib.import_module(f"bigrec_hf.{stage.module}")
-        module.main(**{section: pin(settings[section]) for section in stage.sections})
+        run = settings["run"]
+        works_in = run.run_dir if "run" in stage.sections else None
+        with locked(works_in, argv[0], run.method) if works_in else contextlib.nullcontext():
+            module.main(**{section: pin(settings[section]) for section in stage.sections})
     except KeyboardInterrupt:
         print("bigrec-hf: interrupted", file=sys.stderr)
         return 130

@@ -47,6 +47,8 @@ class Decoding:
             raise BigrecError(f"max_new_tokens is {self.max_new_tokens}: an answer needs at least 1 token")
         if self.has_beams and self.num_beams < 1:
             raise BigrecError(f"num_beams is {self.num_beams}: it must be at least 1")
+        if self.strategy == "beam" and self.num_beams == 1:
+            raise BigrecError("num_beams is 1: one beam is greedy decoding, set decoding greedy")
         if self.has_beams and self.num_return_sequences > self.num_beams:
             raise BigrecError(
                 f"num_return_sequences is {self.num_return_sequences}, but {self.num_beams} beams give no more than "

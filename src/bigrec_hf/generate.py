@@ -29,10 +29,11 @@ from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import print_summary, write_generations
 from bigrec_hf.ground import GENERATIONS_FILE, catalog_source
-from bigrec_hf.hub import fetch_file, is_hub_id, resolve_commit
+from bigrec_hf.hub import fetch_file, is_hub_id
+from bigrec_hf.inputs import check_same_base, model_revision
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
-from bigrec_hf.modeling import load_generator, load_tokenizer
+from bigrec_hf.modeling import find_model, load_generator, load_tokenizer
 from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import fit_prompt
 from bigrec_hf.runs import fingerprint, read_json, write_json
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
 
 FACTS_FILE = "generate.json"
+TRAINING_FILE = "training.json"  # of an adapter
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -114,13 +116,11 @@ def adapter_fingerprint(adapter: str | None) -> str | None:
     raise BigrecError(f"no adapter in {adapter!r}: train one with `bigrec-hf sft`, or use --method zero_shot")
 
 
-def base_fingerprint(base_model: str) -> str:
-    """The Hub commit of the base model, or a digest of its folder's file names, sizes and modification times."""
-    path, _ = split_revision(base_model)
-    if Path(path).is_dir():
-        files = sorted(file for file in Path(path).iterdir() if file.is_file())
-        return fingerprint({file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files})
-    return resolve_commit(base_model, "model")
+def trained_on(adapter: str) -> str | None:
+    """The revision of the base that an adapter was trained on, as its training.json records it; None where it does
+    not."""
+    file = fetch_file(adapter, TRAINING_FILE, "model", optional=True)
+    return None if file is None else read_json(file).get("settings", {}).get("base_revision")
 
 
 def decode_batches(
@@ -174,6 +174,10 @@ def main(
     if run.method != "zero_shot":
         adapter = generate.adapter or str(Path(run.run_dir) / "adapter")
     adapter_sha256 = adapter_fingerprint(adapter)
+    find_model(model.base_model)
+    base_revision = model_revision(model.base_model)
+    if adapter is not None:
+        check_same_base(trained_on(adapter), model.base_model, adapter)
     state = process_state()
     engine_version = {}
     if generate.engine == "vllm":
@@ -215,7 +219,7 @@ def main(
     facts: dict[str, Any] = {
         "method": run.method,
         "base_model": model.base_model,
-        "base_fingerprint": base_fingerprint(model.base_model),
+        "base_fingerprint": base_revision,
         "adapter": adapter,
         "adapter_sha256": adapter_sha256,
         "dtype": str(resolve_dtype(model.dtype, state.device)).removeprefix("torch."),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 RANKINGS_FILE = "rankings.parquet"
 PART_EXAMPLES = 512  # examples encoded together: the least that a process takes
 METADATA_KEY = b"bigrec_hf"
+GENERATIONS_KEY = "generations_fingerprint"  # among the settings: the generations.parquet that was ranked
 RANKINGS_SCHEMA = pa.schema(
     [
         (C.EXAMPLE_ID, pa.string()),
@@ -281,8 +282,10 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
 
     table = share_rows(len(answers.texts), PART_EXAMPLES, rank_part, folder / ".shares", key, state)
     if table is not None:
+        settings = table_settings(table) | {GENERATIONS_KEY: file}
+        metadata = {METADATA_KEY: json.dumps(settings, ensure_ascii=False).encode()}
         # parquet has its own name for what is in a list: without the cast the file would tell how it was made
-        write_table(table.cast(RANKINGS_SCHEMA.with_metadata(table.schema.metadata)), folder / RANKINGS_FILE)
+        write_table(table.cast(RANKINGS_SCHEMA.with_metadata(metadata)), folder / RANKINGS_FILE)
         median = int(np.median(table[C.RANK].to_numpy()))
         print(f"ground ({folder.name}): {table.num_rows} examples, {len(index)} items, median rank {median}")
     state.wait_for_everyone()

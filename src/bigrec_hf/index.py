@@ -25,7 +25,8 @@ from tqdm import tqdm
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.hub import hub_errors, is_hub_id, resolve_commit
+from bigrec_hf.hub import hub_errors, is_hub_id
+from bigrec_hf.inputs import model_revision
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.runs import fingerprint
 from bigrec_hf.shards import ShardFolder, processes
@@ -40,7 +41,6 @@ INDEX_FILES = (EMBEDDINGS_FILE, CATALOG_FILE, FINGERPRINT_FILE)
 TEMPLATE = "bare title"  # without outer white space and quotes (clean_title), no prompt around it
 PARTS_FOLDER = ".parts"
 PART_TITLES = 2048  # titles a part: what a kill can lose, and the least that a process takes
-MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, d) float32
 
@@ -63,24 +63,6 @@ def catalog_sha256(catalog: Catalog) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def folder_sha256(folder: Path) -> str:
-    """sha256 over names and contents of a model folder's configuration, tokenizer and weight files."""
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.is_file() and file.suffix in MODEL_SUFFIXES and file.name != "training_args.bin"
-    )
-    if not files:
-        raise BigrecError(f"{folder} holds no model (no configuration or weights): give the folder of an encoder")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def encoder_fingerprint(encoder: str, dtype: str = "float32") -> dict[str, str]:
     """What identifies an encoder: name, revision (commit, or `sha256:...` of a local folder), kind, dtype.
 
@@ -100,7 +82,7 @@ def encoder_fingerprint(encoder: str, dtype: str = "float32") -> dict[str, str]:
     if not Path(name).is_dir() and not is_hub_id(encoder, bare=True):
         raise BigrecError(f"encoder folder {name!r} does not exist: give --encoder a model folder or a Hub id")
     local = Path(name).is_dir()
-    revision = f"sha256:{folder_sha256(Path(name))}" if local else resolve_commit(encoder, "model")
+    revision = model_revision(encoder)
     with hub_errors(encoder):
         sentence = is_sentence_model(name, None if local else revision)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -24,6 +24,7 @@ from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import GENERATIONS_FILE, read_generations
 from bigrec_hf.ground import catalog_source, write_table
+from bigrec_hf.inputs import model_revision
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import KEYWORDS_PLACEHOLDERS, keywords_prompt_ids
 from bigrec_hf.runs import fingerprint, read_json, write_json
@@ -139,7 +140,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
     """Ask for the keywords of all titles that have none yet; of several processes, each takes a part of the batches."""
     from bigrec_hf.decoder import Decoder, common_prefix_length
     from bigrec_hf.decoding import Decoding
-    from bigrec_hf.generate import base_fingerprint, decode_batches
+    from bigrec_hf.generate import decode_batches
     from bigrec_hf.modeling import load_generator, load_tokenizer
     from bigrec_hf.processes import process_state
     from bigrec_hf.shards import ShardFolder, plan_batches
@@ -157,7 +158,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
     decoding = Decoding("greedy", max_new_tokens=keywords.keywords_tokens)
     facts: dict[str, Any] = {
         "keywords_model": name,
-        "model_fingerprint": base_fingerprint(name),
+        "model_fingerprint": model_revision(name),
         **{key: getattr(model, key) for key in ("dtype", "quantization", "attn_implementation")},
         "max_new_tokens": decoding.max_new_tokens,
         "noun": noun,

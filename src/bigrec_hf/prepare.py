@@ -63,6 +63,11 @@ def prepare_dataset(source: str, raw_dir: str | Path | None, prepared_dir: str |
     return target
 
 
+def raw_sha256(settings: PrepareSettings) -> dict[str, str]:
+    """File name -> sha256 of the raw files that these settings read. Raises BigrecError where one is missing."""
+    return sha256_of(source_files(settings).values())
+
+
 def _say(text: str) -> None:
     print(f"prepare: {text}", flush=True)
 

@@ -204,7 +204,9 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
             prepare["prepared_dir"] = str(folder / "data")
         data = merged.setdefault("data", {})
         if prepare.get("source") and not data.get("dataset"):
-            data["dataset"] = [prepare["prepared_dir"]]
+            # a set that is still to be made must not be taken for a Hub id such as run/data
+            prepared = Path(prepare["prepared_dir"])
+            data["dataset"] = [str(prepared) if len(prepared.parts) > 2 else f"./{prepared}"]
         sft = merged.setdefault("sft", {})
         sft["adapter_dir"] = sft.get("adapter_dir") or str(folder / "adapter")
         merged.setdefault("publish", {}).setdefault("published_run", str(folder))

@@ -1,16 +1,11 @@
 """Run: all stages from one recipe in one folder, with a manifest; stages that are done and unchanged are skipped.
 
-A stage's mark is a fingerprint of the settings it depends on and of the marks of the stages before it. It goes into
-`manifest.json` when the stage has finished; a stage runs again where its mark differs, an output is missing, or
-`--from` says so. Inside a stage the stage's own resumption applies (shards, checkpoints).
+What makes a stage run again: `steps`.
 """
 
 from __future__ import annotations
 
-import gc
-import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +19,12 @@ from bigrec_hf.catalog import load_catalog
 from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.hub import is_hub_id
-from bigrec_hf.metrics.ndcg_hr.names import split_revision
+from bigrec_hf.inputs import data_mark, model_revision, raw_mark
+from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.processes import process_state
-from bigrec_hf.rankers import RANKERS, check_rankers, run_rankers
+from bigrec_hf.rankers import check_rankers, run_rankers
 from bigrec_hf.recipes import to_yaml
-from bigrec_hf.runs import environment, file_fingerprint, fingerprint, measured, read_json, write_json
+from bigrec_hf.runs import environment, read_json
 from bigrec_hf.seeds import run_seeds
 from bigrec_hf.settings import (
     DataSettings,
@@ -46,71 +42,9 @@ from bigrec_hf.settings import (
     ScoreSettings,
     SftSettings,
 )
+from bigrec_hf.steps import Steps
 
-STAGES = ("prepare", "sft", "index", "generate", "ground", "score", *RANKERS, "report")
-MANIFEST = "manifest.json"
 BASELINES = ("random", "popularity", "cooccurrence", "zero_shot")
-
-
-class Steps:
-    """The stages of one run: skips what is done, measures what is not, keeps the manifest."""
-
-    def __init__(self, folder: Path, redo_from: str | None):
-        self.folder = folder
-        self.redo = STAGES[STAGES.index(redo_from) :] if redo_from else ()
-        self.manifest = read_json(folder / MANIFEST)
-        self.state = process_state()
-
-    def do(
-        self,
-        stage: str,
-        action: Callable[[], Any],
-        *,
-        depends: Any,
-        outputs: list[Path],
-        label: str = "",
-        distributed: bool = False,
-    ) -> str:
-        """Run one stage unless it is done. Returns its mark, for the stages that depend on it.
-
-        `depends`: JSON-able, what the outputs depend on. `distributed`: every process takes part, not the first alone.
-        """
-        name = f"{stage}:{label}" if label else stage
-        mark = fingerprint(stage, label, depends)
-        done = self.manifest.get("stages", {}).get(name, {})
-        if done.get("fingerprint") == mark and stage not in self.redo and all(map(Path.exists, outputs)):
-            self.state.print(f"== {name}: done and unchanged")
-            return mark
-        self.state.print(f"== {name}", flush=True)
-        self.state.wait_for_everyone()  # all have looked at the outputs before the first process removes or writes any
-        if self.state.is_main_process and stage in self.redo:
-            for output in outputs:
-                shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
-        self.state.wait_for_everyone()
-        record: dict[str, Any] = {"fingerprint": mark}
-        with measured(record):
-            if distributed or self.state.is_main_process:
-                action()
-        self.state.wait_for_everyone()
-        gc.collect()
-        self.manifest.setdefault("stages", {})[name] = record
-        self.save()
-        return mark
-
-    def save(self) -> None:
-        if self.state.is_main_process:
-            write_json(self.folder / MANIFEST, self.manifest)
-
-
-def data_mark(data: DataSettings) -> list[str]:
-    """What identifies the data: content of local facts and JSON files, names (with revision) of Hub data sets."""
-    marks = []
-    for name in data.dataset:
-        local = Path(split_revision(name)[0]) / prepare_stage.FACTS_FILE
-        marks.append(file_fingerprint(local) if local.is_file() else name)
-    for path in [*data.train_json, *data.validation_json, *data.test_json, *([data.catalog] if data.catalog else [])]:
-        marks.append(file_fingerprint(path) if Path(path).is_file() else path)
-    return marks
 
 
 def describe_data(data: DataSettings) -> dict[str, Any]:
@@ -153,6 +87,7 @@ def main(
     """The `run` command."""
     from bigrec_hf import generate as generate_stage
     from bigrec_hf import sft as sft_stage
+    from bigrec_hf.modeling import find_model
 
     if run.run_dir is None:
         raise BigrecError("no run folder: give --config RECIPE or --run_dir")
@@ -163,6 +98,7 @@ def main(
         raise BigrecError(
             "no data: the recipe needs a section `prepare` (source, raw_dir), or `data` with dataset or *_json"
         )
+    find_model(model.base_model)
     check_rankers(pipeline.rankers, rerank.weights, rerank.scores)
     sections: dict[str, Any] = {
         "run": run,
@@ -194,23 +130,30 @@ def main(
         steps.do(
             "prepare",
             lambda: prepare_stage.main(prepare),
-            depends=asdict(prepare),
+            depends=[asdict(prepare), raw_mark(prepare)],
             outputs=[prepared / prepare_stage.FACTS_FILE],
         )
     steps.manifest["data"] = describe_data(data)
     steps.manifest["names"] = hub_names(data, model, generate, ground)
-    data_now = data_mark(data)
+    data_now, base_now = data_mark(data), model_revision(str(model.base_model))
+    encoder_now = model_revision(ground_stage.encoder_name(ground.encoder, model.base_model))
+    try:  # now, not after the training
+        check_ks(score.ks, len(load_catalog(ground_stage.catalog_source(data.catalog, data.dataset))))
+    except ValueError as error:
+        raise BigrecError(f"--ks: {error}") from error
 
     adapter_dir = Path(str(sft.adapter_dir))
     trains = generate.adapter is None
-    sft_mark = generate.adapter
-    if trains:
+    if not trains:
+        sft_mark = generate_stage.adapter_fingerprint(generate.adapter)
+    else:
         sft_mark = steps.do(
             "sft",
             lambda: sft_stage.main(run, data, model, prompt, sft),
-            depends=[sft_stage.training_settings(run, data, model, prompt, sft), data_now],
+            depends=sft_stage.training_settings(run, data, model, prompt, sft),
             outputs=[adapter_dir / sft_stage.TRAINING_FILE],
             distributed=True,
+            resumes_from=adapter_dir.parent / sft_stage.CHECKPOINTS,
         )
         training = read_json(adapter_dir / sft_stage.TRAINING_FILE)
         steps.manifest["training"] = {key: value for key, value in training.items() if key != "history"}
@@ -219,7 +162,7 @@ def main(
     index_mark = steps.do(
         "index",
         lambda: build_run_index(folder, data, model, ground),
-        depends=[data_now, ground.encoder, ground.encoder_dtype, model.base_model],
+        depends=[data_now, ground.encoder_dtype, encoder_now],
         outputs=[] if is_hub_id(ground.index_dir or "") else [Path(ground.index_dir or folder / "index")],
         distributed=True,
     )
@@ -234,6 +177,7 @@ def main(
                 data_now,
                 [data.split, data.eval_sample, run.seed],
                 asdict(model),
+                base_now,
                 asdict(prompt),
                 asdict(generate),
                 sft_mark if method == "finetuned" else None,

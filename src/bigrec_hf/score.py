@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.ground import RANKINGS_FILE, table_settings, write_table
+from bigrec_hf.generations import GENERATIONS_FILE
+from bigrec_hf.ground import GENERATIONS_KEY, RANKINGS_FILE, table_settings, write_table
+from bigrec_hf.hybrid import HYBRID
 from bigrec_hf.metrics.ndcg_hr.scores import (
     bootstrap_intervals,
     check_ks,
@@ -26,7 +28,7 @@ from bigrec_hf.metrics.ndcg_hr.scores import (
     mean_scores,
     ndcg_per_example,
 )
-from bigrec_hf.runs import write_json
+from bigrec_hf.runs import file_fingerprint, write_json
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import RunSettings, ScoreSettings
@@ -138,6 +140,17 @@ def results_table(rows: dict[str, dict[str, Any]], ks: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+def check_rankings_are_current(rankings: Path) -> None:
+    """Raise BigrecError where the generations beside the rankings (or those of the plain method, for a hybrid ranking)
+    are not the ones that were ranked. Rankings of baselines name none."""
+    ranked = table_settings(pq.read_table(rankings, columns=[])).get(GENERATIONS_KEY)
+    generations = rankings.parent.with_name(rankings.parent.name.removesuffix(HYBRID)) / GENERATIONS_FILE
+    if ranked is not None and generations.is_file() and file_fingerprint(generations) != ranked:
+        raise BigrecError(
+            f"{rankings} ranks other texts than {generations} holds now: run `bigrec-hf ground` again, then `score`"
+        )
+
+
 def score_folder(
     folder: str | Path,
     ks: Sequence[int],
@@ -151,6 +164,7 @@ def score_folder(
     rankings = Path(folder) / RANKINGS_FILE
     if not rankings.is_file():
         raise BigrecError(f"{rankings} does not exist: run `bigrec-hf ground` first")
+    check_rankings_are_current(rankings)
     by_metric = rankings.with_name(RANKS_BY_METRIC_FILE)
     results, per_example = score_rankings(
         pq.read_table(rankings),

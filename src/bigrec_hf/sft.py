@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_examples, load_json_examples
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.inputs import data_mark, model_revision
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
-from bigrec_hf.modeling import load_base, load_tokenizer, lora_config
+from bigrec_hf.modeling import find_model, load_base, load_tokenizer, lora_config
 from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import build_output, completion_token_ids, fit_prompt
 from bigrec_hf.runs import environment, fingerprint, measured, read_json, write_json
@@ -91,6 +93,7 @@ def main(
         raise BigrecError("no training data: give --dataset (a prepared set) or --train_json (the reference's file)")
     if sft.adapter_dir is None:
         raise BigrecError("no place for the adapter: give --run_dir or --adapter_dir")
+    find_model(model.base_model)
     adapter_dir = Path(sft.adapter_dir)
     checkpoints = adapter_dir.parent / CHECKPOINTS
     settings = training_settings(run, data, model, prompt, sft)
@@ -196,7 +199,9 @@ def training_settings(
         "dataset": data.dataset,
         "train_json": data.train_json,
         "validation_json": data.validation_json,
+        "data": data_mark(replace(data, test_json=[], catalog=None)),
         "base_model": model.base_model,
+        "base_revision": model_revision(str(model.base_model)),
         "dtype": model.dtype,
         "quantization": model.quantization,
         "attn_implementation": model.attn_implementation,

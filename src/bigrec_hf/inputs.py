@@ -1,0 +1,85 @@
+"""What identifies the inputs of a stage: the content of models and data, so that nothing is kept that they outgrew.
+
+A name says where something lies, not what it is: a folder's weights or a raw file may have been replaced since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bigrec_hf.errors import BigrecError
+from bigrec_hf.hub import resolve_commit
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
+from bigrec_hf.prepare import FACTS_FILE, raw_sha256
+from bigrec_hf.runs import file_fingerprint
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings, PrepareSettings
+
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
+
+
+def model_revision(name: str) -> str:
+    """The Hub commit of a model, or `sha256:...` over names and contents of a folder's configuration, tokenizer and
+    weight files. Raises BigrecError where there is no such model."""
+    folder = Path(split_revision(name)[0])
+    if not folder.is_dir():
+        return resolve_commit(name, "model")
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix in MODEL_SUFFIXES and file.name != "training_args.bin"
+    )
+    if not files:
+        raise BigrecError(f"{folder} holds no model (no configuration or weights): give the folder of a model")
+    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return f"sha256:{_folder_sha256(str(folder), stamps)}"
+
+
+@lru_cache(maxsize=16)
+def _folder_sha256(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """Read once a process, as long as sizes and times of change stay the same."""
+    digest = hashlib.sha256()
+    for name, size, _ in stamps:
+        digest.update(f"{Path(name).relative_to(folder).as_posix()}\0{size}\0".encode())
+        with Path(name).open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_same_base(recorded: str | None, base_model: str, place: str) -> None:
+    """Raise BigrecError where an adapter's record names another base than `base_model`.
+
+    Only like is compared with like: a folder's content and a Hub commit say nothing about each other.
+    """
+    if recorded is None:
+        return
+    current = model_revision(base_model)
+    if recorded.startswith("sha256:") == current.startswith("sha256:") and recorded != current:
+        raise BigrecError(
+            f"the adapter {place} was trained on another base than {base_model!r} ({recorded[:19]}, not "
+            f"{current[:19]}): name the base it was trained on, or train an adapter on this one"
+        )
+
+
+def data_mark(data: DataSettings) -> list[str]:
+    """What identifies the data: content of local facts and JSON files, names (with revision) of Hub data sets."""
+    marks = []
+    for name in data.dataset:
+        local = Path(split_revision(name)[0]) / FACTS_FILE
+        marks.append(file_fingerprint(local) if local.is_file() else name)
+    for path in [*data.train_json, *data.validation_json, *data.test_json, *([data.catalog] if data.catalog else [])]:
+        marks.append(file_fingerprint(path) if Path(path).is_file() else path)
+    return marks
+
+
+def raw_mark(prepare: PrepareSettings) -> dict[str, str] | None:
+    """sha256 of each raw file; None where they are not there yet (`download` brings them)."""
+    try:
+        return raw_sha256(prepare)
+    except (BigrecError, OSError):
+        return None
