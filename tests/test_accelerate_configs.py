@@ -1,5 +1,8 @@
-"""Every file in accelerate_configs/ is one that accelerate itself accepts."""
+"""Every file in accelerate_configs/ is one that accelerate itself accepts; the launch script is one that bash does."""
 
+import importlib.util
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,14 @@ def test_an_unknown_key_is_refused(tmp_path):
     path.write_text((FOLDER / "cpu.yaml").read_text() + "num_proceses: 2\n")
     with pytest.raises(ValueError, match="num_proceses"):
         load_config_from_file(str(path))
+
+
+def test_the_slurm_script_is_valid_and_names_stages_and_configurations_that_exist():
+    script = FOLDER.parent / "recipes" / "slurm" / "run.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    stages = re.findall(r"^stage (\w+)$", text, flags=re.MULTILINE)
+    assert stages == ["sft", "generate", "ground"]
+    assert all(importlib.util.find_spec(f"bigrec_hf.{stage}") for stage in stages)
+    configurations = re.findall(r"accelerate_configs/\w+\.yaml", text)
+    assert configurations and all((FOLDER.parent / name).is_file() for name in configurations)
