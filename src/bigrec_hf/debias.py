@@ -110,9 +110,9 @@ def main(
         own_data = replace(data, split="validation", eval_sample=n) if split == "validation" else data
         generate_stage.main(own_run, own_data, model, prompt, settings)
         ranked = place / (name + HYBRID)
+        index = ground.index_dir or str(folder / "index")
+        ground_stage.main(own_run, own_data, model, replace(ground, ranking="hybrid", index_dir=index))
         if state.is_main_process:
-            index = ground.index_dir or str(folder / "index")
-            ground_stage.main(own_run, own_data, model, replace(ground, ranking="hybrid", index_dir=index))
             score_folder(ranked, **vars(score), seed=run.seed)
         state.wait_for_everyone()
         return ranked

@@ -121,15 +121,19 @@ def run_rankers(do: Do, wanted: Sequence[str], sections: Mapping[str, Any], depe
             distributed=True,
         )
 
-        def rank_constrained() -> None:
-            ground_stage.main(own_run, data, model, replace(ground, ranking="hybrid"))
-            score_stage.main(replace(run, method=own_run.method + HYBRID), score)
-
+        ranked = do(
+            "constrained",
+            lambda: ground_stage.main(own_run, data, model, replace(ground, ranking="hybrid")),
+            label="ground",
+            depends=[common, written],
+            outputs=[folder / (own_run.method + HYBRID) / ground_stage.RANKINGS_FILE],
+            distributed=True,
+        )
         do(
             "constrained",
-            rank_constrained,
-            label="rank",
-            depends=[common, written],
+            lambda: score_stage.main(replace(run, method=own_run.method + HYBRID), score),
+            label="score",
+            depends=[common, ranked],
             outputs=results(own_run.method + HYBRID),
         )
     if "debias" in wanted:
