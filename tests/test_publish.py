@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -230,6 +231,16 @@ def test_a_run_names_all_its_repositories_well_before_anything_is_written(tiny_r
     (tmp_path / "alice" / "ranks").mkdir(parents=True)  # a folder of the same name is no obstacle
     monkeypatch.chdir(tmp_path)
     assert cli.main(["publish", "metric", "--repo_id", "alice/ranks", "--output_dir", str(out)]) == 0
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    assert cli.main(["publish", "metric", "--repo_id", "alice/ranks", "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "no space left on the disk" in error and "TMPDIR" in error and str(tmp_path / "out") in error
 
 
 def forbidden_set(prepared, folder):

@@ -5,6 +5,7 @@ A dry run (asked for, or without a token) writes the exact folder that would be 
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 import tempfile
@@ -185,7 +186,15 @@ def push_adapter(
 def carry_out(settings: PublishSettings) -> str | None:
     """Publish as the settings say; returns `repo_id@commit` of the (main) repository, None after a dry run."""
     with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
-        return publish_kind(settings, temporary)
+        try:
+            return publish_kind(settings, temporary)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            place = error.filename2 or error.filename or temporary
+            raise BigrecError(
+                f"no space left on the disk to build what is published ({place}): free some, or set TMPDIR to a larger disk"
+            ) from error
 
 
 def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
