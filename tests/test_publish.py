@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -197,6 +198,49 @@ def test_the_metric_is_a_space_with_its_own_id_in_the_examples(dry, tmp_path):
     assert (folder / "app.py").is_file() and (folder / "requirements.txt").is_file()
     assert cli.main(["publish", "metric", "--repo_id", "bob/ranks", "--output_dir", str(tmp_path)]) == 0
     assert (tmp_path / "spaces" / "bob" / "ranks" / "ranks.py").is_file()
+
+
+BAD_NAMES = (
+    "alice",
+    "alice/a b",
+    "alice/mövies",
+    "../etc",
+    "alice/..",
+    "alice/a--b",
+    "a/b/c",
+    "",
+    "alice/x@v1",
+    "alice/x.git",
+)
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES, "alice/" + "x" * 97])
+def test_a_repository_name_that_the_hub_does_not_allow(name, tmp_path, capsys):
+    assert cli.main(["publish", "metric", f"--repo_id={name}", "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "--repo_id is" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_run_names_all_its_repositories_well_before_anything_is_written(tiny_run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    common = ["publish", "run", "--run_dir", str(tiny_run), "--base_model", "alice/b", "--output_dir", str(out)]
+    assert cli.main([*common, "--repo_id", "alice/x", "--dataset_repo_id", "../../x"]) == 2
+    assert cli.main([*common, "--repo_id", "alice/" + "x" * 92]) == 2  # x...x-index is too long
+    errors = capsys.readouterr().err
+    assert "--dataset_repo_id is '../../x'" in errors and "--index_repo_id is" in errors and not out.exists()
+    (tmp_path / "alice" / "ranks").mkdir(parents=True)  # a folder of the same name is no obstacle
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["publish", "metric", "--repo_id", "alice/ranks", "--output_dir", str(out)]) == 0
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    assert cli.main(["publish", "metric", "--repo_id", "alice/ranks", "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "no space left on the disk" in error and "TMPDIR" in error and str(tmp_path / "out") in error
 
 
 def forbidden_set(prepared, folder):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -91,10 +92,24 @@ def test_shapes_of_input(recommender):
     (alone,) = recommender.recommend([[]], top_k=3)
     assert len(alone.items) == 3 and alone.unknown == []
     assert len(recommender.recommend([TITLES[0]], top_k=1000).items) == len(TITLES)
-    with pytest.raises(BigrecError, match="give a list of titles"):
-        recommender.recommend(TITLES[0])
-    with pytest.raises(BigrecError, match="top_k=0"):
-        recommender.recommend([TITLES[0]], top_k=0)
+    assert len(recommender.recommend(np.array([TITLES[0]]), top_k=np.int64(2)).items) == 2
+    assert recommender.recommend([TITLES[0]] * 3).unknown == []  # the same title several times
+    assert len(recommender.recommend(["", "x" * 5000, "\U0001f600", 'a\n"</s>']).unknown) == 4
+
+
+A = TITLES[0]
+
+
+@pytest.mark.parametrize("history", [A, None, 3, {A}, {A: 1}, [None], [[A], A], [A, [A]], [[A, None]], [[1]], [1, 2]])
+def test_what_is_no_history_is_refused(recommender, history):
+    with pytest.raises(BigrecError, match=r"nothing to recommend from|which is no title"):
+        recommender.recommend(history)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, "3", True, None])
+def test_what_is_no_number_of_items_is_refused(recommender, top_k):
+    with pytest.raises(BigrecError, match="top_k is"):
+        recommender.recommend([A], top_k=top_k)
 
 
 def test_an_empty_text_gets_no_items(recommender, monkeypatch):

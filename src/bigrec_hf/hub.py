@@ -19,7 +19,7 @@ from typing import Any
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FILE_SUFFIXES = {".dat", ".item", ".inter", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".gz", ".yaml"}
 
@@ -33,6 +33,20 @@ def is_hub_id(name: str, *, bare: bool = False) -> bool:
     if Path(path).exists() or path.startswith((".", "/", "~")) or Path(path).suffix in FILE_SUFFIXES:
         return False
     return HUB_ID.fullmatch(path) is not None and (bare or "/" in path)
+
+
+def check_repo_id(name: str | None, flag: str) -> None:
+    """Raise BigrecError where a repository's name to be is none (`user/name`, as the Hub allows them)."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    path, _, revision = (name or "").partition("@")
+    if HUB_ID.fullmatch(path) is None or "/" not in path or revision:
+        raise BigrecError(f"{flag} is {name!r}: expected user/name (a branch goes into --revision)")
+    try:
+        validate_repo_id(path)
+    except HFValidationError as error:
+        raise BigrecError(f"{flag} is {name!r}, which the Hub does not allow: {' '.join(str(error).split())}") from None
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

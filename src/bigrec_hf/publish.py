@@ -5,6 +5,7 @@ A dry run (asked for, or without a token) writes the exact folder that would be 
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from bigrec_hf import __version__
 from bigrec_hf import publish_folders as folders
 from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.hub import is_hub_id, pin_name, split_revision
+from bigrec_hf.hub import check_repo_id, is_hub_id, pin_name, split_revision
 from bigrec_hf.publish_base import find_base
 from bigrec_hf.push import Pushed, local_files, push_folder
 from bigrec_hf.recommender_config import Source, from_run
@@ -185,14 +186,23 @@ def push_adapter(
 def carry_out(settings: PublishSettings) -> str | None:
     """Publish as the settings say; returns `repo_id@commit` of the (main) repository, None after a dry run."""
     with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
-        return publish_kind(settings, temporary)
+        try:
+            return publish_kind(settings, temporary)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            place = error.filename2 or error.filename or temporary
+            raise BigrecError(
+                f"no space left on the disk to build what is published ({place}): free some, or set TMPDIR to a larger disk"
+            ) from error
 
 
 def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
     """`carry_out` with a folder for what is pushed."""
     kind, repo_id = settings.publish_kind, settings.repo_id
-    if not repo_id or not is_hub_id(repo_id) or "@" in repo_id:
-        raise BigrecError(f"--repo_id is {repo_id!r}: expected user/name (a branch goes into --revision)")
+    check_repo_id(repo_id, "--repo_id")
+    for flag, name in names_of_run(settings).items() if kind == "run" else ():
+        check_repo_id(name, flag)
     publisher = Publisher(settings, temporary)
     if kind == "metric":
         return push_metric(publisher, repo_id)
@@ -221,6 +231,15 @@ def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
     return push_run(publisher, source, base, repo_id, data, dataset)
 
 
+def names_of_run(settings: PublishSettings) -> dict[str, str]:
+    """The other repositories of `publish run`, by the flag that names each."""
+    names = {
+        "--metric_repo_id": settings.metric_repo_id or f"{str(settings.repo_id).split('/')[0]}/{METRIC_NAME}",
+        "--index_repo_id": settings.index_repo_id or f"{settings.repo_id}-index",
+    }
+    return names | ({"--dataset_repo_id": settings.dataset_repo_id} if settings.dataset_repo_id else {})
+
+
 def push_run(
     publisher: Publisher, source: Source, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
 ) -> str | None:
@@ -231,9 +250,9 @@ def push_run(
         named = push_dataset(publisher, dataset, named, [repo_id]) or named
     elif dataset and is_hub_id(dataset):
         named = dataset
-    metric = settings.metric_repo_id or f"{repo_id.split('/')[0]}/{METRIC_NAME}"
+    names = names_of_run(settings)
+    metric, index_repo = names["--metric_repo_id"], names["--index_repo_id"]
     push_metric(publisher, metric)
-    index_repo = settings.index_repo_id or f"{repo_id}-index"
     index_repo = push_index(publisher, source, base, index_repo, data, named) or index_repo
     return push_adapter(publisher, source, base, repo_id, data, dataset=named, metric=metric, index_repo=index_repo)
 

@@ -30,6 +30,7 @@ from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generate import decode_batches
 from bigrec_hf.ground import embed_texts
+from bigrec_hf.histories import as_histories, check_top_k
 from bigrec_hf.hub import fetch_folder, is_hub_id, pin_name, split_revision
 from bigrec_hf.index import (
     INDEX_FILES,
@@ -154,12 +155,10 @@ class Recommender:
         histories gives an empty list; `[[]]` is one user without any. `example_ids` (one a history) seed sampled
         answers; by default the history does, so that the draws are the same in any batch. In float32 the items do not
         depend on the batch, only the last bits of distances; in 16 bits near-tied tokens may fall out differently.
+        Raises BigrecError for a text in place of a list, a title that is no text, and a `top_k` below 1.
         """
-        if isinstance(history, str) or top_k < 1:
-            what = f"a text ({history!r}): give a list of titles" if isinstance(history, str) else f"top_k={top_k} < 1"
-            raise BigrecError(f"nothing to recommend from {what}")
-        single = len(history) > 0 and isinstance(history[0], str)
-        histories = [list(history)] if single else [list(titles) for titles in history]
+        top_k = check_top_k(top_k)
+        histories, single = as_histories(history)
         if not histories:
             return []
         ids = list(example_ids) if example_ids is not None else [_history_id(titles) for titles in histories]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -112,6 +114,30 @@ def test_unchanged_content_makes_no_commit(hub, tiny_prepared, capsys):
         publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id)
     assert "unchanged, no commit" in capsys.readouterr().out
     assert len(hub.requests(f"/api/datasets/{repo_id}/commit/*", "POST")) == 1
+
+
+def test_a_push_that_is_killed_leaves_the_previous_revision(hub, tiny_prepared, tmp_path):
+    repo_id = hub.new_id("killed")
+    publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id)
+    before = hub.api().dataset_info(repo_id).sha
+    changed = shutil.copytree(tiny_prepared, tmp_path / "changed")
+    table = pq.read_table(changed / "data/items/train.parquet")
+    pq.write_table(table.slice(0, 5), changed / "data/items/train.parquet")
+    hub.faults.add("slow", f"*{repo_id}/preupload/*", seconds=20)  # the client waits in the middle of its push
+    command = [sys.executable, "-m", "bigrec_hf.publish", "dataset", "--dataset", str(changed), "--repo_id", repo_id]
+    log = hub.requests(f"*{repo_id}/preupload/*")
+    with subprocess.Popen(command, env=hub.environment(), stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while len(hub.requests(f"*{repo_id}/preupload/*")) == len(log) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.kill()
+    assert process.returncode == -9 and len(hub.requests(f"*{repo_id}/preupload/*")) > len(log)
+    assert hub.api().dataset_info(repo_id).sha == before
+    assert len(datasets.load_dataset(repo_id, "items", split="train", cache_dir=tmp_path / "a")) == 20
+    hub.faults.clear()
+    publish("dataset", "--dataset", changed, "--repo_id", repo_id)  # and can be repeated
+    assert len(datasets.load_dataset(repo_id, "items", split="train", cache_dir=tmp_path / "b")) == 5
+    assert hub.api().list_repo_commits(repo_id, repo_type="dataset")[1].commit_id == before
 
 
 def test_a_branch_and_a_pull_request(hub, tiny_prepared, tmp_path, capsys):
