@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from benchmarks.common import (
     arguments,
     best_dtype,
     matmul_gflops,
+    now,
     peak_mib_in_child,
     set_threads,
     write_result,
@@ -46,10 +46,10 @@ class StepClock(TrainerCallback):
         self.losses: list[float] = []
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
-        self.start = time.perf_counter()
+        self.start = now()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.steps.append(time.perf_counter() - self.start)
+        self.steps.append(now() - self.start)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if "loss" in (logs or {}):
