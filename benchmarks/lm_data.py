@@ -19,7 +19,7 @@ from bigrec_hf.training import train_adapter, trainer_config
 
 TEMPLATE = "alpaca-basic"
 MAX_LENGTH = 512
-ADAPTER = ROOT / ".assets" / "bench-adapter"
+ADAPTER = ROOT / "benchmarks" / ".cache" / "adapter"
 
 
 def examples(split: str, n: int, seed: int = 0) -> Dataset:
@@ -76,7 +76,7 @@ def bench_lora():
 
 
 def trained_adapter(n: int = 160, batch: int = 4, max_history: int = 3) -> Path:
-    """An adapter that ends its answers like a trained one, so that answers have their real lengths. Kept in .assets."""
+    """An adapter that ends its answers like a trained one, so that answers have their real lengths. Kept in benchmarks/.cache."""
     if (ADAPTER / "adapter_config.json").is_file():
         return ADAPTER
     print(f"training an adapter on {n} examples, once; it is kept in {ADAPTER}", flush=True)
