@@ -12,7 +12,10 @@ import bigrec_hf.metrics.ndcg_hr.ndcg_hr as module
 import evaluate
 import numpy as np
 import pytest
+from bigrec_hf.metrics.ndcg_hr.ndcg_hr import ranks_of_lists
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title, read_titles
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.test_metric_encoders import save_lm, save_sentence_model
 
@@ -246,3 +249,15 @@ def test_the_demo_scores_its_own_example(monkeypatch, tmp_path):
     assert app.score_titles("f", "f", "a", "", "x").startswith("Error: K must")
     assert app.score_rankings("a", "1", "1").startswith("Error: ids")
     assert "K=9 is larger" in app.score_rankings(app.EXAMPLE[0], app.EXAMPLE[1], "9")
+
+
+@given(
+    lists=st.lists(st.none() | st.lists(st.integers(0, 9), max_size=8), min_size=1, max_size=20),
+    target=st.integers(0, 9),
+)
+def test_places_in_ranked_lists_are_those_of_a_plain_search(lists, target):
+    shortest = min((len(ids) for ids in lists if ids), default=3)
+    rank, empty = ranks_of_lists(lists, [target] * len(lists), [shortest])
+    for ids, place, nothing in zip(lists, rank, empty, strict=True):
+        assert nothing == (not ids)
+        assert place == (ids.index(target) if ids and target in ids else shortest)

@@ -127,7 +127,7 @@ class NdcgHr(evaluate.Metric):
                 f"{unknown[0]!r} is no input of config {self.config_name!r}: it takes {sorted(accepted) or 'none'} "
                 "beside the options"
             )
-        if any(reference is None for reference in references):
+        if None in references:
             raise ValueError(f"reference {references.index(None)} is missing: every example needs its target")
         rank, empty = rank_examples[self.config_name](
             predictions, references, check_ks(ks), duplicates=duplicates, **inputs
@@ -215,10 +215,18 @@ def same_vectors(items, rows):
 
 def ranks_of_lists(predictions, references, ks, *, duplicates="best"):
     """Ranks ((n,) int64; max(ks) where the id is absent) and emptiness ((n,) bool) of ranked id lists."""
-    lists = [list(ids or []) for ids in predictions]
-    shortest = min((len(ids) for ids in lists if ids), default=None)
-    if shortest is not None:
-        at = next(i for i, ids in enumerate(lists) if len(ids) == shortest)
-        check_ks(ks, shortest, f"the ranked list of example {at}")
-    rank = [ids.index(target) if target in ids else ks[-1] for ids, target in zip(lists, references, strict=True)]
-    return np.array(rank, np.int64), np.array([not ids for ids in lists])
+    lengths = np.array([len(ids) if ids is not None else 0 for ids in predictions], np.int64)
+    empty = lengths == 0
+    if not empty.all():
+        at = int(np.where(empty, lengths.max() + 1, lengths).argmin())
+        check_ks(ks, int(lengths[at]), f"the ranked list of example {at}")
+    rank = [place_of(target, ids, ks[-1]) for ids, target in zip(predictions, references, strict=True)]
+    return np.array(rank, np.int64), empty
+
+
+def place_of(target, ids, absent):
+    """First position of `target` in a list, or `absent`; one pass, no copy."""
+    try:
+        return ids.index(target)
+    except (ValueError, AttributeError):  # not in it; None is an empty list
+        return absent

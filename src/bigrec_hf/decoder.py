@@ -17,6 +17,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from transformers.generation import StoppingCriteriaList
 
 from bigrec_hf.decoding import ChooseToken, Decoding, StopAtLineBreak, end_token_ids, line_break_ids, uniforms
+from bigrec_hf.modeling import backbone
 from bigrec_hf.prompt_cache import empty_cache, open_for_answers, repeat_rows
 from bigrec_hf.prompts import parse_answer
 
@@ -94,13 +95,9 @@ class Decoder:
     def _fill(self, cache: DynamicCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """Append keys and values of `ids` (rows, new) to the cache; `mask` (rows, cached + new) marks real tokens."""
         positions = (mask.cumsum(dim=-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
-        self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+        # without the LM head: on the last position of several rows it copies its whole weight for every row (CPU)
+        backbone(self.model)(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
 
     def config(self) -> GenerationConfig:

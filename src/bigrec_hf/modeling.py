@@ -121,6 +121,11 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     return trainable, total
 
 
+def backbone(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
+    """The causal LM's transformer without its LM head; an adapter's layers stand in it."""
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+
+
 def load_generator(
     base_model: str,
     adapter: str | None,

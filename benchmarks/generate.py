@@ -1,0 +1,190 @@
+"""Generate: the package's decoder against the plain loop, `model.generate` in file order, sixteen padded prompts a time.
+
+Prompts of MovieLens-100K, four beams and greedy, SmolLM2-135M with a shortly trained adapter (so that answers end where
+a trained model ends them). The plain loop leaves the adapter unmerged, as PEFT loads it. Texts are compared in float32,
+on a part: in bfloat16 merged and unmerged weights round differently. The bound, for greedy: prompts/s of a forward pass
+without LM head over one large unpadded batch of prompts of the mean length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from benchmarks.common import (
+    BASE_MODEL,
+    Row,
+    alternate,
+    arguments,
+    best_dtype,
+    peak_mib_in_child,
+    seconds,
+    set_threads,
+    write_result,
+)
+from benchmarks.lm_data import MAX_LENGTH, TEMPLATE, examples, trained_adapter
+from bigrec_hf.decoder import Decoder, common_prefix_length
+from bigrec_hf.decoding import Decoding
+from bigrec_hf.generate import decode_batches, render_prompts
+from bigrec_hf.modeling import load_generator, load_tokenizer
+from bigrec_hf.prompts import parse_answer
+from bigrec_hf.settings import GenerateSettings
+from bigrec_hf.shards import plan_batches
+
+MAX_NEW_TOKENS = 32
+PLAIN_BATCH = 16
+Texts = list[list[str]]
+
+
+def prompt_ids(n: int, history: int, tokenizer) -> list[list[int]]:
+    """Token ids of `n` test prompts, in file order."""
+    prompts, _ = render_prompts(
+        examples("test", n),
+        tokenizer,
+        template=TEMPLATE,
+        max_history=history,
+        max_tokens=MAX_LENGTH - MAX_NEW_TOKENS,
+    )
+    return prompts
+
+
+def our_texts(prompts: list[list[int]], strategy: str, dtype: str) -> Callable[[], Texts]:
+    """The `generate` stage's decoding, in its default batches. The cache of the common beginning is in the time."""
+    tokenizer = load_tokenizer(str(BASE_MODEL), padding_side="left")
+    model = load_generator(
+        str(BASE_MODEL), str(trained_adapter()), dtype=dtype, quantization="none", attn_implementation=None
+    )
+    decoding = Decoding(strategy, num_beams=4, max_new_tokens=MAX_NEW_TOKENS)
+    settings = GenerateSettings()
+    batches = plan_batches(
+        list(map(len, prompts)),
+        batch_size=settings.generate_batch_size,
+        batch_tokens=settings.generate_batch_tokens,
+        extra_tokens=MAX_NEW_TOKENS,
+        copies=decoding.rows_per_prompt,
+    )
+    ids = [str(i) for i in range(len(prompts))]
+
+    def run() -> Texts:
+        found: dict[int, list[str]] = {}
+        decoder = Decoder(model, tokenizer, decoding, shared_prefix=prompts[0][: common_prefix_length(prompts)])
+
+        def keep(number: int, positions: list[int], texts: Texts, scores: list[list[float]]) -> None:
+            found.update(zip(positions, texts, strict=True))
+
+        decode_batches(decoder, prompts, ids, batches, range(len(batches)), keep, quiet=True)
+        return [found[i] for i in range(len(prompts))]
+
+    return run
+
+
+def plain_texts(prompts: list[list[int]], strategy: str, dtype: str) -> Callable[[], Texts]:
+    """The plain loop."""
+    tokenizer = load_tokenizer(str(BASE_MODEL), padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=getattr(torch, dtype))
+    model = PeftModel.from_pretrained(model, trained_adapter()).eval()
+    n = 4 if strategy == "beam" else 1
+    options = {
+        "num_beams": n,
+        "num_return_sequences": n,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+    def run() -> Texts:
+        texts: Texts = []
+        for start in range(0, len(prompts), PLAIN_BATCH):
+            batch = tokenizer.pad({"input_ids": prompts[start : start + PLAIN_BATCH]}, return_tensors="pt")
+            with torch.inference_mode():
+                output = model.generate(**batch, **options)
+            answers = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            answers = [parse_answer(answer) for answer in answers]
+            texts += [answers[i : i + n] for i in range(0, len(answers), n)]
+        return texts
+
+    return run
+
+
+WAYS = {"ours": our_texts, "plain": plain_texts}
+
+
+def prepared(which: str, history: int, n: int, strategy: str, dtype: str) -> Callable[[], Texts]:
+    """For the child process that measures memory."""
+    logging.set_verbosity_error()
+    set_threads()
+    prompts = prompt_ids(n, history, load_tokenizer(str(BASE_MODEL)))
+    return WAYS[which](prompts, strategy, dtype)
+
+
+def prefill_prompts_s(mean_length: float, dtype: str, tokens: int = 4096, repeats: int = 3) -> float:
+    """The bound: prompts/s of one forward pass without LM head over about `tokens` tokens, no padding."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(BASE_MODEL, dtype=getattr(torch, dtype)).eval()
+    length = round(mean_length)
+    ids = torch.randint(0, model.config.vocab_size, (max(1, tokens // length), length))
+    with torch.inference_mode():
+        model(input_ids=ids, use_cache=False)
+        taken = min(seconds(lambda: model(input_ids=ids, use_cache=False))[0] for _ in range(repeats))
+    return len(ids) * length / taken / mean_length
+
+
+def equal_share(one: Texts, other: Texts) -> float:
+    """Share of prompts with the same texts, in the same order."""
+    return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def measure(n: int, history: int, strategy: str, dtype: str, repeats: int, n_checked: int) -> Row:
+    prompts = prompt_ids(n, history, load_tokenizer(str(BASE_MODEL)))
+    mean_length = sum(map(len, prompts)) / n
+    taken, texts = alternate({name: way(prompts, strategy, dtype) for name, way in WAYS.items()}, repeats)
+    exact = [way(prompts[:n_checked], strategy, "float32")() for way in WAYS.values()]
+    note = f"{equal_share(texts['ours'], texts['plain']):.0%} the same in {dtype}" if dtype != "float32" else ""
+    row = Row(
+        f"generate, {'4 beams' if strategy == 'beam' else 'greedy'}",
+        f"{n} prompts of {mean_length:.0f} tokens, {dtype}",
+        mean_length,
+        taken["ours"] / n,
+        taken["plain"] / n,
+        count=1,
+        counted="titles",
+        same=exact[0] == exact[1],
+        note=note,
+    )
+    if strategy == "beam":
+        row.aim("times plain", row.ratio, least=2.5)
+    else:
+        row.fraction, row.ceiling = n / taken["ours"] / prefill_prompts_s(mean_length, dtype), "prefill bound"
+        row.aim("fraction of the bound", row.fraction, least=0.5)
+    return row
+
+
+def main() -> None:
+    options: dict[str, Any] = {"histories": [3, 6, 10], "prompts": 64, "repeats": 2, "checked": 16}
+    chosen = arguments(__doc__, **options)
+    if chosen.full:
+        chosen.prompts *= 4
+    logging.set_verbosity_error()
+    set_threads()
+    dtype, rows = best_dtype(), []
+    for strategy in ("greedy", "beam"):
+        rows += [
+            measure(chosen.prompts, history, strategy, dtype, chosen.repeats, chosen.checked)
+            for history in chosen.histories
+        ]
+        common = {"history": chosen.histories[-1], "n": 32, "strategy": strategy, "dtype": dtype}
+        rows[-1].peak_mib = peak_mib_in_child(prepared, which="ours", **common)
+        rows[-1].baseline_peak_mib = peak_mib_in_child(prepared, which="plain", **common)
+    write_result("generate", rows, chosen.out)
+
+
+if __name__ == "__main__":
+    main()
