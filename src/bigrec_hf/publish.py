@@ -193,7 +193,7 @@ def carry_out(settings: PublishSettings) -> str | None:
                 raise
             place = error.filename2 or error.filename or temporary
             raise BigrecError(
-                f"no space left on the disk to build what is published ({place}): free some, or set TMPDIR"
+                f"no space left on the disk to build what is published ({place}): free some, or set TMPDIR to another"
             ) from error
 
 

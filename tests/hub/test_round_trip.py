@@ -126,7 +126,8 @@ def test_a_push_that_is_killed_leaves_the_previous_revision(hub, tiny_prepared, 
     hub.faults.add("slow", f"*{repo_id}/preupload/*", seconds=20)  # the client waits in the middle of its push
     command = [sys.executable, "-m", "bigrec_hf.publish", "dataset", "--dataset", str(changed), "--repo_id", repo_id]
     log = hub.requests(f"*{repo_id}/preupload/*")
-    with subprocess.Popen(command, env=hub.environment(), stderr=subprocess.DEVNULL) as process:
+    environment = hub.environment() | {"TMPDIR": str(tmp_path)}  # what it was building stays there
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while len(hub.requests(f"*{repo_id}/preupload/*")) == len(log) and time.monotonic() < deadline:
             time.sleep(0.1)
