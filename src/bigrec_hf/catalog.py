@@ -148,7 +148,7 @@ def read_text(path: Path, encoding: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise BigrecError(
             f"{path}:{line}: byte 0x{data[error.start]:02x} is not valid {encoding}: "
-            "repair the file or name its encoding, e.g. --encoding latin-1"
+            "repair the file or name its encoding, e.g. --encoding latin-1 (of prepare and evaluate)"
         ) from error
     except LookupError as error:
         raise BigrecError(
