@@ -165,13 +165,14 @@ def build_index(
 
     `owned`: the folder is this run's own, and an index of something else in it is replaced; otherwise it is refused.
     Encodes in parts that a killed run leaves behind for the next one; the files are moved into place when complete.
-    Raises BigrecError for an empty catalog, NaN embeddings, or a refused index.
+    Raises BigrecError for an empty catalog, NaN embeddings, a refused index, or a folder that holds something else.
     """
     folder = Path(index_dir)
     expected = index_fingerprint(catalog, encoder)
     found = read_fingerprint(folder)
     if found is not None and (not owned or not differences(found, expected)):
         return load_index(folder, expected)
+    check_index_folder(folder)
     if len(catalog) == 0:
         raise BigrecError("the catalog is empty: an index needs at least one title")
     key = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()[:16]
@@ -204,6 +205,21 @@ def build_index(
     for leftover in folder.glob(".parts-*"):
         shutil.rmtree(leftover)
     return load_index(folder, expected)
+
+
+def check_index_folder(folder: Path) -> None:
+    """Raise BigrecError for a file, and for a folder with other files than an index, whole or half-built, but none."""
+    if folder.exists() and not folder.is_dir():
+        raise BigrecError(f"{folder} is a file: name a folder for the index with --index_dir")
+    if not folder.is_dir() or (folder / FINGERPRINT_FILE).is_file():
+        return
+    own = {*INDEX_FILES, *(f".{name}.tmp" for name in INDEX_FILES)}
+    foreign = [f.name for f in sorted(folder.iterdir()) if f.name not in own and not f.name.startswith(".parts-")]
+    if foreign:
+        raise BigrecError(
+            f"{folder} is not empty and no index (it holds {foreign[0]!r} and no {FINGERPRINT_FILE}): "
+            "name another folder with --index_dir"
+        )
 
 
 def write_index(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: dict[str, Any]) -> None:
