@@ -110,7 +110,7 @@ def read_catalog_file(path: Path, encoding: str | None = None) -> Catalog:
                 "remove one of the two"
             )
         first_line[item.item_id] = item.line
-        if not item.title:
+        if not clean_title(item.title):  # spaces and quotes are no title
             raise BigrecError(f"{path}:{item.line}: item {item.item_id!r} has no title: give it one or remove the line")
     return Catalog([item.item_id for item in items], [item.title for item in items])
 
