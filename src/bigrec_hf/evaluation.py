@@ -4,9 +4,9 @@ Takes generations.parquet, a run folder, the reference's prediction JSON (an arr
 "predict": [...]}), or folders of such files. One input writes results.json, per_example.parquet and rankings.parquet
 into the output folder itself; several write a subfolder each, named after the file.
 
-Half a surrogate pair in a prediction (`"\\ud83d"`, which no UTF-8 file can hold) is read as U+FFFD; how many answers hold
-one is printed. An `input` that is no list of titles is an error with --exclude_history only; without it such records
-count as without history, and their number is printed.
+Half a surrogate pair in a prediction (`"\\ud83d"`, which no UTF-8 file can hold) is read as U+FFFD; the number of such
+answers is printed. An `input` that is no list of titles is an error with --exclude_history only; without it such
+records count as without history, and their number is printed.
 """
 
 from __future__ import annotations

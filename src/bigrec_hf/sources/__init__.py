@@ -68,7 +68,7 @@ def with_title(frame: pl.DataFrame, column: str) -> pl.DataFrame:
 
 
 def whole_times(times: np.ndarray, name: str, file: Path, first_line: int | None) -> np.ndarray:
-    """(n,) float64 times -> int64, rounded down. Raises BigrecError for one that int64 cannot hold: numpy would wrap it.
+    """(n,) float64 times -> int64, rounded down. Raises BigrecError for one that int64 cannot hold.
 
     `first_line` is the line of the first time, None where the file has none.
     """
