@@ -87,6 +87,7 @@ def test_a_byte_order_mark_and_empty_lines_at_the_end_do_not_count(tmp_path):
         ("movies.dat", "1::A::X\n2:B:X\n", "movies.dat:2: expected id::title::genres"),
         ("movies.dat", "1::A::X\n1::B::X\n", "movies.dat:2: item id '1' already stands in line 1"),
         ("movies.dat", "1::A::X\n2::::X\n", "movies.dat:2: item '2' has no title"),
+        ("movies.dat", '1::A::X\n2::" "::X\n', "movies.dat:2: item '2' has no title"),
         ("movies.csv", "id,name\n1,A\n", "movies.csv:1: expected the columns movieId"),
         ("movies.csv", "movieId,title\n1,A\n2\n", "movies.csv:3: expected 2 fields, found 1"),
         ("movies.csv", 'movieId,title\n1,"A\n', "movies.csv:2: unexpected end of data"),

@@ -81,13 +81,61 @@ def test_a_folder_of_files_and_a_run_give_a_table(place, capsys):
     write_json(place / "preds/epoch1.json", RECORDS)
     write_json(place / "preds/epoch2.json", RECORDS[:2])
     write_json(place / "preds/config.json", {"not": "predictions"})
-    (place / "preds/broken.json").write_text("{")
     write_generations(place / "run/finetuned/generations.parquet", (0, 3), ("a b", "f"), (["a b"], [""]))
     run(place, [place / "preds", place / "run"])
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| epoch1", "| epoch2", "| finetuned"]
     assert json.loads((place / "out/epoch2/results.json").read_text())["hr@1"] == 1.0
     assert (place / "out/finetuned/rankings.parquet").is_file()
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"[{", "not valid JSON"), (b'["\xe9"]', "not UTF-8")])
+def test_a_file_of_a_folder_that_cannot_be_read_is_not_left_out_in_silence(place, content, message):
+    write_json(place / "preds/epoch1.json", RECORDS)
+    (place / "preds/epoch2.json").write_bytes(content)
+    with pytest.raises(BigrecError, match=rf"epoch2\.json.*{message}"):
+        run(place, [place / "preds"])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json(place):
+    file = place / "preds/p.json"
+    write_json(file, RECORDS[:2])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    run(place, [place / "preds"])
+    assert json.loads((place / "out/results.json").read_text())["hr@1"] == 1.0
+
+
+def test_half_a_surrogate_pair_is_replaced_and_counted(place, capsys):
+    run(place, [write_json(place / "p.json", [{**RECORDS[0], "predict": ["\ud83d a"]}, RECORDS[1]])])
+    assert "p.json: 1 of 2 answers hold half a surrogate pair, read as U+FFFD" in capsys.readouterr().err
+    answers = read_predictions(place / "p.json", load_catalog(place / "id2name.txt"))
+    assert answers.texts == ["\ufffd a", "f"]
+
+
+@pytest.mark.parametrize("odd", ['before:"Heat', 5, None])
+def test_an_odd_input_matters_only_where_the_history_does(place, odd, capsys):
+    file = write_json(place / "p.json", [RECORDS[0], {**RECORDS[1], "input": odd}])
+    run(place, [file])
+    assert json.loads((place / "out/results.json").read_text())["hr@1"] == 1.0
+    assert "p.json: 1 of 2 records have no readable history" in capsys.readouterr().err
+    with pytest.raises(BigrecError, match=r"p\.json, record 1: "):
+        run(place, [file], ground=GroundSettings(encoder=str(place / "lm"), exclude_history=True))
+
+
+def test_an_output_folder_that_is_a_file(place):
+    file = write_json(place / "p.json", RECORDS)
+    with pytest.raises(BigrecError, match=r"output_dir is .*p.json is a file: name another folder with --output_dir"):
+        run(place, [file], evaluate=EvaluateSettings(generations=[str(file)], output_dir=str(file)))
+
+
+def test_the_catalogs_encoding(place):
+    (place / "id2name.txt").write_bytes("é\t0\nf\t1\na\t2\nb\t3\n".encode("latin-1"))
+    file = write_json(place / "p.json", [{"input": "", "output": '"é"', "predict": ["é"]}])
+    with pytest.raises(BigrecError, match="--encoding latin-1"):
+        run(place, [file])
+    settings = EvaluateSettings(generations=[str(file)], output_dir=str(place / "out"), catalog_encoding="latin-1")
+    run(place, [file], evaluate=settings)
+    assert json.loads((place / "out/results.json").read_text())["hr@1"] == 1.0
 
 
 def test_names_are_distinct(place):

@@ -104,6 +104,26 @@ def test_faults(tmp_path):
         load_index(tmp_path / "damaged")
 
 
+@pytest.mark.parametrize("owned", [True, False])
+def test_foreign_files_are_left_alone(tmp_path, owned):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/letters.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name, message in (("folder", "no index .it holds 'letters.txt'.*--index_dir"), ("file", "file is a file")):
+        with pytest.raises(BigrecError, match=message):
+            build_index(tmp_path / name, CATALOG, Counter(), ENCODER, owned=owned, progress=False)
+    assert [f.name for f in (tmp_path / "folder").iterdir()] == ["letters.txt"]
+    (tmp_path / "empty").mkdir()
+    assert len(build_index(tmp_path / "empty", CATALOG, Counter(), ENCODER, owned=owned, progress=False)) == 4
+
+
+def test_an_index_that_lost_its_fingerprint_is_built_again(tmp_path):
+    build_index(tmp_path, CATALOG, Counter(), ENCODER, progress=False)
+    (tmp_path / "fingerprint.json").unlink()  # as a kill between the last two moves leaves it
+    (tmp_path / ".fingerprint.json.tmp").write_text("{}")
+    assert len(build_index(tmp_path, CATALOG, Counter(), ENCODER, progress=False)) == 4
+
+
 def test_a_local_model_is_known_by_its_content(tmp_path):
     first = encoder_fingerprint(save_lm(tmp_path / "a"))
     moved = encoder_fingerprint(save_lm(tmp_path / "b"))

@@ -12,6 +12,7 @@ import bigrec_hf.metrics.ndcg_hr.ndcg_hr as module
 import evaluate
 import numpy as np
 import pytest
+import torch
 from bigrec_hf.metrics.ndcg_hr.ndcg_hr import ranks_of_lists
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title, read_titles
 from hypothesis import given
@@ -134,6 +135,47 @@ FAULTS = [
     ("titles", {"predictions": ["a"], "references": ["zz"], "catalog": CATALOG, "encoder": letters, "ks": [1]}, "'zz'"),
     ("titles", {"predictions": ["a"], "references": ["a"], "catalog": [], "encoder": letters}, "catalog is empty"),
     ("titles", {"predictions": ["a"], "references": ["f"], "catalog": CATALOG, "encoder": letters}, "K=50 is larger"),
+    ("rankings", {"predictions": [[1.5, 2]], "references": [1], "ks": [1]}, "prediction 0 is no list of whole numbers"),
+    ("rankings", {"predictions": [[1], ["2"]], "references": [1, 2], "ks": [1]}, "prediction 1 is no list of whole"),
+    ("rankings", {"predictions": [[1, None]], "references": [1], "ks": [1]}, "prediction 0 is no list of whole"),
+    ("rankings", {"predictions": [1], "references": [1], "ks": [1]}, "prediction 0 is no list of whole numbers"),
+    ("rankings", {"predictions": [[2**70]], "references": [1], "ks": [1]}, "prediction 0 is no list of whole numbers"),
+    ("rankings", {"predictions": [[1, [2]]], "references": [1], "ks": [1]}, "prediction 0 is no list of whole numbers"),
+    ("rankings", {"predictions": [[1]], "references": [1.5], "ks": [1]}, "reference 0 is 1.5, no whole number"),
+    ("rankings", {"references": [1], "ks": [1]}, "predictions is missing"),
+    ("rankings", {"predictions": [[1]], "ks": [1]}, "references is missing"),
+    (
+        "embeddings",
+        {"predictions": [[1]], "references": [0], "item_embeddings": [], "ks": [1]},
+        "item_embeddings is empty",
+    ),
+    ("embeddings", {"predictions": [None], "references": [0], "item_embeddings": [[1]], "ks": [1]}, "0 is no vector"),
+    ("embeddings", {"predictions": [["a"]], "references": [0], "item_embeddings": [[1]], "ks": [1]}, "0 is no vector"),
+    (
+        "embeddings",
+        {"predictions": [[1]], "references": [0.5], "item_embeddings": [[1]], "ks": [1]},
+        "reference 0 is 0.5",
+    ),
+    (
+        "titles",
+        {"predictions": [None], "references": ["f"], "catalog": CATALOG, "encoder": letters},
+        "prediction 0 is None",
+    ),
+    (
+        "titles",
+        {"predictions": ["a", 5], "references": ["f"] * 2, "catalog": CATALOG, "encoder": letters},
+        "prediction 1 is 5",
+    ),
+    (
+        "titles",
+        {"predictions": ["a"], "references": ["f"], "catalog": ["f", None], "encoder": letters},
+        "row 1 is None",
+    ),
+    (
+        "titles",
+        {"predictions": ["a"], "references": ["f"], "catalog": CATALOG, "encoder": lambda t: letters(t)[:2], "ks": [1]},
+        r"shape \(2, 6\) for 5 texts",
+    ),
     (
         "titles",
         {"predictions": ["a"], "references": ["f"], "catalog": "/no/such/file", "encoder": letters},
@@ -225,6 +267,49 @@ def test_titles_from_files(tmp_path):
     (tmp_path / "movies.dat").write_text("1::A\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"movies.dat:1: expected id::title::genres"):
         read_titles(tmp_path / "movies.dat")
+
+
+def test_titles_from_csv(tmp_path):
+    (tmp_path / "movies.csv").write_bytes('\ufeffmovieId,title\r\n1,"A, ""B"""\r\n2,C\r\n'.encode())
+    assert read_titles(tmp_path / "movies.csv") == ['A, "B"', "C"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("movies.csv", b"id,name\n1,A\n", r"movies.csv:1: no column 'title' among id, name"),
+        ("movies.csv", b"id,title\n1,A\n2\n", r"movies.csv:3: the field title is missing"),
+        ("movies.csv", b'id,title\n1,"A\n', r"movies.csv:2: .*repair the quotes"),
+        ("titles.txt", b"A\n\xe9\n", r"titles.txt is not UTF-8 \(byte 2\)"),
+        ("u.item", b"1|A\n", r"u.item: unknown kind of catalog file"),
+        ("items.parquet", b"PAR", r"items.parquet is no parquet file"),
+    ],
+)
+def test_faulty_files_of_titles_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_titles(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_without_titles(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"row": [0], "name": ["A"]}), tmp_path / "items.parquet")
+    with pytest.raises(ValueError, match=r"items.parquet has no column 'title', it has row, name"):
+        read_titles(tmp_path / "items.parquet")
+
+
+def test_examples_are_checked_one_by_one_too():
+    metric = load("rankings")
+    with pytest.raises(ValueError, match="no list of whole numbers"):
+        metric.add(prediction=[1.5], reference=1)
+    with pytest.raises(ValueError, match="reference 0 is missing"):
+        metric.add_batch(predictions=[[1]], references=[None])
+    metric.add(prediction=[1.0, 2.0], reference=1)  # whole floats, as pandas writes ids
+    metric.add_batch(predictions=torch.tensor([[2, 1]]), references=torch.tensor([2]))
+    assert metric.compute(ks=[1])["hr@1"] == 1.0
 
 
 def test_titles_from_a_prepared_set(tmp_path):

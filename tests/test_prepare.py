@@ -378,9 +378,11 @@ def test_an_export_from_a_kept_set_needs_no_new_prepare(raw, tmp_path, monkeypat
     ("options", "message"),
     [
         ({}, "source is not set: name it with --source"),
-        ({"source": "movielens"}, "prepared_dir is not set"),
+        ({"source": "movielens"}, "folder to write to is not set: name it with --output_dir"),
         ({"source": "movielens", "prepared_dir": "p"}, "raw_dir is not set"),
         ({"source": "netflix", "prepared_dir": "p"}, "unknown source 'netflix'"),
+        ({"source": "movielens", "prepared_dir": "p", "text_sample": -1}, "text_sample is -1: expected at least 0"),
+        ({"source": "movielens", "prepared_dir": "p", "min_rating": float("nan")}, "min_rating is nan: expected at"),
         ({"source": "movielens", "prepared_dir": "p", "ratings_file": "/none/r.dat"}, "/none/r.dat: no such file"),
     ],
 )

@@ -1,5 +1,6 @@
 """Recipes: strict parsing, every shipped recipe, its tiny twin, the published parameter counts."""
 
+import typing
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.modeling import count_parameters, lora_config
-from bigrec_hf.recipes import add_section_arguments, build_settings, coerce, read_recipe, to_yaml
+from bigrec_hf.recipes import add_section_arguments, build_settings, coerce, field_types, read_recipe, to_yaml
 from bigrec_hf.settings import SECTIONS
+from bigrec_hf.settings.field import LIMITS, check_value
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +80,17 @@ class TestReading:
             ("sft: {", "not valid YAML"),
             ("model: {quantization: 4bits}", "did you mean '4bit'"),
             ("generate: {decoding: beamsearch}", "did you mean 'beam'|choose one of"),
+            ("sft: {epochs: 1, epochs: 2}", "key 'epochs' stands twice.* line 1"),
+            ("sft: {epochs: 1}\nmodel: {dtype: auto}\nsft: {sample: 2}", "key 'sft' stands twice.* line 3"),
+            ("sft: {sample: -1}", r"sample in section `sft` of .* is -1: expected at least 0$"),
+            ("sft: {epochs: 0}", "epochs .* is 0.0: expected above 0$"),
+            ("sft: {learning_rate: .nan}", "learning_rate .* is nan: expected above 0"),
+            ("sft: {learning_rate: .inf}", "learning_rate .* is inf: expected above 0"),
+            ("sft: {lora_dropout: 1}", "lora_dropout .* is 1.0: expected at least 0, below 1"),
+            ("generate: {length_penalty: .nan}", "length_penalty .* is nan: expected a finite number"),
+            ("score: {ks: [1, 0]}", "ks .* holds 0: expected at least 1"),
+            ("run: {seed: 4294967296}", "seed .* is 4294967296: expected at least 0, at most 4294967295"),
+            (f"sft: {{sample: 1{'0' * 400}}}", "sample .* expected int"),
             ("extends: {a: b}", "a path or a list of paths"),
             ("extends: [1]", "a path or a list of paths"),
             ("extends: nowhere.yaml", "nowhere.yaml' does not exist"),
@@ -126,6 +139,49 @@ class TestBuildSettings:
     def test_an_unknown_flag(self):
         with pytest.raises(BigrecError, match="did you mean 'epochs'"):
             build_settings(None, {"epoch": 1})
+
+    @pytest.mark.parametrize(
+        "key, value, words",
+        [
+            ("text_sample", -1, "--text_sample is -1: expected at least 0"),
+            ("seed", -1, "--seed is -1: expected at least 0, at most 4294967295"),
+            ("confidence", 1.0, "--confidence is 1.0: expected above 0, below 1"),
+            ("ks", [5, 0], "--ks holds 0: expected at least 1"),
+            ("debias_lm_weights", [0.5, float("nan")], "--debias_lm_weights holds nan: expected at least 0, at most 1"),
+        ],
+    )
+    def test_flags_have_the_same_limits(self, key, value, words):
+        with pytest.raises(BigrecError, match=f"^{words}$"):
+            build_settings(None, {key: value})
+
+    def test_every_number_but_one_has_limits_that_its_default_keeps(self):
+        free = set()
+        for name, section in SECTIONS.items():
+            for item in fields(section):
+                if {int, float} & set(typing.get_args(field_types(name)[item.name]) or [field_types(name)[item.name]]):
+                    free |= set() if set(LIMITS) & set(item.metadata) else {item.name}
+                check_value(section, item.name, getattr(build_settings(None, {})[name], item.name), item.name)
+        assert free == {"length_penalty"}
+
+    @pytest.mark.parametrize("place", ["file", "file/deep/run"])
+    def test_a_run_folder_that_is_a_file(self, tmp_path, place):
+        write(tmp_path, "file", "")
+        with pytest.raises(BigrecError, match=r"run_dir is .* but .*file is a file: name another .* --output_dir"):
+            build_settings(None, {"run_dir": str(tmp_path / place)})
+
+    def test_help_shows_the_range_where_it_is_not_obvious(self):
+        import argparse
+
+        parser = argparse.ArgumentParser(prog="x", formatter_class=lambda prog: argparse.HelpFormatter(prog, width=300))
+        add_section_arguments(parser, "score", {})
+        text = parser.format_help()
+        assert "level of the intervals; above 0, below 1 (default: 0.95)" in text
+        assert "0 = none (default: 1000)" in text
+
+    def test_evaluate_names_the_catalogs_encoding_as_prepare_does(self):
+        from bigrec_hf.cli import build_parser
+
+        assert build_parser("evaluate").parse_args(["--encoding", "latin-1"]).catalog_encoding == "latin-1"
 
     def test_places_follow_the_run_folder(self, tmp_path):
         built = build_settings(None, {"run_dir": "runs/x", "source": "movielens"})

@@ -80,6 +80,23 @@ def test_2023_has_parent_ids_and_milliseconds(tmp_path):
     assert raw.facts["noun"] == "video games"
 
 
+def test_spaces_and_quotes_are_no_title(tmp_path):
+    write(tmp_path / "meta_Games.json", dump([{"asin": "B1", "title": "Zelda"}, {"asin": "B2", "title": ' " " '}]))
+    reviews = [{"reviewerID": "A", "asin": item, "overall": 5, "unixReviewTime": 1} for item in ("B1", "B2")]
+    write(tmp_path / "Games_5.json", dump(reviews))
+    raw = load(tmp_path)
+    assert raw.catalog.titles == ["Zelda"]
+    assert raw.dropped["item without a title"] == 1
+
+
+def test_a_time_that_no_whole_number_holds(tmp_path):
+    write(tmp_path / "meta_Games.json", dump([{"asin": "B1", "title": "Zelda"}]))
+    reviews = [{"reviewerID": "A", "asin": "B1", "overall": 5, "unixReviewTime": time} for time in (1, None, 1e300)]
+    write(tmp_path / "Games_5.json", dump(reviews))
+    with pytest.raises(BigrecError, match=r"Games_5.json: row 2: unixReviewTime is 1e\+300, no time since 1970"):
+        load(tmp_path)
+
+
 def test_python_literals_are_parsed_never_run(tmp_path):
     write(tmp_path / "Games_5.json", dump(REVIEWS))
     write(tmp_path / "meta_Games.json", "{'asin': 'B1', 'title': __import__('os').getcwd()}\n")

@@ -81,9 +81,19 @@ def test_unknown_titles_are_an_error_or_a_counted_drop(folder, tmp_path):
     assert facts["notes"]["records dropped, a title is not in the catalog"] == 1
 
 
+def test_an_empty_title_is_no_title(folder, tmp_path):
+    write(folder / "train.json", [record(["Zelda"], "Mario"), record(["Zelda", " "], "Mario")])
+    with pytest.raises(BigrecError, match=r"train.json: record 1: a title is empty: .*--drop_untitled"):
+        prepare_dataset("reference-json", folder, tmp_path / "p")
+    prepared = prepare_dataset("reference-json", folder, tmp_path / "p", drop_untitled=True)
+    assert rows_of(prepared) == [([0], 1)]
+    assert pl.read_parquet(prepared / "data/items/train.parquet")["title"].to_list() == ["Zelda", "Mario"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('[{"instruction": "a", "input": "x:\\"A", "output": "\\"A\\""}]', "train.json: record 0: the input"),
         ("", "train.json: the file is empty"),
         ("[{]", "train.json:1: not valid JSON"),
         ("{}", "train.json: expected a JSON array"),

@@ -92,6 +92,12 @@ def test_dates_are_utc(tmp_path, times):
         ("user_id,item_id,rating\n1,a,1\n1,b,x\n", None, {}, "interactions.csv:3: rating is 'x', not a number"),
         ("user_id,item_id,timestamp\n1,a,1\n1,b,x\n", None, {}, "interactions.csv:3: timestamp is 'x', not a number"),
         ("user_id,item_id,timestamp\n1,a,2001-01-01\n1,b,x\n", None, {}, "csv:3: timestamp is 'x', not an ISO date"),
+        (
+            "user_id,item_id,timestamp\n1,a,1\n1,b,1e300\n",
+            None,
+            {},
+            "interactions.csv:3: timestamp is 1e\\+300, no time",
+        ),
         ("user_id,item_id,item_id\n1,a,b\n", None, {}, "a column name stands twice"),
         ("user_id,item_id\n1,a,b\n", None, {}, "interactions.csv:2: expected 2 fields"),
         ("user_id,item_id\n", None, {}, "no data lines"),
@@ -99,6 +105,8 @@ def test_dates_are_utc(tmp_path, times):
         ("user_id::item_id\n1::a\n", None, {"separator": "::"}, "separator is '::': give a single character"),
         ("user_id,item_id\n1,a\n", "item_id,title\na,A\nb,B\na,C\n", {}, "items.csv:4: item id 'a' stands twice"),
         ("user_id,item_id\n1,a\n", "item_id,title\na,\n", {}, "items.csv:2: the field title is empty"),
+        ("user_id,item_id\n1,a\n", 'item_id,title\nb,B\na," "\n', {}, "items.csv:3: item 'a' has no title"),
+        ("user_id,item_id\n1,a\n", 'item_id,title\na,""\n', {}, "items.csv:2: "),
         ("user_id,item_id\n1,a\n", "item_id,name\na,A\n", {}, "items.csv: there is no column 'title'.*--title_column"),
     ],
 )
@@ -115,6 +123,14 @@ def test_missing_titles_are_dropped_on_request(tmp_path):
         load_tabular(tmp_path / "interactions.csv", None)
     raw = load_tabular(tmp_path / "interactions.csv", None, drop_untitled=True)
     assert (raw.rows.tolist(), raw.dropped) == ([0], {"item without a title": 2})
+
+
+def test_spaces_and_quotes_are_no_title(tmp_path):
+    (tmp_path / "interactions.tsv").write_text('user_id\titem_id\ttitle\n1\ta\tA\n1\tb\t" "\n2\tc\t  \n2\td\t""\n')
+    with pytest.raises(BigrecError, match=r"interactions.tsv:3: item 'b' has no title \(3 such interactions\)"):
+        load_tabular(tmp_path / "interactions.tsv", None)
+    raw = load_tabular(tmp_path / "interactions.tsv", None, drop_untitled=True)
+    assert (raw.catalog.titles, raw.dropped) == (["A"], {"item without a title": 3})
 
 
 def test_another_separator_and_encoding(tmp_path):

@@ -39,8 +39,8 @@ Configurations (`evaluate.load(..., config_name=...)`):
 
 `titles` (default): each generated title is embedded and grounded to the nearest catalog titles.
     predictions: list of generated titles. references: list of true titles, each a title of the catalog.
-    catalog: list of titles in catalog order, or a file of titles (movies.dat, id2name.txt, parquet with a title column,
-        one title a line).
+    catalog: list of titles in catalog order, or a file of titles (movies.dat, id2name.txt, parquet or CSV with a title
+        column, .txt with one title a line).
     encoder: a sentence-transformers or causal LM name or folder, or a function texts -> (n, d) array.
     An empty prediction counts as a miss.
 `embeddings`: predictions: list of vectors. references: catalog row of each target. item_embeddings: (n_items, d) array.
@@ -98,6 +98,16 @@ class NdcgHr(evaluate.Metric):
             self.filelocks = self.filelock = self.writer = None
             raise
 
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """Take in several examples, checked first: the base class would cut 1.5 to 1 and read "1" as 1."""
+        check_examples(self.config_name, predictions, references)
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Take in one example, checked first."""
+        check_examples(self.config_name, [prediction], [reference])
+        super().add(prediction=prediction, reference=reference, **kwargs)
+
     def _compute(
         self,
         predictions,
@@ -127,8 +137,6 @@ class NdcgHr(evaluate.Metric):
                 f"{unknown[0]!r} is no input of config {self.config_name!r}: it takes {sorted(accepted) or 'none'} "
                 "beside the options"
             )
-        if None in references:
-            raise ValueError(f"reference {references.index(None)} is missing: every example needs its target")
         rank, empty = rank_examples[self.config_name](
             predictions, references, check_ks(ks), duplicates=duplicates, **inputs
         )
@@ -143,6 +151,43 @@ class NdcgHr(evaluate.Metric):
         return scores
 
 
+def check_examples(config_name, predictions, references):
+    """Raise a ValueError of one line where predictions or references are not what the config takes."""
+    if predictions is None or references is None:
+        missing = "predictions" if predictions is None else "references"
+        raise ValueError(f"{missing} is missing: give predictions and references, one of each an example")
+    for i, reference in enumerate(references):
+        if reference is None:
+            raise ValueError(f"reference {i} is missing: every example needs its target")
+        if not (
+            isinstance(reference, str) if config_name == "titles" else is_numeric(reference, dimensions=0, whole=True)
+        ):
+            kind = "text" if config_name == "titles" else "whole number"
+            raise ValueError(f"reference {i} is {reference!r}, no {kind}: give the target's")
+    for i, prediction in enumerate(predictions):
+        if config_name == "titles" and not isinstance(prediction, str):
+            raise ValueError(f"prediction {i} is {prediction!r}, no text: where there is none, give an empty one")
+        if config_name == "embeddings" and not is_numeric(prediction, dimensions=1):
+            raise ValueError(f"prediction {i} is no vector of numbers: give one an example")
+        if (
+            config_name == "rankings"
+            and prediction is not None
+            and not is_numeric(prediction, dimensions=1, whole=True)
+        ):
+            raise ValueError(f"prediction {i} is no list of whole numbers: give ids, best first, or an empty list")
+
+
+def is_numeric(value, dimensions, whole=False):
+    """Whether a number or list (tensors too) holds numbers, none missing, in this many dimensions; `whole`: all are."""
+    try:
+        array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    except ValueError:  # lists of several lengths
+        return False
+    if array.ndim != dimensions or array.dtype.kind not in "iuf":
+        return False
+    return not whole or array.dtype.kind in "iu" or bool((array == np.floor(array)).all())
+
+
 def ranks_of_titles(
     predictions, references, ks, *, catalog=None, encoder=None, duplicates="best", memory_mib=256, batch_tokens=4096
 ):
@@ -150,7 +195,11 @@ def ranks_of_titles(
     if catalog is None or encoder is None:
         missing = "catalog" if catalog is None else "encoder"
         raise ValueError(f"config 'titles' needs {missing}=: a list of titles and an encoder's name or folder")
-    titles = [clean_title(title) for title in (read_titles(catalog) if isinstance(catalog, str | Path) else catalog)]
+    titles = read_titles(catalog) if isinstance(catalog, str | Path) else list(catalog)
+    wrong = next((row for row, title in enumerate(titles) if not isinstance(title, str)), None)
+    if wrong is not None:
+        raise ValueError(f"catalog row {wrong} is {titles[wrong]!r}, no text: give every row its title")
+    titles = [clean_title(title) for title in titles]
     if not titles:
         raise ValueError("catalog is empty: give at least one title")
     check_ks(ks, len(titles))
@@ -164,7 +213,7 @@ def ranks_of_titles(
             f"reference {unknown[0]!r} is no title of the catalog ({len(unknown)} such of {len(references)}): give the "
             "catalog that holds every target"
         )
-    texts = [clean_title(text or "") for text in predictions]
+    texts = [clean_title(text) for text in predictions]
     full = np.flatnonzero([bool(text) for text in texts])
     rank = np.full(len(texts), len(titles), np.int64)
     if len(full):
@@ -175,6 +224,11 @@ def ranks_of_titles(
         else:
             encoder = load_encoder(encoder) if isinstance(encoder, str | Path) else encoder
             vectors = encoder.encode(everything, batch_tokens)
+        if vectors.ndim != 2 or len(vectors) != len(everything):
+            raise ValueError(
+                f"the encoder gives an array of shape {vectors.shape} for {len(everything)} texts: it must give one of "
+                "shape (n, d), a vector a text"
+            )
         ranking = rank_catalog(
             vectors[len(titles) :],
             vectors[: len(titles)],
@@ -191,7 +245,9 @@ def ranks_of_embeddings(predictions, references, ks, *, item_embeddings=None, du
     """Ranks ((n,) int64) of target rows for prediction vectors; none is empty."""
     if item_embeddings is None:
         raise ValueError("config 'embeddings' needs item_embeddings=: an array (n_items, d), in catalog order")
-    widths = {len(vector) if vector is not None else 0 for vector in predictions}
+    if len(item_embeddings) == 0:
+        raise ValueError("item_embeddings is empty: give a vector for every row of the catalog")
+    widths = {len(vector) for vector in predictions}
     if len(widths) > 1:
         raise ValueError(f"predictions have vectors of {sorted(widths)} dimensions: give every example one of the same")
     items = check_vectors("item_embeddings", item_embeddings)

@@ -1,5 +1,7 @@
 """Titles: how two are compared, and reading a catalog's from a file."""
 
+import csv
+import io
 from pathlib import Path
 
 
@@ -14,7 +16,8 @@ def clean_title(title: str) -> str:
 
 def read_titles(path: str | Path) -> list[str]:
     """Titles in catalog order from a UTF-8 file: `movies.dat` (`id::title::genres`), `id2name.txt` (`title<TAB>row`,
-    rows 0..n-1), parquet with a `title` column, else one title a line; or from the folder of a prepared set.
+    rows 0..n-1), parquet or CSV with a `title` column, any other `.txt` (or no ending): one title a line; or from the
+    folder of a prepared set.
 
     Lines end at line feeds only (titles may hold other separators). Raises ValueError naming file and line.
     """
@@ -24,10 +27,16 @@ def read_titles(path: str | Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"catalog {str(path)!r} does not exist: give a list of titles or a file that holds them")
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path, columns=["title"])["title"].to_pylist()
-    lines = [line.removesuffix("\r") for line in path.read_text(encoding="utf-8").split("\n")]
+        return _parquet_titles(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8, or give a list of titles"
+        ) from error
+    if path.suffix == ".csv":
+        return _csv_titles(path, text)
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     lines = lines[:-1] if lines and not lines[-1] else lines
     if path.suffix == ".dat":
         fields = [line.split("::") for line in lines]
@@ -43,4 +52,40 @@ def read_titles(path: str | Path) -> list[str]:
                 raise ValueError(f"{path}:{number}: expected title<TAB>row, each row of 0..{len(lines) - 1} once")
             titles[int(row)] = title
         return [titles[row] for row in range(len(titles))]
+    if path.suffix not in ("", ".txt"):
+        raise ValueError(
+            f"{path}: unknown kind of catalog file: give movies.dat, id2name.txt, parquet or CSV with a column title, "
+            "a .txt with one title a line, or a list of titles"
+        )
     return lines
+
+
+def _parquet_titles(path: Path) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.read_schema(path).names
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no parquet file: write it again") from error
+    if "title" not in names:
+        raise ValueError(
+            f"{path} has no column 'title', it has {', '.join(names)}: rename one, or give a list of titles"
+        )
+    return pq.read_table(path, columns=["title"])["title"].to_pylist()
+
+
+def _csv_titles(path: Path, text: str) -> list[str]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    titles = []
+    try:
+        names = reader.fieldnames or []
+        if "title" not in names:
+            raise ValueError(f"{path}:1: no column 'title' among {', '.join(names)}: name it in the header")
+        for row in reader:
+            if row["title"] is None:
+                raise ValueError(f"{path}:{reader.line_num}: the field title is missing: repair the line")
+            titles.append(row["title"])
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.reader.line_num}: {error}: repair the quotes") from error
+    return titles

@@ -110,7 +110,7 @@ def read_catalog_file(path: Path, encoding: str | None = None) -> Catalog:
                 "remove one of the two"
             )
         first_line[item.item_id] = item.line
-        if not item.title:
+        if not clean_title(item.title):  # spaces and quotes are no title
             raise BigrecError(f"{path}:{item.line}: item {item.item_id!r} has no title: give it one or remove the line")
     return Catalog([item.item_id for item in items], [item.title for item in items])
 
@@ -148,7 +148,7 @@ def read_text(path: Path, encoding: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise BigrecError(
             f"{path}:{line}: byte 0x{data[error.start]:02x} is not valid {encoding}: "
-            "repair the file or name its encoding, e.g. --encoding latin-1"
+            "repair the file or name its encoding, e.g. --encoding latin-1 (of prepare and evaluate)"
         ) from error
     except LookupError as error:
         raise BigrecError(

@@ -3,6 +3,10 @@
 Takes generations.parquet, a run folder, the reference's prediction JSON (an array of {"instruction", "input", "output",
 "predict": [...]}), or folders of such files. One input writes results.json, per_example.parquet and rankings.parquet
 into the output folder itself; several write a subfolder each, named after the file.
+
+Half a surrogate pair in a prediction (`"\\ud83d"`, which no UTF-8 file can hold) is read as U+FFFD; the number of such
+answers is printed. An `input` that is no list of titles is an error with --exclude_history only; without it such
+records count as without history, and their number is printed.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from bigrec_hf.generations import GENERATIONS_FILE, Answers, read_generations, r
 from bigrec_hf.ground import RANKINGS_FILE, catalog_source, ground_answers, open_index, write_table
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import parse_input
+from bigrec_hf.recipes import check_folder
 from bigrec_hf.score import results_table, score_rankings, write_results
 
 if TYPE_CHECKING:
@@ -58,37 +63,70 @@ def find_generations(paths: Sequence[str]) -> dict[str, Path]:
 
 
 def has_predict(file: Path) -> bool:
-    """Whether a JSON file looks like the reference's predictions: an array whose first record has `predict`."""
-    try:
-        records = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return False
+    """Whether a JSON file looks like the reference's predictions: an array whose first record has `predict`.
+
+    Raises BigrecError for a file that is no JSON: it may be a prediction file that was cut off.
+    """
+    records = read_json(file)
     return isinstance(records, list) and bool(records) and isinstance(records[0], dict) and C.PREDICT in records[0]
 
 
-def read_predictions(path: Path, catalog: Catalog) -> Answers:
+def read_json(path: Path) -> Any:
+    """The content of a UTF-8 JSON file, with or without a byte order mark. Raises BigrecError naming file and line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise BigrecError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}): write it again or remove it"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save the predictions as UTF-8") from error
+
+
+def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False) -> Answers:
     """Answers of the reference's prediction JSON; ids are `{file stem}:{record number}`, as `load_json_examples` gives.
 
     The first of `predict` is grounded (stripped of spaces and quotes, as the reference does); history titles of no
-    catalog row are left out. Raises BigrecError naming file and record.
+    catalog row are left out. Raises BigrecError naming file and record; for a history that cannot be read only where it
+    is needed.
     """
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
-    except UnicodeDecodeError as error:
-        raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save the predictions as UTF-8") from error
+    records = read_json(path)
     if not isinstance(records, list) or not records:
         raise BigrecError(f"{path} must hold a JSON array of at least one record with `output` and `predict`")
     known = catalog.rows_by_title
     texts, outputs, histories = [], [], []
+    n_repaired = n_unread = 0
     for number, record in enumerate(records):
-        texts.append(_first_text(record, f"{path}, record {number}"))
+        place = f"{path}, record {number}"
+        text = _first_text(record, place)
+        texts.append(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        n_repaired += texts[-1] != text
         outputs.append(clean_title(record[C.OUTPUT]))
-        titles = parse_input(record[C.INPUT])[1] if isinstance(record.get(C.INPUT), str) else []
+        try:
+            titles = _history(record, place)
+        except BigrecError:
+            if need_history:
+                raise
+            titles, n_unread = [], n_unread + 1
         histories.append([known[clean_title(title)][0] for title in titles if clean_title(title) in known])
+    for n, what in (
+        (n_repaired, "answers hold half a surrogate pair, read as U+FFFD"),
+        (n_unread, "records have no readable history, they count as without one"),
+    ):
+        if n:
+            print(f"evaluate: {path}: {n} of {len(records)} {what}", file=sys.stderr)
     targets = resolve_targets(outputs, None, catalog, str(path))
     return Answers([f"{path.stem}:{number}" for number in range(len(records))], texts, targets, histories)
+
+
+def _history(record: dict[str, Any], place: str) -> list[str]:
+    """The history titles in a record's `input`."""
+    if not isinstance(record.get(C.INPUT), str):
+        raise BigrecError(f"{place}: no text field 'input': --exclude_history needs it")
+    try:
+        return parse_input(record[C.INPUT])[1]
+    except BigrecError as error:
+        raise BigrecError(f"{place}: {error}") from error
 
 
 def _first_text(record: Any, place: str) -> str:
@@ -102,9 +140,11 @@ def _first_text(record: Any, place: str) -> str:
     return clean_title(predict[0]) if predict else ""
 
 
-def evaluate_file(path: Path, catalog: Catalog) -> Answers:
+def evaluate_file(path: Path, catalog: Catalog, *, need_history: bool) -> Answers:
     """Answers of one prediction file, by its suffix."""
-    return read_generations(path, catalog) if path.suffix == ".parquet" else read_predictions(path, catalog)
+    if path.suffix == ".parquet":
+        return read_generations(path, catalog)
+    return read_predictions(path, catalog, need_history=need_history)
 
 
 def main(
@@ -118,9 +158,11 @@ def main(
     if evaluate.output_dir is None:
         raise BigrecError("no output folder given: name it with --output_dir")
     output = Path(evaluate.output_dir)
+    check_folder(output, "output_dir")
     files = find_generations(evaluate.generations)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset), evaluate.catalog_encoding)
-    answers = {name: evaluate_file(file, catalog) for name, file in files.items()}  # all read before the model loads
+    # all are read before the model loads
+    answers = {name: evaluate_file(file, catalog, need_history=ground.exclude_history) for name, file in files.items()}
     index, encode = open_index(catalog, model, ground, output / "index")
     rows = {}
     for name, answer in answers.items():

@@ -155,13 +155,14 @@ def build_index(
     Encodes in parts that a killed run leaves behind for the next one; the files are moved into place when complete.
     `state`: the processes that call this together (None = this one alone). Each encodes its share of the parts, the
     first writes the files, all return the same index; the parts do not depend on how many processes there are.
-    Raises BigrecError for an empty catalog, NaN embeddings, or a refused index.
+    Raises BigrecError for an empty catalog, NaN embeddings, a refused index, or a folder that holds something else.
     """
     folder = Path(index_dir)
     expected = index_fingerprint(catalog, encoder)
     found = read_fingerprint(folder)
     if found is not None and (not owned or not differences(found, expected)):
         return load_index(folder, expected)
+    check_index_folder(folder)
     if len(catalog) == 0:
         raise BigrecError("the catalog is empty: an index needs at least one title")
     titles = list(dict.fromkeys(clean_title(title) for title in catalog.titles))
@@ -204,6 +205,21 @@ def table_vectors(table: pa.Table) -> np.ndarray:
     """(n, d) float32 of a `vectors_table`."""
     column = table["vector"].combine_chunks()
     return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def check_index_folder(folder: Path) -> None:
+    """Raise BigrecError for a file, and for a folder with other files than an index, whole or half-built, but none."""
+    if folder.exists() and not folder.is_dir():
+        raise BigrecError(f"{folder} is a file: name a folder for the index with --index_dir")
+    if not folder.is_dir() or (folder / FINGERPRINT_FILE).is_file():
+        return
+    own = {*INDEX_FILES, *(f".{name}.tmp" for name in INDEX_FILES)}
+    foreign = [f.name for f in sorted(folder.iterdir()) if f.name not in own and not f.name.startswith(PARTS_FOLDER)]
+    if foreign:
+        raise BigrecError(
+            f"{folder} is not empty and no index (it holds {foreign[0]!r} and no {FINGERPRINT_FILE}): "
+            "name another folder with --index_dir"
+        )
 
 
 def write_index(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bigrec_hf.prepare_facts import describe_splits, sha256_of, summary_table
 from bigrec_hf.prepare_place import FACTS_FILE, check_replaceable, put_in_place, remove_stale, temporary_sibling
 from bigrec_hf.protocols import Protocol, filter_interactions, first_appearance, resolve_protocol, shuffled
 from bigrec_hf.settings import PrepareSettings
+from bigrec_hf.settings.field import check_limits
 from bigrec_hf.sources import RawData
 from bigrec_hf.sources.download import download_movielens
 from bigrec_hf.sources.reading import read_source, source_files
@@ -41,6 +42,8 @@ def prepare_dataset(source: str, raw_dir: str | Path | None, prepared_dir: str |
     settings = PrepareSettings(
         source=source, raw_dir=str(raw_dir) if raw_dir else None, prepared_dir=str(prepared_dir), **options
     )
+    for item in fields(settings):  # a caller's own options have gone through no recipe or command line
+        check_limits(item.metadata, getattr(settings, item.name), item.name)
     target = Path(prepared_dir)
     check_replaceable(target)
     protocol = _protocol(settings)
@@ -258,8 +261,8 @@ def main(prepare: PrepareSettings) -> None:
     source, raw_dir, target = (options.pop(name) for name in ("source", "raw_dir", "prepared_dir"))
     source = source or ("movielens" if prepare.download else None)
     if source is None or target is None:
-        missing = "source" if source is None else "prepared_dir"
-        raise BigrecError(f"{missing} is not set: name it with --{missing}")
+        missing, flag = ("source", "--source") if source is None else ("the folder to write to", "--output_dir")
+        raise BigrecError(f"{missing} is not set: name it with {flag}")
     prepare_dataset(source, raw_dir, target, **options)
 
 

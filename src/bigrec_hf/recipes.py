@@ -20,9 +20,25 @@ import yaml
 
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.settings import SECTIONS
+from bigrec_hf.settings.field import check_value, limits_text
 
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 as `safe_load` reads it; a key that stands twice in one mapping is an error, not the last one's win."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {key.value!r} stands twice, remove one"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 def field_types(section: str) -> dict[str, Any]:
@@ -66,7 +82,7 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
     if kind in (int, float) and isinstance(value, str | int | float) and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-4 as a string
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             number = None
         if number is not None and (kind is float or number.is_integer()):
             return kind(number)
@@ -82,7 +98,7 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
     if path.resolve() in _seen:
         raise BigrecError(f"recipe {str(path)!r} extends itself: remove the circle of `extends`")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BigrecError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -106,18 +122,9 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
             if key not in hints:
                 raise _unknown_key(key, list(hints), where)
             checked = coerce(value, hints[key], f"{key} in {where}")
-            check_choice(section, key, checked, f"{key} in {where}")
+            check_value(SECTIONS[section], key, checked, f"{key} in {where}")
             merged.setdefault(section, {})[key] = checked
     return merged
-
-
-def check_choice(section: str, key: str, value: Any, where: str) -> None:
-    """Raise BigrecError where a field with `choices` holds something else."""
-    choices = next(f for f in fields(SECTIONS[section]) if f.name == key).metadata.get("choices")
-    if choices and value is not None and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
-        raise BigrecError(f"{where} is {value!r}: {hint}")
 
 
 def _parse_bool(text: str) -> bool:
@@ -129,7 +136,10 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_mapping(text: str) -> dict[str, Any]:
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.load(text, _RecipeLoader)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no mapping: expected e.g. '{{max_grad_norm: 0.3}}'")
     return value
@@ -146,6 +156,8 @@ def add_section_arguments(parser: argparse.ArgumentParser, section: str, aliases
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         shown = item.metadata["help"].replace("%", "%%")
+        if {"above", "most", "below"} & set(item.metadata):  # at least 0 or 1 goes without saying
+            shown += f"; {limits_text(item.metadata)}"
         if default not in (None, [], {}):
             shown_default = " ".join(map(str, default)) if isinstance(default, list) else default
             shown += f" (default: {str(shown_default).lower() if isinstance(default, bool) else shown_default})"
@@ -165,10 +177,15 @@ def add_section_arguments(parser: argparse.ArgumentParser, section: str, aliases
         if item.metadata.get("positional"):
             group.add_argument(item.name, **options)
         else:
-            flags = [item.metadata.get("flag", f"--{item.name}")]
+            flags = [flag_of(section, item.name)]
             if item.name in aliases:
                 flags.append(aliases[item.name])
             group.add_argument(*flags, dest=item.name, **options)
+
+
+def flag_of(section: str, key: str) -> str:
+    """The flag that sets a field on the command line."""
+    return next(f for f in fields(SECTIONS[section]) if f.name == key).metadata.get("flag", f"--{key}")
 
 
 def default_run_dir(recipe: Path) -> str:
@@ -182,6 +199,13 @@ def default_run_dir(recipe: Path) -> str:
     return str(Path("runs") / "-".join(parts))
 
 
+def check_folder(folder: Path, setting: str) -> None:
+    """Raise BigrecError where a folder to write into is a file, or lies in one; it need not exist."""
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    if file is not None:
+        raise BigrecError(f"{setting} is {str(folder)!r}, but {file} is a file: name another folder with --output_dir")
+
+
 def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
     """All sections as settings objects: defaults, then the recipe, then `overrides` (field name -> value).
 
@@ -193,12 +217,14 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
         section = _section_of(key)
         if section is None:
             raise _unknown_key(key, [f.name for cls in SECTIONS.values() for f in fields(cls)], "the command line")
+        check_value(SECTIONS[section], key, value, flag_of(section, key))
         merged.setdefault(section, {})[key] = value
     run = merged.setdefault("run", {})
     if run.get("run_dir") is None and recipe is not None:
         run["run_dir"] = default_run_dir(Path(recipe))
     if run.get("run_dir") is not None:
         folder = Path(run["run_dir"])
+        check_folder(folder, "run_dir")
         prepare = merged.setdefault("prepare", {})
         if prepare.get("source") and not prepare.get("prepared_dir"):
             prepare["prepared_dir"] = str(folder / "data")

@@ -1,18 +1,58 @@
-"""How one setting is declared."""
+"""How one setting is declared, and the limits of its value."""
 
 from __future__ import annotations
 
-from dataclasses import field
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import field, fields
 from typing import Any
+
+from bigrec_hf.errors import BigrecError
+
+LIMITS = {  # in the words of an error and of `--help`
+    "least": ("at least", lambda value, limit: value >= limit),
+    "above": ("above", lambda value, limit: value > limit),
+    "most": ("at most", lambda value, limit: value <= limit),
+    "below": ("below", lambda value, limit: value < limit),
+}
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
     """A dataclass field with its help text; mutable defaults are copied.
 
-    `more`: `choices`, `positional`, `flag`; `hub`: the field may name a Hub repository of this type (`words`: values
-    that do not; `creates`: where there is no such repository, a folder to make).
+    `more`: `choices`, `positional`, `flag`; `least`, `above`, `most`, `below`: limits of a number, or of every element
+    of a list; `hub`: the field may name a Hub repository of this type (`words`: values that do not; `creates`: where
+    there is no such repository, a folder to make).
     """
     metadata = {"help": help, **more}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def limits_text(metadata: Mapping[str, Any]) -> str:
+    """The limits in words: "at least 0, at most 1"; "" where there are none."""
+    return ", ".join(f"{words} {metadata[name]}" for name, (words, _) in LIMITS.items() if name in metadata)
+
+
+def check_value(cls: type, key: str, value: Any, where: str) -> None:
+    """Raise BigrecError where the field `key` of `cls` holds none of its choices, or a number outside its limits."""
+    metadata = next(f for f in fields(cls) if f.name == key).metadata
+    choices = metadata.get("choices")
+    if choices and value is not None and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
+        raise BigrecError(f"{where} is {value!r}: {hint}")
+    check_limits(metadata, value, where)
+
+
+def check_limits(metadata: Mapping[str, Any], value: Any, where: str) -> None:
+    """Raise BigrecError where a number, or one in a list, is outside the limits; NaN and infinity always are."""
+    for number in value if isinstance(value, list) else [value]:
+        if not isinstance(number, int | float):
+            continue
+        within = all(holds(number, metadata[name]) for name, (_, holds) in LIMITS.items() if name in metadata)
+        if not (within and math.isfinite(number)):
+            held = f"holds {number!r}" if isinstance(value, list) else f"is {number!r}"
+            raise BigrecError(f"{where} {held}: expected {limits_text(metadata) or 'a finite number'}")

@@ -20,15 +20,17 @@ class GroundSettings:
     encoder_dtype: str = setting(
         "float32", "arithmetic of the encoder", choices=("auto", "bfloat16", "float16", "float32")
     )
-    encode_batch_tokens: int = setting(4096, "tokens encoded together, padding included")
+    encode_batch_tokens: int = setting(4096, "tokens encoded together, padding included", least=1)
     index_dir: str | None = setting(
         None,
         "catalog index: folder (made if missing) or Hub id, `@revision` allowed (default: <run_dir>/index)",
         hub="dataset",
         creates=True,
     )
-    top_k: int = setting(50, "nearest items kept an example in rankings.parquet")
-    memory_mib: int = setting(256, "memory for distances, in MiB; the catalog is scanned in chunks of that size")
+    top_k: int = setting(50, "nearest items kept an example in rankings.parquet", least=1)
+    memory_mib: int = setting(
+        256, "memory for distances, in MiB; the catalog is scanned in chunks of that size", least=1
+    )
     ranking: str = setting(
         "distance",
         "distance = all items by distance to the first text; hybrid = the titles among all texts first, in that order, "
@@ -53,10 +55,10 @@ class GroundSettings:
 class ScoreSettings:
     """NDCG@K and HR@K with bootstrap intervals."""
 
-    ks: list[int] = setting([1, 3, 5, 10, 20, 50], "cut-offs K")
+    ks: list[int] = setting([1, 3, 5, 10, 20, 50], "cut-offs K", least=1)
     drop_empty: bool = setting(False, "leave empty answers out of the mean, as the reference does (default: a miss)")
-    bootstrap: int = setting(1000, "bootstrap resamples for the intervals; 0 = none")
-    confidence: float = setting(0.95, "level of the intervals")
+    bootstrap: int = setting(1000, "bootstrap resamples for the intervals; 0 = none", least=0)
+    confidence: float = setting(0.95, "level of the intervals", above=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class RerankSettings:
         "reweight: the reference's grid of gamma; auto = popularity for popularity alone, else movie",
         choices=("auto", "movie", "game", "popularity"),
     )
-    gamma_values: list[float] = setting([], "reweight: a grid of your own, -300 to 300")
-    share_values: list[float] = setting([], "mix, rrf: a grid of your own, 0 to 1 (default: 0, 0.01 .. 1)")
+    gamma_values: list[float] = setting([], "reweight: a grid of your own", least=-300, most=300)
+    share_values: list[float] = setting([], "mix, rrf: a grid of your own (default: 0, 0.01 .. 1)", least=0, most=1)
     choose_by: str = setting("each", "each = a choice for every metric and K; ndcg@10, hr@5 ... = this one's for all")
 
 
@@ -94,10 +96,10 @@ class DebiasSettings:
 
     debias_scores: str = setting("sasrec", "the collaborative model: the run's subfolder that holds scores.safetensors")
     debias_lm_weights: list[float] = setting(
-        [0.1, 0.3, 0.5, 0.7, 0.9], "shares a of the LM to try in a * log p_LM + (1 - a) * log p_CF, 0 to 1"
+        [0.1, 0.3, 0.5, 0.7, 0.9], "shares a of the LM to try in a * log p_LM + (1 - a) * log p_CF", least=0, most=1
     )
-    debias_beams: int = setting(10, "beams an example; their titles stand first in the ranking")
-    debias_examples: int = setting(200, "validation examples to decode with each share, at most")
+    debias_beams: int = setting(10, "beams an example; their titles stand first in the ranking", least=1)
+    debias_examples: int = setting(200, "validation examples to decode with each share, at most", least=1)
     debias_metric: str = setting("ndcg@10", "metric that chooses the share: ndcg@K or hr@K")
 
 
@@ -113,9 +115,13 @@ class KeywordsSettings:
     keywords_noun: str | None = setting(
         None, "what a title names, singular, e.g. movie (default: the prepared set's noun, else item)"
     )
-    keywords_tokens: int = setting(64, "tokens a keyword answer may have")
-    keywords_batch_size: int = setting(32, "titles asked together, at most, on each process: what a kill can lose")
-    keywords_batch_tokens: int = setting(65536, "prompt and answer tokens decoded together, at most, padding counted")
+    keywords_tokens: int = setting(64, "tokens a keyword answer may have", least=1)
+    keywords_batch_size: int = setting(
+        32, "titles asked together, at most, on each process: what a kill can lose", least=1
+    )
+    keywords_batch_tokens: int = setting(
+        65536, "prompt and answer tokens decoded together, at most, padding counted", least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -129,12 +135,15 @@ class FuseSettings:
         choices=("min", "weighted", "rrf", "keywords", "all"),
     )
     fusion_metric: str = setting("ndcg@10", "metric that chooses the parameters on validation: ndcg@K or hr@K")
-    fusion_beams: int = setting(0, "texts an example to use, at most (1 to this many are tried); 0 = all")
+    fusion_beams: int = setting(0, "texts an example to use, at most (1 to this many are tried); 0 = all", least=0)
     fusion_penalties: list[float] = setting(
         [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
         "weighted: penalties to try, in catalog radii (root mean square) for a nat a token of score",
+        least=0,
     )
-    fusion_k0: list[int] = setting([0, 1, 2, 5, 10, 20, 60, 100], "rrf: constants k0 to try in 1 / (k0 + rank)")
+    fusion_k0: list[int] = setting(
+        [0, 1, 2, 5, 10, 20, 60, 100], "rrf: constants k0 to try in 1 / (k0 + rank)", least=0
+    )
     keywords_file: str | None = setting(None, "keywords (default: <run_dir>/keywords/keywords.parquet)")
 
 
@@ -146,27 +155,32 @@ class EvaluateSettings:
         [], "generations.parquet, a run folder, the reference's prediction JSON (with `predict`), or folders of them"
     )
     output_dir: str | None = setting(None, "folder for results.json, per_example.parquet and rankings.parquet")
-    catalog_encoding: str | None = setting(None, "text encoding of the catalog file (default: the format's own)")
+    catalog_encoding: str | None = setting(
+        None, "text encoding of the catalog file (default: the format's own)", flag="--encoding"
+    )
 
 
 @dataclass(frozen=True)
 class SasrecSettings:
     """SASRec, the sequential baseline, trained on the same examples."""
 
-    sasrec_dim: int = setting(64, "size of item embeddings and hidden states")
-    sasrec_layers: int = setting(2, "transformer blocks")
-    sasrec_heads: int = setting(2, "attention heads")
-    sasrec_dropout: float = setting(0.3, "dropout probability")
-    sasrec_max_length: int = setting(10, "history items it looks at, at most (as the prompts)")
+    sasrec_dim: int = setting(64, "size of item embeddings and hidden states", least=1)
+    sasrec_layers: int = setting(2, "transformer blocks", least=1)
+    sasrec_heads: int = setting(2, "attention heads", least=1)
+    sasrec_dropout: float = setting(0.3, "dropout probability", least=0, below=1)
+    sasrec_max_length: int = setting(10, "history items it looks at, at most (as the prompts)", least=1)
     sasrec_stride: int = setting(
-        2, "items between the ends of training windows: max_length = each item is a target once an epoch, 1 = often"
+        2,
+        "items between the ends of training windows: max_length = each item is a target once an epoch, 1 = often",
+        least=1,
     )
-    sasrec_epochs: int = setting(100, "passes over the training windows, at most")
-    sasrec_patience: int = setting(5, "early stopping: epochs without a better validation NDCG@10; 0 = never")
-    sasrec_lr: float = setting(1e-3, "learning rate (AdamW, constant)")
-    sasrec_weight_decay: float = setting(0.0, "weight decay of AdamW")
-    sasrec_batch_size: int = setting(256, "windows an optimizer step")
+    sasrec_epochs: int = setting(100, "passes over the training windows, at most", least=1)
+    sasrec_patience: int = setting(5, "early stopping: epochs without a better validation NDCG@10; 0 = never", least=0)
+    sasrec_lr: float = setting(1e-3, "learning rate (AdamW, constant)", above=0)
+    sasrec_weight_decay: float = setting(0.0, "weight decay of AdamW", least=0)
+    sasrec_batch_size: int = setting(256, "windows an optimizer step", least=1)
     sasrec_negatives: int = setting(
         2048,
         "items sampled a step for the softmax, with logQ correction; catalogs no larger, or 0: the full softmax",
+        least=0,
     )

@@ -18,8 +18,8 @@ class ReportSettings:
         None,
         "row that the others are tested against: METHOD or RUN/METHOD, or none (default: finetuned, of the first run)",
     )
-    significance_level: float = setting(0.05, "mark a difference where its corrected p is below this")
-    permutations: int = setting(10_000, "random sign flips of the permutation test, at least")
+    significance_level: float = setting(0.05, "mark a difference where its corrected p is below this", above=0, below=1)
+    permutations: int = setting(10_000, "random sign flips of the permutation test, at least", least=1)
     differences: bool = setting(False, "also show every difference with its interval and corrected p")
     breakdown: bool = setting(
         False, "also by history length and target popularity, with coverage and diversity (written to breakdown.json)"

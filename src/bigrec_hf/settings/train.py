@@ -13,7 +13,7 @@ class RunSettings:
     """Where a run lives."""
 
     run_dir: str | None = setting(None, "folder of the run (default: runs/<recipe path, joined by dashes>)")
-    seed: int = setting(0, "seed of sampling, initialization, shuffling and generation")
+    seed: int = setting(0, "seed of sampling, initialization, shuffling and generation", least=0, most=2**32 - 1)
     method: str = setting(
         "finetuned",
         "subfolder of the run to work in, a name of your own for other settings (decoding, beams) of the same adapter; "
@@ -34,7 +34,7 @@ class PipelineSettings:
         "more rankings with the same adapter, beside it in the report, any of: sasrec, fuse, rerank, constrained, "
         "debias (with sections of their own; what is to be chosen is chosen on validation examples)",
     )
-    constrained_beams: int = setting(10, "beams of the ranker `constrained`")
+    constrained_beams: int = setting(10, "beams of the ranker `constrained`", least=1)
     from_stage: str | None = setting(
         None,
         "redo this stage and all after it, done or not",
@@ -45,7 +45,10 @@ class PipelineSettings:
         ),
     )
     seeds: list[int] = setting(
-        [], "run once with each of these seeds, in <run_dir>/seed-N, and report their spread (default: the seed alone)"
+        [],
+        "run once with each of these seeds, in <run_dir>/seed-N, and report their spread (default: the seed alone)",
+        least=0,
+        most=2**32 - 1,
     )
 
 
@@ -80,25 +83,35 @@ class PrepareSettings:
     noun: str | None = setting(None, "what is recommended, plural, e.g. movies (default: by source and preset)")
     noun_singular: str | None = setting(None, "singular of the noun (default: without its s)")
     verb: str | None = setting(None, "what users did with it, e.g. watched (default: by source and preset)")
-    window: int = setting(0, "history items of an example, at most; 0 = 10, as all presets")
+    window: int = setting(0, "history items of an example, at most; 0 = 10, as all presets", least=0)
     min_history: int = setting(
-        0, "history items an example needs, at least; 0 = the preset's (the window for bigrec-*, else 1)"
+        0, "history items an example needs, at least; 0 = the preset's (the window for bigrec-*, else 1)", least=0
     )
-    min_rating: float = setting(0.0, "keep interactions rated at least this; 0 = keep all")
+    min_rating: float = setting(0.0, "keep interactions rated at least this; 0 = keep all", least=0)
     date_from: str | None = setting(
         None, "keep interactions from this UTC date or time on, e.g. 2017-10-01 (d3: 2017-10-01)"
     )
     date_to: str | None = setting(None, "keep interactions up to this UTC instant, inclusive (d3: 2018-11-01)")
-    k_core: int = setting(0, "drop users and items with fewer interactions, repeatedly; 0 = the preset's, 1 = no")
-    min_items: int = setting(
-        10_000, "d3: start the date window a year earlier while fewer items remain (not before 1996); 0 = never"
+    k_core: int = setting(
+        0, "drop users and items with fewer interactions, repeatedly; 0 = the preset's, 1 = no", least=0
     )
-    train_fraction: float = setting(0.8, "share of the examples, by time, for training (not for leave-one-out)")
-    validation_fraction: float = setting(0.1, "share for validation, after training; the rest is the test split")
+    min_items: int = setting(
+        10_000,
+        "d3: start the date window a year earlier while fewer items remain (not before 1996); 0 = never",
+        least=0,
+    )
+    train_fraction: float = setting(
+        0.8, "share of the examples, by time, for training (not for leave-one-out)", above=0, most=1
+    )
+    validation_fraction: float = setting(
+        0.1, "share for validation, after training; the rest is the test split", least=0, below=1
+    )
     drop_untitled: bool = setting(
         False, "drop interactions whose item has no title, counted (amazon always does); false = an error"
     )
-    text_sample: int = setting(1024, "training examples written out in the text config (shuffle seed 0); 0 = all")
+    text_sample: int = setting(
+        1024, "training examples written out in the text config (shuffle seed 0); 0 = all", least=0
+    )
     user_column: str = setting("user_id", "tabular: column of the user")
     item_column: str = setting("item_id", "tabular: column of the item id, in both files")
     title_column: str = setting("title", "tabular: column of the item title, in either file")
@@ -126,7 +139,7 @@ class DataSettings:
         hub="dataset",
     )
     split: str = setting("test", "split that generation and scoring use", choices=("train", "validation", "test"))
-    eval_sample: int = setting(5000, "examples drawn from the split as the reference does (seed 42); 0 = all")
+    eval_sample: int = setting(5000, "examples drawn from the split as the reference does (seed 42); 0 = all", least=0)
 
 
 @dataclass(frozen=True)
@@ -161,33 +174,35 @@ class PromptSettings:
         "template for generation (default: the training template)",
         choices=("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced"),
     )
-    max_history: int = setting(10, "history titles in a prompt, at most (the newest are kept)")
-    max_length: int = setting(1024, "prompt + completion, in tokens; the oldest history titles give way")
+    max_history: int = setting(10, "history titles in a prompt, at most (the newest are kept)", least=0)
+    max_length: int = setting(1024, "prompt + completion, in tokens; the oldest history titles give way", least=1)
 
 
 @dataclass(frozen=True)
 class SftSettings:
     """LoRA fine-tuning with TRL's SFTTrainer; the defaults are the reference's."""
 
-    sample: int = setting(1024, "training examples drawn from each data set; 0 = all")
-    validation_sample: int = setting(5000, "validation examples for the loss, at most; 0 = all")
-    epochs: float = setting(5.0, "passes over the training sample")
-    learning_rate: float = setting(1e-4, "peak learning rate (AdamW, linear decay)")
-    warmup_steps: float = setting(20, "warm-up: a number of optimizer steps, or below 1 a share of all steps")
-    global_batch_size: int = setting(128, "examples an optimizer step, over all processes and accumulation steps")
-    micro_batch_size: int = setting(8, "examples a forward pass, on each process")
-    patience: int = setting(5, "early stopping: epochs without a better validation loss; 0 = never")
+    sample: int = setting(1024, "training examples drawn from each data set; 0 = all", least=0)
+    validation_sample: int = setting(5000, "validation examples for the loss, at most; 0 = all", least=0)
+    epochs: float = setting(5.0, "passes over the training sample", above=0)
+    learning_rate: float = setting(1e-4, "peak learning rate (AdamW, linear decay)", above=0)
+    warmup_steps: float = setting(20, "warm-up: a number of optimizer steps, or below 1 a share of all steps", least=0)
+    global_batch_size: int = setting(
+        128, "examples an optimizer step, over all processes and accumulation steps", least=1
+    )
+    micro_batch_size: int = setting(8, "examples a forward pass, on each process", least=1)
+    patience: int = setting(5, "early stopping: epochs without a better validation loss; 0 = never", least=0)
     completion_only: bool = setting(True, "loss on the title only; false = on prompt and title (BIGRec)")
-    lora_r: int = setting(8, "LoRA rank")
-    lora_alpha: int = setting(16, "LoRA scale (alpha / r multiplies the update)")
-    lora_dropout: float = setting(0.05, "LoRA dropout probability")
+    lora_r: int = setting(8, "LoRA rank", least=1)
+    lora_alpha: int = setting(16, "LoRA scale (alpha / r multiplies the update)", least=1)
+    lora_dropout: float = setting(0.05, "LoRA dropout probability", least=0, below=1)
     lora_target_modules: list[str] = setting(
         ["q_proj", "v_proj"], "layers that get an adapter, by name; `all-linear` = every linear layer but the head"
     )
     packing: bool = setting(False, "several examples in one sequence, kept apart by position ids")
     length_grouping: bool = setting(False, "batches of examples of similar length")
     activation_checkpointing: bool = setting(False, "less memory for about a third more time")
-    evals_per_epoch: int = setting(1, "evaluations and checkpoints an epoch; 0 = none until the end")
+    evals_per_epoch: int = setting(1, "evaluations and checkpoints an epoch; 0 = none until the end", least=0)
     trainer_args: dict[str, Any] = setting({}, "any other trl.SFTConfig field, e.g. {max_grad_norm: 0.3}")
     adapter_dir: str | None = setting(None, "folder of the adapter (default: <run_dir>/adapter)")
 
@@ -213,7 +228,7 @@ class GenerateSettings:
         "collaborative model's item scores",
         choices=("beam", "greedy", "sample", "constrained", "debiased"),
     )
-    num_beams: int = setting(4, "beams (decoding: beam, constrained, debiased)")
+    num_beams: int = setting(4, "beams (decoding: beam, constrained, debiased)", least=1)
     length_penalty: float = setting(
         1.0, "a beam's score is divided by its number of tokens ** this; 0 = no length normalization (debiased: always)"
     )
@@ -221,16 +236,23 @@ class GenerateSettings:
         None, "item scores of a collaborative model on the same examples, scores.safetensors (decoding: debiased)"
     )
     lm_weight: float = setting(
-        0.5, "a in a * log p_LM + (1 - a) * log p_CF, 0 to 1; 1 = the language model alone (decoding: debiased)"
+        0.5,
+        "a in a * log p_LM + (1 - a) * log p_CF; 1 = the language model alone (decoding: debiased)",
+        least=0,
+        most=1,
     )
-    num_return_sequences: int = setting(0, "texts kept an example, best first; 0 = all beams, or 1 sample")
+    num_return_sequences: int = setting(0, "texts kept an example, best first; 0 = all beams, or 1 sample", least=0)
     max_new_tokens: int = setting(
-        64, "tokens an answer may have (decoding: constrained, debiased: as many as the longest title has)"
+        64, "tokens an answer may have (decoding: constrained, debiased: as many as the longest title has)", least=1
     )
-    temperature: float = setting(0.2, "sampling temperature (decoding: sample)")
-    top_p: float = setting(0.95, "nucleus sampling mass (decoding: sample)")
-    sample_top_k: int = setting(40, "sample among the k likeliest tokens; 0 = all (decoding: sample)")
-    generate_batch_size: int = setting(32, "prompts decoded together, at most, on each process: what a kill can lose")
+    temperature: float = setting(0.2, "sampling temperature (decoding: sample)", above=0)
+    top_p: float = setting(0.95, "nucleus sampling mass (decoding: sample)", above=0, most=1)
+    sample_top_k: int = setting(40, "sample among the k likeliest tokens; 0 = all (decoding: sample)", least=0)
+    generate_batch_size: int = setting(
+        32, "prompts decoded together, at most, on each process: what a kill can lose", least=1
+    )
     generate_batch_tokens: int = setting(
-        65536, "prompt and answer tokens decoded together, at most, beams and padding counted (bounds the KV cache)"
+        65536,
+        "prompt and answer tokens decoded together, at most, beams and padding counted (bounds the KV cache)",
+        least=1,
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 if TYPE_CHECKING:
     import polars as pl
@@ -56,6 +57,30 @@ def encode_items(items: pl.Series, catalog: Catalog) -> np.ndarray:
 
     rows = items.cast(pl.Enum(catalog.item_ids), strict=False).to_physical()
     return rows.cast(pl.Int32).fill_null(-1).to_numpy()
+
+
+def with_title(frame: pl.DataFrame, column: str) -> pl.DataFrame:
+    """The rows whose title is more than outer spaces and quotes: such titles would all be one, the empty one."""
+    import polars as pl
+
+    blank = [title for title in frame[column].unique() if title is None or not clean_title(title)]
+    return frame.filter(pl.col(column).is_not_null() & ~pl.col(column).is_in(blank))
+
+
+def whole_times(times: np.ndarray, name: str, file: Path, first_line: int | None) -> np.ndarray:
+    """(n,) float64 times -> int64, rounded down. Raises BigrecError for one that int64 cannot hold.
+
+    `first_line` is the line of the first time, None where the file has none.
+    """
+    wrong = ~(np.abs(times) < 2.0**63)  # NaN is wrong too
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        place = f"{file}: row {at}" if first_line is None else f"{file}:{at + first_line}"
+        raise BigrecError(
+            f"{place}: {name} is {float(times[at])!r}, no time since 1970 ({int(wrong.sum())} such): repair or remove "
+            "the line"
+        )
+    return np.floor(times).astype(np.int64)
 
 
 def untitled_mask(

@@ -1,7 +1,8 @@
 """Amazon reviews and metadata of 2014, 2018 (`reviewerID`, `asin`, seconds) and 2023 (`parent_asin`, milliseconds).
 
 A metadata record counts only with a usable title, a later one of the same item replaces an earlier one; reviews of an
-item without a title, or without rating or time, are dropped and counted (reference: BIGRec's game data).
+item without a title, or without rating or time, are dropped and counted (reference: BIGRec's game data). Spaces and
+quotes alone are no title (ours: the reference would keep two spaces, and all such items would share one title).
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.sources import RawData, encode_items, encode_users, find_file, require_folder
+from bigrec_hf.sources import RawData, encode_items, encode_users, find_file, require_folder, whole_times, with_title
 from bigrec_hf.sources.json_lines import first_object, read_json_lines
 
 ENDINGS = (".json", ".json.gz", ".jsonl", ".jsonl.gz")
@@ -58,6 +58,7 @@ def load_amazon(
     untitled = rows < 0
     incomplete = ~untitled & (frame[rating].is_null() | frame[time].is_null()).to_numpy()
     keep = ~(untitled | incomplete)
+    times = whole_times(frame[time].fill_null(0).to_numpy(), time, ratings, None)[keep]
     frame = frame.filter(keep)
     user_ids, users = encode_users(frame[user])
     is_games = "video_games" in items.name.lower()
@@ -67,7 +68,7 @@ def load_amazon(
         users=users,
         rows=rows[keep],
         ratings=frame[rating].cast(pl.Float32).to_numpy(),
-        times=np.floor(frame[time].to_numpy()).astype(np.int64),
+        times=times,
         raw_rows=n_raw,
         files=[ratings, items],
         time_divisor=divisor,
@@ -96,7 +97,7 @@ def read_metadata(
 ) -> tuple[Catalog, dict[str, int]]:
     """Metadata -> catalog of all items with a usable title (the last record of each), and counts of the others."""
     frame = read_json_lines(path, {item: pl.String, "title": pl.String}, required=(item,), encoding=encoding)
-    titled = frame.with_columns(title_rule(frame["title"]).alias("title")).drop_nulls("title")
+    titled = with_title(frame.with_columns(title_rule(frame["title"]).alias("title")), "title")
     if titled.height == 0:
         raise BigrecError(f"{path}: none of {frame.height} records has a usable title: check --items_file")
     last = titled.unique(item, keep="last", maintain_order=True)

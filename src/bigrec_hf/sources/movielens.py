@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from bigrec_hf.catalog import dat_encoding, find_items_file, read_catalog_file
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.sources import RawData, encode_items, encode_users, find_file, require_folder, untitled_mask
+from bigrec_hf.sources import (
+    RawData,
+    encode_items,
+    encode_users,
+    find_file,
+    require_folder,
+    untitled_mask,
+    whole_times,
+)
 from bigrec_hf.sources.delimited import FLOAT, STRING, read_delimited, read_header
 
 USER, ITEM, RATING, TIME = "user", "item", "rating", "timestamp"
@@ -39,11 +46,13 @@ def load_movielens(ratings: Path, items: Path, encoding: str | None = None, drop
     """
     catalog = read_catalog_file(items, encoding)
     frame, first_line = read_ratings(ratings, encoding or "utf-8")
+    times = whole_times(frame[TIME].to_numpy(), TIME, ratings, first_line) if TIME in frame.columns else None
     rows = encode_items(frame[ITEM], catalog)
     missing = untitled_mask(rows, frame[ITEM], ratings, first_line, drop_untitled)
     n_raw = frame.height
     if missing.any():
         frame, rows = frame.filter(~missing), rows[~missing]
+        times = None if times is None else times[~missing]
     user_ids, users = encode_users(frame[USER])
     return RawData(
         catalog=catalog,
@@ -51,7 +60,7 @@ def load_movielens(ratings: Path, items: Path, encoding: str | None = None, drop
         users=users,
         rows=rows,
         ratings=frame[RATING].cast(pl.Float32).to_numpy() if RATING in frame.columns else None,
-        times=np.floor(frame[TIME].to_numpy()).astype(np.int64) if TIME in frame.columns else None,
+        times=times,
         raw_rows=n_raw,
         files=[ratings, items],
         dropped={"item without a title": int(missing.sum())},

@@ -95,12 +95,17 @@ def load_reference_json(
             keys = [clean_title(title) for title in (*history, target)]
             if catalog is None:
                 for key, title in zip(keys, (*history, target), strict=True):
-                    if key not in rows_of:
+                    if key and key not in rows_of:
                         rows_of[key] = len(titles)
                         titles.append(title)
             elif keys[-1] == "nan" and "nan" not in rows_of and "None" in rows_of:
                 keys[-1], repaired = "None", repaired + 1
             unknown = [key for key in keys if key not in rows_of]
+            if unknown and catalog is None and not drop_untitled:
+                raise BigrecError(
+                    f"{files[split]}: record {number}: a title is empty: repair the record, or drop such examples with "
+                    "--drop_untitled true"
+                )
             if unknown and not drop_untitled:
                 raise BigrecError(
                     f"{files[split]}: record {number}: the title {unknown[0]!r} is not in {catalog_file}: give the "
@@ -165,7 +170,10 @@ def _records(path: Path) -> Iterator[tuple[str, list[str], str]]:
         for name in FIELDS:
             if not isinstance(record, dict) or not isinstance(record.get(name), str):
                 raise BigrecError(f"{path}: record {number}: the text field {name} is missing: repair the record")
-        prefix, history = parse_input(record[Columns.INPUT])
+        try:
+            prefix, history = parse_input(record[Columns.INPUT])
+        except BigrecError as error:
+            raise BigrecError(f"{path}: record {number}: {error}") from error
         output = record[Columns.OUTPUT].strip()
         if len(output) < 3 or not (output[0] == output[-1] == '"'):
             raise BigrecError(

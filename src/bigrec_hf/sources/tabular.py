@@ -12,7 +12,17 @@ import polars as pl
 
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.sources import RawData, encode_items, encode_users, find_file, require_folder, untitled_mask
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.sources import (
+    RawData,
+    encode_items,
+    encode_users,
+    find_file,
+    require_folder,
+    untitled_mask,
+    whole_times,
+    with_title,
+)
 from bigrec_hf.sources.delimited import STRING, read_delimited, read_header
 from bigrec_hf.sources.json_lines import first_object, read_json_lines
 
@@ -68,7 +78,7 @@ def load_tabular(
     ids = frame[item_column]
     conflicts = 0
     if own_titles:
-        titled = frame.select(item_column, title_column).drop_nulls().filter(pl.col(title_column) != "")
+        titled = with_title(frame.select(item_column, title_column), title_column)
         distinct = titled.unique(item_column, keep="first", maintain_order=True)
         conflicts = titled.unique().height - distinct.height
         catalog = Catalog(distinct[item_column].to_list(), distinct[title_column].to_list())
@@ -169,7 +179,12 @@ def _read_items(path: Path, item: str, title: str, separator: str | None, encodi
         at = int((~frame[item].is_first_distinct()).arg_max() or 0)
         place = f"{path}:{at + first_line}" if first_line else f"{path}: row {at}"
         raise BigrecError(f"{place}: item id {frame[item][at]!r} stands twice: remove one of the two")
-    return Catalog(frame[item].to_list(), frame[title].to_list())
+    titles = frame[title].to_list()
+    untitled = next((row for row, text in enumerate(titles) if not clean_title(text)), None)
+    if untitled is not None:
+        place = f"{path}:{untitled + first_line}" if first_line else f"{path}: row {untitled}"
+        raise BigrecError(f"{place}: item {frame[item][untitled]!r} has no title: give it one or remove the line")
+    return Catalog(frame[item].to_list(), titles)
 
 
 def _numbers(values: pl.Series, path: Path, first_line: int | None) -> np.ndarray:
@@ -197,4 +212,4 @@ def _times(values: pl.Series, divisor: int, path: Path, first_line: int | None) 
         values = moments
     if values.dtype.is_temporal():
         return values.cast(pl.Datetime("ms")).dt.timestamp("ms").to_numpy() * divisor // 1000
-    return np.floor(_numbers(values, path, first_line)).astype(np.int64)
+    return whole_times(_numbers(values, path, first_line), values.name, path, first_line)
