@@ -122,12 +122,6 @@ def test_an_odd_input_matters_only_where_the_history_does(place, odd, capsys):
         run(place, [file], ground=GroundSettings(encoder=str(place / "lm"), exclude_history=True))
 
 
-def test_an_output_folder_that_is_a_file(place):
-    file = write_json(place / "p.json", RECORDS)
-    with pytest.raises(BigrecError, match=r"output_dir is .*p.json is a file: name another folder with --output_dir"):
-        run(place, [file], evaluate=EvaluateSettings(generations=[str(file)], output_dir=str(file)))
-
-
 def test_the_catalogs_encoding(place):
     (place / "id2name.txt").write_bytes("é\t0\nf\t1\na\t2\nb\t3\n".encode("latin-1"))
     file = write_json(place / "p.json", [{"input": "", "output": '"é"', "predict": ["é"]}])

@@ -163,11 +163,12 @@ class TestBuildSettings:
                 check_value(section, item.name, getattr(build_settings(None, {})[name], item.name), item.name)
         assert free == {"length_penalty"}
 
+    @pytest.mark.parametrize("key", ["run_dir", "adapter_dir", "output_dir"])
     @pytest.mark.parametrize("place", ["file", "file/deep/run"])
-    def test_a_run_folder_that_is_a_file(self, tmp_path, place):
+    def test_a_folder_to_write_into_that_is_a_file(self, tmp_path, key, place):
         write(tmp_path, "file", "")
-        with pytest.raises(BigrecError, match=r"run_dir is .* but .*file is a file: name another .* --output_dir"):
-            build_settings(None, {"run_dir": str(tmp_path / place)})
+        with pytest.raises(BigrecError, match=rf"--{key} is '.*{place}', but .*file is a file: name another folder"):
+            build_settings(None, {key: str(tmp_path / place)})
 
     def test_help_shows_the_range_where_it_is_not_obvious(self):
         import argparse

@@ -24,7 +24,6 @@ from bigrec_hf.generations import GENERATIONS_FILE, Answers, read_generations, r
 from bigrec_hf.ground import RANKINGS_FILE, catalog_source, ground_answers, open_index, write_table
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import parse_input
-from bigrec_hf.recipes import check_folder
 from bigrec_hf.score import results_table, score_rankings, write_results
 
 if TYPE_CHECKING:
@@ -158,7 +157,6 @@ def main(
     if evaluate.output_dir is None:
         raise BigrecError("no output folder given: name it with --output_dir")
     output = Path(evaluate.output_dir)
-    check_folder(output, "output_dir")
     files = find_generations(evaluate.generations)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset), evaluate.catalog_encoding)
     # all are read before the model loads

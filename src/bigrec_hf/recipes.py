@@ -199,11 +199,11 @@ def default_run_dir(recipe: Path) -> str:
     return str(Path("runs") / "-".join(parts))
 
 
-def check_folder(folder: Path, setting: str) -> None:
+def _check_folder(folder: Path, flag: str) -> None:
     """Raise BigrecError where a folder to write into is a file, or lies in one; it need not exist."""
     file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
     if file is not None:
-        raise BigrecError(f"{setting} is {str(folder)!r}, but {file} is a file: name another folder with --output_dir")
+        raise BigrecError(f"{flag} is {str(folder)!r}, but {file} is a file: name another folder")
 
 
 def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +224,6 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
         run["run_dir"] = default_run_dir(Path(recipe))
     if run.get("run_dir") is not None:
         folder = Path(run["run_dir"])
-        check_folder(folder, "run_dir")
         prepare = merged.setdefault("prepare", {})
         if prepare.get("source") and not prepare.get("prepared_dir"):
             prepare["prepared_dir"] = str(folder / "data")
@@ -236,6 +235,9 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
         sft = merged.setdefault("sft", {})
         sft["adapter_dir"] = sft.get("adapter_dir") or str(folder / "adapter")
         merged.setdefault("publish", {}).setdefault("published_run", str(folder))
+    for section, key in (("run", "run_dir"), ("sft", "adapter_dir"), ("evaluate", "output_dir")):
+        if merged.get(section, {}).get(key) is not None:
+            _check_folder(Path(merged[section][key]), flag_of(section, key))
     method = run.get("method", "finetuned")
     if not METHOD_NAME.fullmatch(method) or method in TAKEN_NAMES:
         raise BigrecError(
