@@ -35,9 +35,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# BENCH='--only sft --full' and the like
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.prepare
-	$(BIN)/python -m benchmarks.ground
+	$(BIN)/python scripts/fetch_assets.py
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) .assets build *.egg-info src/*.egg-info

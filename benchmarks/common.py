@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,14 @@ def peak_mib_in_child(prepare: Callable[..., Callable[[], Any]], **options: Any)
     queue = context.Queue()
     child = context.Process(target=_measure_memory, args=(prepare, options, queue))
     child.start()
-    answer = queue.get()
+    answer = None
+    while answer is None:
+        alive = child.is_alive()  # asked first: what a child that has ended left behind is in the queue by then
+        try:
+            answer = queue.get(timeout=1)
+        except Empty:
+            if not alive:
+                answer = f"the process ended with {child.exitcode}"
     child.join()
     if isinstance(answer, str):
         raise RuntimeError(f"measuring the memory of {prepare.__name__}: {answer}")

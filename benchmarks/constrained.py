@@ -1,25 +1,25 @@
-"""Constrained beams against free ones: time a step, trie build time and memory.
+"""Constrained beams against free ones: time of a step, by the number of titles; building the token trie.
 
-    python benchmarks/constrained.py --base_model .assets/SmolLM2-135M-Instruct --catalog game.id2name.txt
-    python benchmarks/constrained.py ... --layers 2       # random weights, two layers: the least to hide behind
+    python -m benchmarks.constrained --layers 2       # random weights, two layers: the least to hide behind
 
-One process, in turns, best of `--repeats`. A step is one forward pass of all beams and the choice of their tokens: the
-time inside `generate` over its forward passes. Free beams are timed as the decoder runs them, and once more without
-keeping the scores of all tokens (`output_scores`), which constrained beams do not need.
+A step is one forward pass of all beams and the choice of their tokens: the time inside `generate` over its forward
+passes. Ours are constrained beams (and `debiased` ones), the plain way is free beams as the decoder runs them, for as
+many steps. Titles: see `benchmarks.encode`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
+import statistics
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bigrec_hf.catalog import load_catalog
+from benchmarks.common import BASE_MODEL, Row, arguments, now, seconds, set_threads, write_result
+from benchmarks.encode import load_titles
 from bigrec_hf.constrained import Assistant, Constraint
 from bigrec_hf.decoder import Decoder, common_prefix_length
 from bigrec_hf.decoding import Decoding
@@ -33,112 +33,100 @@ TEMPLATE = "alpaca-basic"
 class Timed:
     """Stands for `model.generate`: seconds and forward passes of its last call."""
 
-    def __init__(self, model: torch.nn.Module, lean: bool) -> None:
-        self.model, self.lean, self.generate = model, lean, type(model).generate
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model, self.generate = model, type(model).generate
 
     def __call__(self, **options: object) -> object:
         self.steps = 0
         hook = self.model.register_forward_pre_hook(self._count)
-        if self.lean:
-            options["generation_config"].output_scores = False
-        start = time.perf_counter()
+        start = now()
         output = self.generate(self.model, **options)
-        self.seconds = time.perf_counter() - start
+        self.seconds = now() - start
         hook.remove()
-        if output.sequences_scores is None:
-            output.sequences_scores = torch.zeros(len(output.sequences))
         return output
 
     def _count(self, *_: object) -> None:
         self.steps += 1
 
 
-def measure(
-    decoder: Decoder, prompts: list[list[int]], ids: list[str], *, lean: bool = False
-) -> tuple[float, int, list[list[str]]]:
+def run_timed(decoder: Decoder, prompts: list[list[int]]) -> tuple[float, int, list[list[str]]]:
     """Seconds a step, steps, texts."""
-    decoder.model.generate = timed = Timed(decoder.model, lean)
-    texts, _ = decoder.decode(prompts, ids)
+    decoder.model.generate = timed = Timed(decoder.model)
+    texts, _ = decoder.decode(prompts, [str(row) for row in range(len(prompts))])
     return timed.seconds / timed.steps, timed.steps, texts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base_model", required=True)
-    parser.add_argument(
-        "--catalog", required=True, help="titles: any file or folder that `--catalog` of the suite takes"
-    )
-    parser.add_argument("--layers", type=int, default=0, help="random weights with that many layers; 0 = as trained")
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--num_beams", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
+def load_model(layers: int) -> torch.nn.Module:
+    """SmolLM2 as trained, or with random weights and that many layers, float32."""
+    if not layers:
+        return AutoModelForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32).eval()
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(BASE_MODEL, num_hidden_layers=layers)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def make_prompts(titles: list[str], n: int, tokenizer: Any) -> list[list[int]]:
+    """Token ids of `n` prompts with 1 to 10 titles each."""
     rng = np.random.default_rng(0)
-    titles = load_catalog(args.catalog).titles
-    tokenizer = load_tokenizer(args.base_model, padding_side="left")
-    tokenizer("warm")
-    start = time.perf_counter()
-    built = build_title_trie(titles, TEMPLATE, tokenizer)
-    build_seconds = time.perf_counter() - start
-    if args.layers:
-        torch.manual_seed(0)
-        config = AutoConfig.from_pretrained(args.base_model, num_hidden_layers=args.layers)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(args.base_model, dtype=torch.float32)
-    model.eval()
+    instruction, prefix = build_instruction("video games", "played"), build_input_prefix("video games", "played")
     prompts = []
-    for _ in range(args.prompts):
+    for _ in range(n):
         history = [titles[row] for row in rng.permutation(len(titles))[: rng.integers(1, 11)]]
-        instruction, prefix = build_instruction("video games", "played"), build_input_prefix("video games", "played")
         prompts.append(fit_prompt(TEMPLATE, instruction, prefix, history, tokenizer, max_history=10, max_tokens=800)[1])
-    ids = [str(row) for row in range(len(prompts))]
-    scores = rng.normal(0, 3, (len(prompts), len(titles))).astype(np.float32)
-    assistant = Assistant(scores, {name: row for row, name in enumerate(ids)})
+    return prompts
+
+
+def measure(
+    model: torch.nn.Module, tokenizer: Any, titles: list[str], prompts: list[list[int]], n_beams: int, repeats: int
+) -> list[Row]:
+    """A row for constrained and one for debiased beams over `titles`."""
+    build_s, built = seconds(build_title_trie, titles, TEMPLATE, tokenizer)
+    scores = np.random.default_rng(0).normal(0, 3, (len(prompts), len(titles))).astype(np.float32)
+    assistant = Assistant(scores, {str(row): row for row in range(len(prompts))})
     shared = prompts[0][: common_prefix_length(prompts)]
 
     def decoder(strategy: str, max_new_tokens: int = 64, constraint: Constraint | None = None) -> Decoder:
-        decoding = Decoding(strategy, num_beams=args.num_beams, max_new_tokens=max_new_tokens, length_penalty=0.0)
+        decoding = Decoding(strategy, num_beams=n_beams, max_new_tokens=max_new_tokens, length_penalty=0.0)
         return Decoder(model, tokenizer, decoding, shared_prefix=shared, constraint=constraint)
 
-    constrained = decoder("constrained", constraint=Constraint(built))
-    debiased = decoder("debiased", constraint=Constraint(built, assistant, 0.5))
-    n_steps = measure(constrained, prompts, ids)[1]
-    free = decoder("beam", max_new_tokens=n_steps)
-    runs = {
-        "free": (free, {}),
-        "free, scores not kept": (free, {"lean": True}),
-        "constrained": (constrained, {}),
-        "debiased": (debiased, {}),
+    ours = {
+        "constrained": decoder("constrained", constraint=Constraint(built)),
+        "debiased": decoder("debiased", constraint=Constraint(built, assistant, 0.5)),
     }
-    best = dict.fromkeys(runs, np.inf)
-    steps, texts = {}, {}
-    for _ in range(args.repeats):
-        for name, (one, options) in runs.items():
-            seconds, steps[name], texts[name] = measure(one, prompts, ids, **options)
-            best[name] = min(best[name], seconds)
+    free = decoder("beam", max_new_tokens=run_timed(ours["constrained"], prompts)[1])
+    taken: dict[str, list[float]] = {name: [] for name in [*ours, "free"]}
+    texts: dict[str, list[list[str]]] = {}
+    ways: dict[str, Callable[[], tuple]] = {
+        name: (lambda one=one: run_timed(one, prompts)) for name, one in {**ours, "free": free}.items()
+    }
+    for _ in range(repeats):
+        for name, way in ways.items():
+            one, _, texts[name] = way()
+            taken[name].append(one)
+    step = {name: statistics.median(times) for name, times in taken.items()}
     known = {clean_title(title) for title in titles}
-    result = {
-        "titles": len(titles),
-        "leaves": built.trie.n_leaves,
-        "nodes": built.trie.n_nodes,
-        "trie_mib": round(built.trie.n_bytes / 2**20, 1),
-        "trie_build_s": round(build_seconds, 2),
-        "longest_title_tokens": built.trie.depth,
-        "layers": model.config.num_hidden_layers,
-        "vocabulary": model.config.vocab_size,
-        "rows": len(prompts) * args.num_beams,
-        "threads": torch.get_num_threads(),
-        "steps": steps,
-        "ms_a_step": {name: round(1000 * value, 1) for name, value in best.items()},
-        "over_free": {name: round(value / best["free"], 3) for name, value in best.items()},
-        "over_free_scores_not_kept": {n: round(v / best["free, scores not kept"], 3) for n, v in best.items()},
-        "catalog_titles": {
-            name: f"{sum(text in known for row in rows for text in row)} of {sum(map(len, rows))}"
-            for name, rows in texts.items()
-        },
-    }
-    print(json.dumps(result, indent=2))
+    n_known = sum(text in known for row in texts["free"] for text in row)
+    rows = []
+    for name in ours:
+        note = f"trie of {built.trie.n_bytes / 2**20:.1f} MiB built in {build_s:.1f} s; free beams: {n_known} titles"
+        size = f"{len(titles):,} titles, {len(prompts)} x {n_beams} beams"
+        row = Row(f"{name} beams, a step", size, len(titles), step[name], step["free"], note=note)
+        row.same = all(text in known for beams in texts[name] for text in beams)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    chosen = arguments(__doc__, titles=[1000, 4000, 17_408], layers=0, prompts=2, num_beams=10, repeats=2)
+    set_threads()
+    titles = load_titles()[0]
+    tokenizer = load_tokenizer(str(BASE_MODEL), padding_side="left")
+    model = load_model(chosen.layers)
+    prompts = make_prompts(titles, chosen.prompts, tokenizer)
+    rows = []
+    for n in chosen.titles:
+        rows += measure(model, tokenizer, titles[:n], prompts, chosen.num_beams, chosen.repeats)
+    write_result("constrained", rows, chosen.out, layers=model.config.num_hidden_layers)
 
 
 if __name__ == "__main__":

@@ -1,62 +1,30 @@
 """Ranking a whole catalog: ours against the bare matrix product (the ceiling) and against cdist + double argsort.
 
-    python benchmarks/ground.py                       # both sizes of the README, minutes
-    python benchmarks/ground.py --sizes 500x2000x64   # queries x items x dimensions
+    python -m benchmarks.ground                       # both shapes, three sizes each, minutes
+    python -m benchmarks.ground --sizes 500x2000x64   # queries x items x dimensions
 
-All three are timed in one process, in turns, best of `--repeats`; the slow way is timed on a slice of the queries that
-fits `--slow_cells` distances and scaled up. Ranks are checked against float64 on a sample of queries, peak memory is
-resident memory above what inputs take, sampled every few milliseconds (and by numpy's own allocations).
+All three are timed in one process, in turns, medians; the slow way is timed on a slice of the queries that fits
+`--slow_cells` distances and scaled up. Ranks are checked against float64 on a sample of queries; peak memory is that of
+a fresh process, beyond the inputs.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import threading
-import time
-import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
-import psutil
 import torch
 from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog
 
+from benchmarks.common import Row, alternate, arguments, peak_mib_in_child, set_threads, write_result
+
 TOP_K = 50
-
-
-def thread_count() -> int:
-    """OMP_NUM_THREADS, which both libraries obey, or the processors this process may run on."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-
-
-class PeakMemory:
-    """Resident memory above that at the start, in MiB, while the block runs."""
-
-    def __enter__(self) -> PeakMemory:
-        self.process, self.done = psutil.Process(), threading.Event()
-        self.start = self.peak = self.process.memory_info().rss
-        self.thread = threading.Thread(target=self._sample)
-        self.thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while not self.done.wait(0.005):
-            self.peak = max(self.peak, self.process.memory_info().rss)
-
-    def __exit__(self, *error: object) -> None:
-        self.done.set()
-        self.thread.join()
-
-    @property
-    def mib(self) -> float:
-        return (self.peak - self.start) / 2**20
-
-
-def seconds(function, *args) -> tuple[float, object]:
-    start = time.perf_counter()
-    result = function(*args)
-    return time.perf_counter() - start, result
+SIZES = [
+    *("5000x4352x576", "5000x8704x576", "5000x17408x576"),
+    *("1000x250000x384", "1000x500000x384", "1000x1000000x384"),
+]
+# of the shapes that have targets: least share of the matmul ceiling, least ratio, most MiB beyond inputs
+TARGETS = {(5000, 17408, 576): (0.6, 10.0, 512.0), (1000, 1_000_000, 384): (None, None, 1024.0)}
 
 
 def product_only(queries: np.ndarray, items: np.ndarray) -> None:
@@ -93,64 +61,62 @@ def hidden_states(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
     return (common + scale * rng.standard_normal((n, dim), np.float32)).astype(np.float32)
 
 
-def measure(n: int, m: int, dim: int, memory_mib: int, repeats: int, slow_cells: int) -> dict[str, object]:
+def inputs(n: int, m: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries (n, dim) near their targets, items (m, dim), target rows (n,)."""
     rng = np.random.default_rng(7)
     items, targets = hidden_states(rng, m, dim), rng.integers(0, m, n)
     queries = items[targets] + 0.8 * (hidden_states(rng, n, dim) - items[rng.integers(0, m, n)])
-    queries = np.ascontiguousarray(queries, np.float32)
+    return np.ascontiguousarray(queries, np.float32), items, targets
+
+
+def prepared(n: int, m: int, dim: int, memory_mib: int) -> Callable[[], object]:
+    """For the child process that measures memory."""
+    queries, items, targets = inputs(n, m, dim)
+    return lambda: rank_catalog(queries, items, targets, TOP_K, memory_mib)
+
+
+def measure(n: int, m: int, dim: int, memory_mib: int, repeats: int, slow_cells: int) -> Row:
+    queries, items, targets = inputs(n, m, dim)
     slow_n = max(1, min(n, slow_cells // m))
-    ours, product, slow = [], [], []
-    with PeakMemory() as memory:
-        rank_catalog(queries, items, targets, TOP_K, memory_mib)
-    for _ in range(repeats):
-        product.append(seconds(product_only, queries, items)[0])
-        taken, ranking = seconds(rank_catalog, queries, items, targets, TOP_K, memory_mib)
-        ours.append(taken)
     tensors = [torch.from_numpy(array) for array in (queries[:slow_n], items, targets[:slow_n])]
-    for _ in range(min(repeats, 2)):
-        taken, slow_rank = seconds(slow_ranks, *tensors)
-        slow.append(taken * n / slow_n)
-    tracemalloc.start()
-    rank_catalog(queries, items, targets, TOP_K, memory_mib)
-    traced = tracemalloc.get_traced_memory()[1] / 2**20
-    tracemalloc.stop()
-    sample = rng.permutation(n)[:64]
-    exact = float64_ranks(queries[sample], items, targets[sample])
-    return {
-        "queries": n,
-        "items": m,
-        "dimensions": dim,
-        "threads": thread_count(),
-        "ours_s": round(min(ours), 3),
-        "product_s": round(min(product), 3),
-        "product_gflops": round(2e-9 * n * m * dim / min(product), 1),
-        "share_of_ceiling": round(min(product) / min(ours), 3),
-        "cdist_argsort_s": round(min(slow), 2),
-        "cdist_argsort_scaled_from": slow_n,
-        "times_faster": round(min(slow) / min(ours), 1),
-        "ranks_equal_float64": bool((ranking.rank[sample] == exact).all()),
-        "slow_ranks_that_differ": int((slow_rank.numpy() != ranking.rank[:slow_n]).sum()),
-        "memory_setting_mib": memory_mib,
-        "peak_resident_mib": round(memory.mib),
-        "peak_allocated_mib": round(traced),
-        "results_mib": round(n * (8 + 8 * TOP_K) / 2**20, 1),
+    functions = {
+        "product": lambda: product_only(queries, items),
+        "ours": lambda: rank_catalog(queries, items, targets, TOP_K, memory_mib),
+        "slow": lambda: slow_ranks(*tensors),
     }
+    taken, results = alternate(functions, repeats)
+    sample = np.random.default_rng(1).permutation(n)[:64]
+    exact = float64_ranks(queries[sample], items, targets[sample])
+    differ = int((results["slow"].numpy() != results["ours"].rank[:slow_n]).sum())
+    row = Row(
+        f"rank {n:,} queries, d = {dim}",
+        f"{m:,} items",
+        m,
+        taken["ours"],
+        taken["slow"] * n / slow_n,
+        fraction=taken["product"] / taken["ours"],
+        ceiling=f"float32 product at {2e-9 * n * m * dim / taken['product']:.0f} GFLOP/s",
+        same=bool((results["ours"].rank[sample] == exact).all()),
+        note=f"plain scaled from {slow_n} queries, {differ} of its ranks inexact",
+    )
+    row.peak_mib = peak_mib_in_child(prepared, n=n, m=m, dim=dim, memory_mib=memory_mib)
+    share, ratio, mib = TARGETS.get((n, m, dim), (None, None, None))
+    if share is not None:
+        row.aim("fraction of the ceiling", row.fraction, least=share)
+        row.aim("times plain", row.ratio, least=ratio)
+    if mib is not None:
+        row.aim("MiB beyond inputs", row.peak_mib, most=mib)
+    return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["5000x17408x576", "1000x1000000x384"])
-    parser.add_argument("--memory_mib", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--slow_cells", type=int, default=20_000_000, help="distances the slow way holds at once")
-    args = parser.parse_args()
-    torch.set_num_threads(thread_count())
-    for size in args.sizes:
+    chosen = arguments(__doc__, sizes=SIZES, memory_mib=256, repeats=3, slow_cells=20_000_000)
+    set_threads()
+    rows = []
+    for size in chosen.sizes:
         n, m, dim = map(int, size.split("x"))
-        result = measure(n, m, dim, args.memory_mib, args.repeats, args.slow_cells)
-        print(json.dumps(result, indent=2), flush=True)
-        if not result["ranks_equal_float64"]:
-            raise SystemExit("ranks differ from float64")
+        rows.append(measure(n, m, dim, chosen.memory_mib, chosen.repeats, chosen.slow_cells))
+    write_result("ground", rows, chosen.out)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def bench_lora():
 
 
 def trained_adapter(n: int = 160, batch: int = 4, max_history: int = 3) -> Path:
-    """An adapter that ends its answers like a trained one, so that answers have their real lengths. Kept in benchmarks/.cache."""
+    """An adapter whose answers end like a trained one's, so that they have real lengths. Kept in benchmarks/.cache."""
     if (ADAPTER / "adapter_config.json").is_file():
         return ADAPTER
     print(f"training an adapter on {n} examples, once; it is kept in {ADAPTER}", flush=True)

@@ -1,7 +1,7 @@
 """The metric module, config `rankings`: its time beyond evaluate's own Arrow round trip.
 
-The round trip is what `evaluate` does for a metric that computes nothing (write Arrow, read it back as lists). The plain
-way is a loop over users and cut-offs, on the same lists.
+The round trip is what `evaluate` does for a metric that computes nothing (write Arrow, read it back as lists). The
+plain way is a loop over users and cut-offs, on the same lists.
 """
 
 from __future__ import annotations

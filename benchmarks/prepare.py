@@ -1,16 +1,17 @@
 """Time and memory of `prepare` on made-up ratings in MovieLens-10M format, beside a plain row-by-row loop.
 
-    python -m benchmarks.prepare --rows 10000000 --loop_rows 1000000
+    python -m benchmarks.prepare --sizes 100000 300000 1000000 --rows 10000000
 
 The loop is what the reference scripts do (a dictionary of users, one Python object an example, JSON arrays), written
-independently of the package. It runs on a smaller part, for it is slow; both are measured there, and their JSON must be
-equal. Each measurement is a process of its own; its peak resident memory is what the kernel reports.
+independently of the package. `prepare` writes its prepared set (Parquet) and, for the check that both are equal, once
+more with its JSON export. The large size is ours alone, the loop's time there is scaled from the largest common size.
+Each measurement is a process of its own; its peak resident memory is what the kernel reports, the interpreter included.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import Row, arguments, write_result
+
 N_USERS, N_ITEMS, MIN_RATINGS = 69_878, 10_681, 20  # of MovieLens-10M
-TARGET_S, TARGET_GIB = 60, 4.0
+LEAST_RATIO, TARGET_S, TARGET_MIB = 15.0, 60.0, 4096.0
 
 PREPARE = """
 import resource, sys, time
@@ -99,37 +102,41 @@ def measure(program: str, *arguments: str) -> tuple[float, float]:
     return float(seconds), float(gib)
 
 
+def measure_beside(folder: Path, n_rows: int, repeats: int) -> Row:
+    """The loop and `prepare` on the same ratings, in turns, and whether their JSON is equal."""
+    raw, loop_dir, ours_dir, json_dir = (folder / name for name in ("raw", "loop", "ours", "json"))
+    write_ratings(raw, n_rows)
+    loop_dir.mkdir()
+    loops, ours = [], []
+    for _ in range(repeats):
+        loops.append(measure(LOOP, str(raw), str(loop_dir)))
+        shutil.rmtree(ours_dir, ignore_errors=True)
+        ours.append(measure(PREPARE, str(raw), str(ours_dir), ""))
+    with_json = measure(PREPARE, str(raw), str(folder / "again"), str(json_dir))
+    names = ("train.json", "valid.json", "test.json")
+    same = all(json.loads((json_dir / n).read_text()) == json.loads((loop_dir / n).read_text()) for n in names)
+    (loop_s, loop_gib), (ours_s, ours_gib) = (np.median(taken, axis=0).tolist() for taken in (loops, ours))
+    note = f"with the JSON export {with_json[0]:.1f} s"
+    row = Row("prepare", f"{n_rows:,} ratings", n_rows, ours_s, loop_s, same=same, note=note)
+    row.peak_mib, row.baseline_peak_mib = 1024 * ours_gib, 1024 * loop_gib
+    return row
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000_000, help="ratings of the large measurement")
-    parser.add_argument("--loop_rows", type=int, default=1_000_000, help="ratings of the side-by-side measurement")
-    parser.add_argument("--work_dir", help="folder for the data, removed afterwards (default: the system's)")
-    chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=chosen.work_dir) as work:
-        folder = Path(work)
-        write_ratings(folder / "small", chosen.loop_rows)
-        write_ratings(folder / "large", chosen.rows)
-        (folder / "loop").mkdir()
-        places = str(folder / "small"), str(folder / "ours"), str(folder / "json")
-        loop = measure(LOOP, places[0], str(folder / "loop"))
-        ours = measure(PREPARE, *places)
-        large = measure(PREPARE, str(folder / "large"), str(folder / "ours_large"), "")
-        names = ("train", "valid", "test")
-        equal = all(
-            json.loads((folder / "json" / f"{name}.json").read_text())
-            == json.loads((folder / "loop" / f"{name}.json").read_text())
-            for name in names
-        )
-        print("| what | ratings | output | time | peak memory |\n|---|---|---|---|---|")
-        print(f"| row-by-row loop | {chosen.loop_rows:,} | JSON | {loop[0]:.1f} s | {loop[1]:.2f} GiB |")
-        print(f"| prepare | {chosen.loop_rows:,} | prepared set + JSON | {ours[0]:.1f} s | {ours[1]:.2f} GiB |")
-        print(f"| prepare | {chosen.rows:,} | prepared set | {large[0]:.1f} s | {large[1]:.2f} GiB |")
-        print(f"\nThe two at {chosen.loop_rows:,} ratings: JSON {'equal' if equal else 'DIFFERENT'}, ", end="")
-        print(f"time ratio {loop[0] / ours[0]:.1f}, memory ratio {loop[1] / ours[1]:.1f}.")
-        within = large[0] <= TARGET_S and large[1] <= TARGET_GIB
-        print(f"Target for 10,000,000 ratings: {TARGET_S} s, {TARGET_GIB} GiB: {'met' if within else 'NOT met'}.")
-        if not equal:
-            sys.exit(1)
+    chosen = arguments(__doc__, sizes=[100_000, 300_000, 1_000_000], rows=10_000_000, repeats=2, work_dir="")
+    with tempfile.TemporaryDirectory(dir=chosen.work_dir or None) as work:
+        rows = [measure_beside(Path(work) / str(n), n, chosen.repeats) for n in chosen.sizes]
+        write_ratings(Path(work) / "large", chosen.rows)
+        taken, gib = measure(PREPARE, str(Path(work) / "large"), str(Path(work) / "ours_large"), "")
+    for row in rows:
+        row.aim("times plain", row.ratio, least=LEAST_RATIO)
+    scaled = rows[-1].baseline_s * chosen.rows / rows[-1].work
+    large = Row("prepare", f"{chosen.rows:,} ratings", chosen.rows, taken, scaled, note="plain scaled")
+    large.peak_mib = 1024 * gib
+    large.aim("times plain", large.ratio, least=LEAST_RATIO)
+    large.aim("seconds", taken, most=TARGET_S)
+    large.aim("MiB", large.peak_mib, most=TARGET_MIB)
+    write_result("prepare", [*rows, large], chosen.out)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def loss_difference(history: int, steps: int, batch: int) -> float:
 
 
 def main() -> None:
-    options: dict[str, Any] = {"histories": [3, 6, 10], "batch": 8, "steps": 2, "repeats": 3, "loss_steps": 4}
+    options: dict[str, Any] = {"histories": [1, 4, 10], "batch": 8, "steps": 2, "repeats": 2, "loss_steps": 4}
     chosen = arguments(__doc__, **options)
     if chosen.full:
         chosen.steps, chosen.loss_steps = 8, 12

@@ -115,6 +115,21 @@ class TestDecoder:
         for row in whole:
             assert scores[row][0] == pytest.approx(log_probs[row].mean().item(), abs=1e-4)
 
+    def test_an_adapter_beside_the_base_has_its_say_in_the_cached_prompts(self, tokenizer, prompts):
+        lora = lora_config(r=4, alpha=64, dropout=0.0, target_modules=["q_proj", "v_proj"])
+        tuned = get_peft_model(tiny_model(seed=1), lora).eval()
+        torch.manual_seed(0)
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.5)
+        options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 12}
+        expected, output = plain_generate(tuned, tokenizer, prompts, **options)
+        texts, scores = decode(tuned, tokenizer, BEAM, prompts)
+        assert [text for row in texts for text in row] == expected
+        np.testing.assert_allclose(np.ravel(scores), output.sequences_scores.numpy(), atol=1e-4)
+        with tuned.disable_adapter():
+            assert decode(tuned, tokenizer, BEAM, prompts)[0] != texts  # so the adapter matters
+
     @pytest.mark.parametrize("decoding", [BEAM, GREEDY, SAMPLE], ids=lambda decoding: decoding.strategy)
     def test_batch_order_and_sharing_do_not_matter(self, model, tokenizer, prompts, decoding):
         texts, scores = decode(model, tokenizer, decoding, prompts)

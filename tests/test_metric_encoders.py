@@ -122,6 +122,11 @@ def test_batches_hold_every_text_once_and_their_budget():
         token_batches([1], 0)
 
 
+def test_a_large_batch_holds_one_length_and_a_small_one_is_filled_up():
+    batches = token_batches([4] * 200 + [3] * 300 + [2] * 10 + [1] * 10, 4096)
+    assert [len(batch) for batch in batches] == [200, 300, 20]
+
+
 def save_sentence_model(path):
     """A random BERT of two layers with mean pooling, made of sentence-transformers modules."""
     from sentence_transformers import SentenceTransformer

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 from benchmarks import prepare as benchmark
+from benchmarks.common import read_rows
 
 
-def test_the_benchmark_runs_and_both_sides_agree(tmp_path, monkeypatch, capsys):
-    arguments = ["prepare", "--rows", "3000", "--loop_rows", "3000", "--work_dir", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", arguments)
+def test_the_benchmark_runs_and_both_sides_agree(tmp_path, monkeypatch):
+    options = ["--sizes", "3000", "--rows", "4000", "--repeats", "1", "--work_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["prepare", *options, "--out", str(tmp_path / "results")])
     benchmark.main()
-    printed = capsys.readouterr().out
-    assert "| row-by-row loop | 3,000 | JSON |" in printed
-    assert "JSON equal" in printed
+    _, (beside, large) = read_rows(tmp_path / "results" / "prepare.json")
+    assert beside.same is True and beside.baseline_s > 0
+    assert large.baseline_s == pytest.approx(beside.baseline_s * 4 / 3, rel=1e-3)
 
 
 def test_made_up_ratings_have_the_size_asked_for(tmp_path):

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bigrec_hf.locks import LOCK_FILE
 from bigrec_hf.shards import share_of_rows
 from tests.tiny import save_tiny_model
 
@@ -126,7 +127,8 @@ def alone(script, inputs, tmp_path_factory):
 def assert_same_files(run_dir: Path, alone: Path) -> None:
     for name in FILES:
         assert (run_dir / name).read_bytes() == (alone / name).read_bytes(), name
-    left_over = [path.name for path in run_dir.rglob("*") if path.name.startswith(".")]
+    hidden = [path.name for path in run_dir.rglob(".*")]
+    left_over = [name for name in hidden if not name.startswith(LOCK_FILE)]
     assert not left_over
 
 

@@ -14,6 +14,7 @@ import torch
 from .names import split_revision
 
 SENTENCE_MODEL_FILE = "modules.json"
+WORTHWHILE = 512  # tokens: a forward pass over fewer costs more a token than padding does
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -140,16 +141,14 @@ class LastTokenEncoder:
             place = slice(width - len(row), width) if left else slice(0, len(row))
             ids[i, place] = torch.tensor(row)
             mask[i, place] = 1
-        device = self.model.device
-        # under right padding the default positions are right, and some architectures take no others
-        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0).to(device)} if left else {}
-        hidden = self.model(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            use_cache=False,
-            **positions,
-        ).last_hidden_state  # (batch, width, d)
-        return last_token_states(hidden, mask.to(device)).float().cpu().numpy()
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        options = {}
+        if left:  # under right padding the default positions are right, and some architectures take no others
+            options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        if not mask.all():  # without padding no mask: the CPU's masked attention takes 2.5 times as long
+            options["attention_mask"] = mask
+        hidden = self.model(input_ids=ids, use_cache=False, **options).last_hidden_state  # (batch, width, d)
+        return last_token_states(hidden, mask).float().cpu().numpy()
 
 
 def last_token_states(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -162,15 +161,21 @@ def last_token_states(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of similar length, longest first, (texts x longest) <= batch_tokens; one text at least."""
+    """Indices in batches of similar length, longest first, (texts x longest) <= batch_tokens; one text at least.
+
+    A batch of at least WORTHWHILE tokens ends where the length changes, and so holds no padding.
+    """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens={batch_tokens} must be at least 1")
     batches: list[list[int]] = []
-    room = 0
+    longest = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or len(batches[-1]) >= room:
+        length = max(1, lengths[i])
+        n = len(batches[-1]) if batches else 0
+        uneven = length < longest and n * longest >= WORTHWHILE
+        if not batches or uneven or (n + 1) * longest > batch_tokens:
             batches.append([])
-            room = max(1, batch_tokens // max(1, lengths[i]))
+            longest = length
         batches[-1].append(i)
     return batches
 

@@ -42,7 +42,7 @@ class GroundSettings:
         "exact, or faiss = approximate (extra: faiss), for catalogs of millions; ranks are then known up to top_k only",
         choices=("exact", "faiss"),
     )
-    n_probe: int = setting(32, "cells that a query looks into, of 4 sqrt(items) (search: faiss)")
+    n_probe: int = setting(32, "cells that a query looks into, of 4 sqrt(items) (search: faiss)", least=1)
     exclude_history: bool = setting(False, "leave the example's history out of the candidates")
     duplicates: str = setting(
         "best",
