@@ -117,10 +117,12 @@ def main(
         state.wait_for_everyone()
         return ranked
 
+    # the same draw, so that they are among the examples that the collaborative model has scored
+    n_examples = min(debias.debias_examples, data.eval_sample or debias.debias_examples)
     ranks: dict[float, np.ndarray] = {}
     for share in shares:
         name = f"{method}_{share_name(share)}"
-        ranked = answer("validation", name, share, debias.debias_examples)
+        ranked = answer("validation", name, share, n_examples)
         ids = read_ids(places["validation"] / name / ground_stage.GENERATIONS_FILE)
         check_validation(ids, data)
         ranks[share] = ground_stage.read_ranks(ranked / ground_stage.RANKINGS_FILE)
