@@ -408,3 +408,25 @@ def test_count_parameters_sees_through_packed_weights(tiny_model_dir):
     plain = count_parameters(load_base(tiny_model_dir, dtype="float32"))
     packed = count_parameters(load_base(tiny_model_dir, dtype="float32", quantization="4bit"))
     assert packed[1] == plain[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'\xff\xfe["a"]', "is not UTF-8"),
+        (b'["no object"]', "record 0: no text field 'instruction'"),
+        (b'[{"instruction": "a", "input": "watched:\\"Heat", "output": "b"}]', "record 0: the input"),
+    ],
+)
+def test_a_broken_json_file_is_named_with_its_record(tmp_path, content, words):
+    file = tmp_path / "train.json"
+    file.write_bytes(content)
+    with pytest.raises(BigrecError, match=words) as error:
+        load_json_examples(str(file))
+    assert str(file) in str(error.value)
+
+
+def test_a_json_file_may_open_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "train.json"
+    file.write_bytes(b'\xef\xbb\xbf[{"instruction": "a", "input": "watched:", "output": "b"}]')
+    assert load_json_examples(str(file))["target_title"] == ["b"]

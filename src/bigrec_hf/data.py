@@ -110,22 +110,28 @@ def load_json_examples(
     and are left out of `history`. Raises BigrecError naming file and record where a field is missing.
     """
     try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
+        records = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise BigrecError(f"{path!r} does not exist: give one of the reference's JSON files") from error
     except json.JSONDecodeError as error:
         raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise BigrecError(f"{path!r} is not UTF-8 (byte {error.start}): write it again as UTF-8") from error
     if not isinstance(records, list) or not records:
         raise BigrecError(f"{path!r} must hold a JSON array of at least one record")
     known = rows_by_title or {}
     columns: dict[str, list[Any]] = {name: [] for name in EXAMPLE_FEATURES}
     for number, record in enumerate(records):
-        missing = [f for f in (C.INSTRUCTION, C.INPUT, C.OUTPUT) if not isinstance(record.get(f), str)]
+        fields = record if isinstance(record, dict) else {}
+        missing = [f for f in (C.INSTRUCTION, C.INPUT, C.OUTPUT) if not isinstance(fields.get(f), str)]
         if missing:
             raise BigrecError(
                 f"{path}, record {number}: no text field {missing[0]!r}; expected instruction, input, output"
             )
-        prefix, titles = parse_input(record[C.INPUT])
+        try:
+            prefix, titles = parse_input(record[C.INPUT])
+        except BigrecError as error:
+            raise BigrecError(f"{path}, record {number}: {error}") from error
         rows = [known.get(clean_title(title), [-1])[0] for title in titles]
         target = clean_title(record[C.OUTPUT])
         columns[C.EXAMPLE_ID].append(f"{Path(path).stem}:{number}")
