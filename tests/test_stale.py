@@ -158,3 +158,12 @@ def test_two_commands_do_not_write_the_same_place(tmp_path, capsys, holder, othe
         process.join()
     with locked(tmp_path, *other):  # dropped with the process
         pass
+
+
+def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "--run_dir", "new", "--baselines", "oracle"]) == 2
+    assert not Path("new").exists()
+    Path("old").mkdir()
+    assert cli.main(["run", "--run_dir", "old", "--baselines", "oracle"]) == 2
+    assert Path("old").is_dir()  # the user's own

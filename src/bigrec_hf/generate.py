@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
 
 FACTS_FILE = "generate.json"
-TRAINING_FILE = "training.json"  # of an adapter
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -116,13 +115,6 @@ def adapter_fingerprint(adapter: str | None) -> str | None:
     raise BigrecError(f"no adapter in {adapter!r}: train one with `bigrec-hf sft`, or use --method zero_shot")
 
 
-def trained_on(adapter: str) -> str | None:
-    """The revision of the base that an adapter was trained on, as its training.json records it; None where it does
-    not."""
-    file = fetch_file(adapter, TRAINING_FILE, "model", optional=True)
-    return None if file is None else read_json(file).get("settings", {}).get("base_revision")
-
-
 def decode_batches(
     decoder: Decoder | VllmDecoder,
     prompts: Sequence[Sequence[int]],
@@ -177,7 +169,7 @@ def main(
     find_model(model.base_model)
     base_revision = model_revision(model.base_model)
     if adapter is not None:
-        check_same_base(trained_on(adapter), model.base_model, adapter)
+        check_same_base(adapter, model.base_model)
     state = process_state()
     engine_version = {}
     if generate.engine == "vllm":

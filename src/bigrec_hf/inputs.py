@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.hub import resolve_commit
+from bigrec_hf.hub import fetch_file, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.prepare import FACTS_FILE, raw_sha256
-from bigrec_hf.runs import file_fingerprint
+from bigrec_hf.runs import file_fingerprint, read_json
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, PrepareSettings
 
+TRAINING_FILE = "training.json"  # in an adapter's folder: what `sft` records
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 
@@ -51,17 +52,19 @@ def _folder_sha256(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> str
     return digest.hexdigest()
 
 
-def check_same_base(recorded: str | None, base_model: str, place: str) -> None:
-    """Raise BigrecError where an adapter's record names another base than `base_model`.
+def check_same_base(adapter: str, base_model: str) -> None:
+    """Raise BigrecError where an adapter (folder or Hub id) records that it was trained on another base.
 
     Only like is compared with like: a folder's content and a Hub commit say nothing about each other.
     """
+    file = fetch_file(adapter, TRAINING_FILE, "model", optional=True)
+    recorded = None if file is None else read_json(file).get("settings", {}).get("base_revision")
     if recorded is None:
         return
     current = model_revision(base_model)
     if recorded.startswith("sha256:") == current.startswith("sha256:") and recorded != current:
         raise BigrecError(
-            f"the adapter {place} was trained on another base than {base_model!r} ({recorded[:19]}, not "
+            f"the adapter {adapter} was trained on another base than {base_model!r} ({recorded[:19]}, not "
             f"{current[:19]}): name the base it was trained on, or train an adapter on this one"
         )
 

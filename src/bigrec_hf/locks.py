@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def locked(run_dir: str | Path, stage: str, method: str) -> Iterator[None]:
         yield
         return
     folder = Path(run_dir)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(folder / LOCK_FILE, fcntl.LOCK_EX if stage == "run" else fcntl.LOCK_SH)]
     if stage != "run":
@@ -45,4 +47,8 @@ def locked(run_dir: str | Path, stage: str, method: str) -> Iterator[None]:
                 raise BigrecError(
                     f"another bigrec-hf command is working in {folder}: wait until it has ended, or name another folder"
                 ) from error
-        yield
+        try:
+            yield
+        finally:  # a command that failed before it wrote anything leaves no folder behind
+            if is_new and folder.is_dir() and all(file.name.startswith(LOCK_FILE) for file in folder.iterdir()):
+                shutil.rmtree(folder)

@@ -15,14 +15,14 @@ from bigrec_hf import ground as ground_stage
 from bigrec_hf import score as score_stage
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.hybrid import HYBRID
+from bigrec_hf.settings.train import RANKERS
 from bigrec_hf.validation import VALIDATION_DIR
 
-RANKERS = ("sasrec", "fuse", "rerank", "constrained", "debias")  # in the order in which they run
 CHOOSING = ("fuse", "rerank")  # on the validation examples' first beams
 
 
 class Do(Protocol):
-    """`run.Steps.do`."""
+    """`steps.Steps.do`."""
 
     def __call__(self, stage: str, action: Any, *, depends: Any, outputs: list[Path], **options: Any) -> str: ...
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_examples, load_json_examples
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.inputs import data_mark, model_revision
+from bigrec_hf.inputs import TRAINING_FILE, data_mark, model_revision
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.modeling import find_model, load_base, load_tokenizer, lora_config
 from bigrec_hf.processes import process_state
@@ -28,7 +28,6 @@ from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunS
 from bigrec_hf.training import IGNORED, train_adapter, trainer_config
 
 TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "n_dropped": Value("int32")})
-TRAINING_FILE = "training.json"
 CHECKPOINTS = "checkpoints"
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bigrec_hf.processes import process_state
-from bigrec_hf.rankers import RANKERS
 from bigrec_hf.runs import file_fingerprint, fingerprint, measured, read_json, write_json
+from bigrec_hf.settings.train import RUN_STAGES
 
-STAGES = ("prepare", "sft", "index", "generate", "ground", "score", *RANKERS, "report")
 MANIFEST = "manifest.json"
 
 
@@ -27,7 +26,7 @@ class Steps:
 
     def __init__(self, folder: Path, redo_from: str | None):
         self.folder = folder
-        self.redo = STAGES[STAGES.index(redo_from) :] if redo_from else ()
+        self.redo = RUN_STAGES[RUN_STAGES.index(redo_from) :] if redo_from else ()
         self.manifest = read_json(folder / MANIFEST)
         self.state = process_state()
 

@@ -94,13 +94,19 @@ def test_a_data_set_comes_back_row_by_row(hub, tiny_prepared, tmp_path):
     )
 
 
+def with_five_items(prepared, folder: Path) -> Path:
+    """A copy of a prepared set whose items are its first five."""
+    shutil.copytree(prepared, folder)
+    items = folder / "data/items/train.parquet"
+    pq.write_table(pq.read_table(items).slice(0, 5), items)
+    return folder
+
+
 def test_a_pinned_revision_stays_when_the_set_changes(hub, tiny_prepared, tmp_path):
     repo_id = hub.new_id("set")
     publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id)
     first = hub.api().dataset_info(repo_id).sha
-    changed = shutil.copytree(tiny_prepared, tmp_path / "changed")
-    table = pq.read_table(changed / "data/items/train.parquet")
-    pq.write_table(table.slice(0, 5), changed / "data/items/train.parquet")
+    changed = with_five_items(tiny_prepared, tmp_path / "changed")
     facts = json.loads((changed / "facts.json").read_text())
     (changed / "facts.json").write_text(json.dumps(facts | {"items": 5}))
     publish("dataset", "--dataset", changed, "--repo_id", repo_id)
@@ -120,9 +126,7 @@ def test_a_push_that_is_killed_leaves_the_previous_revision(hub, tiny_prepared, 
     repo_id = hub.new_id("killed")
     publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id)
     before = hub.api().dataset_info(repo_id).sha
-    changed = shutil.copytree(tiny_prepared, tmp_path / "changed")
-    table = pq.read_table(changed / "data/items/train.parquet")
-    pq.write_table(table.slice(0, 5), changed / "data/items/train.parquet")
+    changed = with_five_items(tiny_prepared, tmp_path / "changed")
     hub.faults.add("slow", f"*{repo_id}/preupload/*", seconds=20)  # the client waits in the middle of its push
     command = [sys.executable, "-m", "bigrec_hf.publish", "dataset", "--dataset", str(changed), "--repo_id", repo_id]
     log = hub.requests(f"*{repo_id}/preupload/*")

@@ -7,6 +7,9 @@ from typing import Any
 
 from bigrec_hf.settings.field import setting
 
+RANKERS = ("sasrec", "fuse", "rerank", "constrained", "debias")  # of `run`, in the order in which they run
+RUN_STAGES = ("prepare", "sft", "index", "generate", "ground", "score", *RANKERS, "report")
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -39,10 +42,7 @@ class PipelineSettings:
         None,
         "redo this stage and all after it, done or not",
         flag="--from",
-        choices=(
-            *("prepare", "sft", "index", "generate", "ground", "score"),
-            *("sasrec", "fuse", "rerank", "constrained", "debias", "report"),
-        ),
+        choices=RUN_STAGES,
     )
     seeds: list[int] = setting(
         [],
