@@ -413,7 +413,7 @@ def test_count_parameters_sees_through_packed_weights(tiny_model_dir):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'\xff\xfe["a"]', "is not UTF-8"),
+        (b'\xff\xfe["a"]', "not UTF-8"),
         (b'["no object"]', "record 0: no text field 'instruction'"),
         (b'[{"instruction": "a", "input": "watched:\\"Heat", "output": "b"}]', "record 0: the input"),
     ],

@@ -101,6 +101,26 @@ def load_examples(dataset: str, split: str, *, sample: int = 0, seed: int | None
     )
 
 
+def read_json_file(path: Path) -> Any:
+    """The content of a UTF-8 JSON file, with or without a byte order mark. Raises BigrecError naming file and line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise BigrecError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}): write it again or remove it"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def read_input(record: dict[str, Any], place: str) -> tuple[str, list[str]]:
+    """Prefix and history titles of a record's `input`. Raises BigrecError naming the `place` of one that is no list."""
+    try:
+        return parse_input(record[C.INPUT])
+    except BigrecError as error:
+        raise BigrecError(f"{place}: {error}") from error
+
+
 def load_json_examples(
     path: str, *, rows_by_title: dict[str, list[int]] | None = None, sample: int = 0, seed: int | None = None
 ) -> Dataset:
@@ -109,14 +129,9 @@ def load_json_examples(
     `rows_by_title` (clean title -> catalog rows) fills `target` and `history` where given; unknown titles get row -1
     and are left out of `history`. Raises BigrecError naming file and record where a field is missing.
     """
-    try:
-        records = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise BigrecError(f"{path!r} does not exist: give one of the reference's JSON files") from error
-    except json.JSONDecodeError as error:
-        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
-    except UnicodeDecodeError as error:
-        raise BigrecError(f"{path!r} is not UTF-8 (byte {error.start}): write it again as UTF-8") from error
+    if not Path(path).is_file():
+        raise BigrecError(f"{path!r} does not exist: give one of the reference's JSON files")
+    records = read_json_file(Path(path))
     if not isinstance(records, list) or not records:
         raise BigrecError(f"{path!r} must hold a JSON array of at least one record")
     known = rows_by_title or {}
@@ -128,10 +143,7 @@ def load_json_examples(
             raise BigrecError(
                 f"{path}, record {number}: no text field {missing[0]!r}; expected instruction, input, output"
             )
-        try:
-            prefix, titles = parse_input(record[C.INPUT])
-        except BigrecError as error:
-            raise BigrecError(f"{path}, record {number}: {error}") from error
+        prefix, titles = read_input(record, f"{path}, record {number}")
         rows = [known.get(clean_title(title), [-1])[0] for title in titles]
         target = clean_title(record[C.OUTPUT])
         columns[C.EXAMPLE_ID].append(f"{Path(path).stem}:{number}")

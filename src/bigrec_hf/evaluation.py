@@ -11,7 +11,6 @@ records count as without history, and their number is printed.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from bigrec_hf.catalog import Catalog, load_catalog
 from bigrec_hf.columns import Columns as C
+from bigrec_hf.data import read_input, read_json_file
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import GENERATIONS_FILE, Answers, read_generations, resolve_targets
 from bigrec_hf.ground import RANKINGS_FILE, catalog_source, ground_answers, open_index, write_table
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.prompts import parse_input
 from bigrec_hf.score import results_table, score_rankings, write_results
 
 if TYPE_CHECKING:
@@ -66,20 +65,8 @@ def has_predict(file: Path) -> bool:
 
     Raises BigrecError for a file that is no JSON: it may be a prediction file that was cut off.
     """
-    records = read_json(file)
+    records = read_json_file(file)
     return isinstance(records, list) and bool(records) and isinstance(records[0], dict) and C.PREDICT in records[0]
-
-
-def read_json(path: Path) -> Any:
-    """The content of a UTF-8 JSON file, with or without a byte order mark. Raises BigrecError naming file and line."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise BigrecError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}): write it again or remove it"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save the predictions as UTF-8") from error
 
 
 def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False) -> Answers:
@@ -89,7 +76,7 @@ def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False
     catalog row are left out. Raises BigrecError naming file and record; for a history that cannot be read only where it
     is needed.
     """
-    records = read_json(path)
+    records = read_json_file(path)
     if not isinstance(records, list) or not records:
         raise BigrecError(f"{path} must hold a JSON array of at least one record with `output` and `predict`")
     known = catalog.rows_by_title
@@ -122,10 +109,7 @@ def _history(record: dict[str, Any], place: str) -> list[str]:
     """The history titles in a record's `input`."""
     if not isinstance(record.get(C.INPUT), str):
         raise BigrecError(f"{place}: no text field 'input': --exclude_history needs it")
-    try:
-        return parse_input(record[C.INPUT])[1]
-    except BigrecError as error:
-        raise BigrecError(f"{place}: {error}") from error
+    return read_input(record, place)[1]
 
 
 def _first_text(record: Any, place: str) -> str:
