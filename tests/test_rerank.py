@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,13 @@ from bigrec_hf.catalog import Catalog, load_catalog
 from bigrec_hf.choice import GRIDS, choose, metric_curve, plot_curves, split_key
 from bigrec_hf.cli import main as cli
 from bigrec_hf.columns import Columns as C
-from bigrec_hf.data import load_examples
+from bigrec_hf.data import load_config, load_examples
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import GENERATIONS_SCHEMA, Answers
 from bigrec_hf.ground import table_settings
+from bigrec_hf.index import CatalogIndex, load_index
 from bigrec_hf.item_scores import write_scores
-from bigrec_hf.reranking import Split, apply_choice, rerank_method, search, weight_rows
+from bigrec_hf.reranking import Split, apply_choice, history_split, rerank_method, search, weight_rows
 from bigrec_hf.score import score_folder
 from bigrec_hf.settings import (
     DataSettings,
@@ -384,3 +386,60 @@ def test_the_command(run_dir, tiny_prepared, tiny_model_dir, capsys):
     assert "finetuned_mix_popularity" in capsys.readouterr().out
     assert cli(["rerank", *arguments, "--split", "validation"]) == 2
     assert "cannot be evaluated there" in capsys.readouterr().err
+
+
+# --- texts: history
+
+
+def test_history_by_hand():
+    """Items on a line at 0, 1, 5, 6, 20; the closest of the two latest history items counts."""
+    index = CatalogIndex(CATALOG, np.array([[0.0], [1.0], [5.0], [6.0], [20.0]], np.float32), {})
+    answers = Answers(["a", "b", "c"], [""] * 3, [1, 1, 1], [[4, 0, 2], [-1], [3]])
+    split = history_split(answers, index, 2)
+    np.testing.assert_allclose(split.costs(0, 3), [[0, 1, 0, 1, 15], [0] * 5, [6, 5, 1, 0, 14]], atol=1e-9)
+    np.testing.assert_allclose(split.costs(2, 3), [[6, 5, 1, 0, 14]], atol=1e-9)
+    assert split.answers.texts == ["three", "", "two"] and list(split.empty) == [False, True, False]
+
+
+@pytest.fixture
+def history_settings(run_dir, tiny_prepared, tiny_model_dir):
+    given = settings(run_dir, tiny_prepared, tiny_model_dir, texts="history", formulas=["mix"], weights=["scores"])
+    given["rerank"] = replace(given["rerank"], scores="oracle")
+    return given | {"ground": GroundSettings(top_k=5, exclude_history=True)}
+
+
+def test_history_stage(run_dir, history_settings, capsys):
+    for folder in (run_dir, run_dir / "validation"):  # the LM's answers are not read
+        (folder / "finetuned/generations.parquet").unlink()
+    stage.main(**history_settings)
+    results = {
+        name: json.loads((run_dir / name / "results.json").read_text()) for name in ("history", "history_mix_oracle")
+    }
+    assert results["history_mix_oracle"]["hr@1"] > 0.9  # the oracle knows the targets
+    assert results["history_mix_oracle"]["base_method"] == "history" and results["history"]["history_items"] == 10
+    assert "history_mix_oracle" in capsys.readouterr().out
+    index = load_index(run_dir / "index")
+    table = pq.read_table(run_dir / "history/rankings.parquet")
+    rows = {row["example_id"]: row for row in load_config(history_settings["data"].dataset[0], "default", "test")}
+    assert len(table) == len(rows)
+    for ranked in table.to_pylist():  # brute force: distances to the closest history title, the history left out
+        example = rows[ranked["example_id"]]
+        history = [row for row in example["history"] if row >= 0][-10:]
+        gaps = index.embeddings[:, None].astype(float) - index.embeddings[history][None]
+        cost = np.sqrt((gaps**2).sum(-1)).min(axis=1)
+        left = [row for row in range(len(cost)) if row not in set(example["history"])]
+        order = sorted(left, key=lambda row: (round(cost[row], 9), row))
+        assert ranked["top_rows"] == order[: len(ranked["top_rows"])]
+
+
+def test_history_refusals(history_settings, tmp_path):
+    with pytest.raises(BigrecError, match="add --exclude_history true"):
+        stage.main(**history_settings | {"ground": GroundSettings()})
+    with pytest.raises(BigrecError, match="name it with --dataset"):
+        stage.main(**history_settings | {"data": DataSettings(catalog=history_settings["data"].dataset[0])})
+    titles = load_catalog(history_settings["data"].dataset[0]).titles
+    swapped = tmp_path / "id2name.txt"
+    swapped.write_text("".join(f"{title}\t{row}\n" for row, title in enumerate(titles[::-1])), encoding="utf-8")
+    data = replace(history_settings["data"], catalog=str(swapped))
+    with pytest.raises(BigrecError, match="leave out --catalog"):
+        stage.main(**history_settings | {"data": data})

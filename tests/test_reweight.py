@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigrec_hf.choice import GRIDS
-from bigrec_hf.costs import distance_costs
+from bigrec_hf.costs import closest_costs, distance_costs
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.reweight import combine, min_max, parts, ranks_on_grid, reciprocal_rank_costs
 
@@ -251,3 +251,16 @@ def test_the_benchmark_runs_and_finds_equal_ranks(monkeypatch, tmp_path):
     benchmark.main()
     _, (row,) = read_rows(tmp_path / "gamma.json")
     assert row.same is True and "199 values" in row.size
+
+
+def test_closest_costs_are_the_least_of_each_examples_distances():
+    rng = np.random.default_rng(3)
+    items = rng.standard_normal((40, 6)).astype(np.float32)
+    queries = [items[:2], np.empty((0, 6), np.float32), rng.standard_normal((3, 6)).astype(np.float32)]
+    costs = closest_costs(queries, items)
+    for i, rows in enumerate(queries):
+        gaps = items[None].astype(float) - rows[:, None]
+        expected = np.sqrt((gaps**2).sum(-1)).min(axis=0) if len(rows) else np.zeros(40)
+        np.testing.assert_allclose(costs(i, i + 1)[0], expected, atol=1e-8)
+    np.testing.assert_array_equal(costs(0, 3), np.concatenate([costs(i, i + 1) for i in range(3)]))
+    assert costs(0, 1)[0, 0] == 0.0

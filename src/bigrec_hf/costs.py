@@ -1,6 +1,9 @@
-"""What every catalog item costs for every example: the distance of its title to the example's text, in float64."""
+"""What every catalog item costs for every example: the distance of its title to the example's text, or to the closest
+of several texts, in float64."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,5 +46,26 @@ def distance_costs(queries: np.ndarray, items: np.ndarray) -> Rows:
         row, column = np.nonzero(square < norms)
         square[row, column] = squared_distances(part, distinct, row, column)
         return np.sqrt(square, out=square)[:, place]
+
+    return costs
+
+
+def closest_costs(queries: Sequence[np.ndarray], items: np.ndarray) -> Rows:
+    """`costs(start, stop)` -> (stop - start, m) float64: the distance of each item to the closest of an example's
+    queries, as `distance_costs`; 0 for all items where an example has none.
+
+    Args:
+        queries: one (b, d) float32 an example, b >= 0. items: (m, d) float32.
+    """
+    stops = np.cumsum([len(rows) for rows in queries])
+    flat = np.concatenate([np.empty((0, items.shape[1]), np.float32), *queries])
+    distances = distance_costs(flat, items)
+
+    def costs(start: int, stop: int) -> np.ndarray:
+        out = np.zeros((stop - start, len(items)))
+        for i in range(start, stop):  # one example's distances at a time: they stay in the cache
+            if len(queries[i]):
+                distances(stops[i] - len(queries[i]), stops[i]).min(axis=0, out=out[i - start])
+        return out
 
     return costs

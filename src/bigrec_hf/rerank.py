@@ -5,6 +5,9 @@ Chooses the strength on `<run_dir>/validation/<method>/generations.parquet`, per
 `<run_dir>/<method>_<weights>` (reweight), `<method>_mix_<weights>` or `<method>_rrf_<weights>`; `scores` goes by the
 collaborative model's name there. Files: rankings.parquet (at the value chosen for NDCG@10), ranks_by_metric.parquet (at
 each metric's own), choice.json, curve.parquet, curve.png, and the score stage's.
+
+With `texts: history` no LM's answer is needed: an item costs what it is away from the closest title of the history. The
+methods are `history` (that distance alone) and `history_...` as above, for the examples that `sasrec` scores.
 """
 
 from __future__ import annotations
@@ -20,10 +23,10 @@ from bigrec_hf.choice import GRIDS
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_config
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.generations import GENERATIONS_FILE, read_generations
-from bigrec_hf.ground import catalog_source, open_index
+from bigrec_hf.generations import GENERATIONS_FILE, Answers, read_generations
+from bigrec_hf.ground import RANKINGS_FILE, catalog_source, open_index, write_table
 from bigrec_hf.item_scores import SCORES_FILE, read_facts, read_scores
-from bigrec_hf.reranking import WEIGHTS, rerank_method, text_split, weight_rows
+from bigrec_hf.reranking import WEIGHTS, Split, history_split, rank_costs, rerank_method, text_split, weight_rows
 from bigrec_hf.reweight import PARAMETERS, check_grid
 from bigrec_hf.runs import read_json
 from bigrec_hf.score import RESULTS_FILE, results_table, score_folder
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
     )
 
 
+HISTORY = "history"  # the setting `texts`, and the method's folder
+
+
 def method_name(method: str, formula: str, weights: str, scores: str | None) -> str:
     """`finetuned_popularity`, `finetuned_mix_sasrec`, ...: the folder of a reranked method."""
     name = Path(scores or "scores").name if weights == "scores" else weights
@@ -52,6 +58,19 @@ def grid_of(formula: str, weights: str, rerank: RerankSettings) -> list[float]:
         return list(rerank.share_values or GRIDS["unit"])
     auto = "popularity" if weights == "popularity" else "movie"
     return list(rerank.gamma_values or GRIDS[auto if rerank.gamma_grid == "auto" else rerank.gamma_grid])
+
+
+def history_examples(place: Path, split: str, data: DataSettings, catalog: Catalog) -> Answers:
+    """The examples that `sasrec` scores in `place`, without texts."""
+    from bigrec_hf.sasrec.stage import evaluated_examples
+
+    if not data.dataset:
+        raise BigrecError("no data set given: histories come from a prepared set, name it with --dataset")
+    if load_catalog(data.dataset[0]).titles != catalog.titles:
+        raise BigrecError(f"the catalog's rows are not the items of {data.dataset[0]!r}: leave out --catalog")
+    split = data.split if split == "test" else split
+    ids, targets, histories = evaluated_examples(place, catalog, data.dataset[0], split, data.eval_sample)
+    return Answers(ids, [""] * len(ids), targets, histories)
 
 
 def find_scores(folder: Path, given: str | None) -> Path:
@@ -103,18 +122,24 @@ def main(
     if run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
     check_settings(rerank)
+    if rerank.texts == HISTORY and not ground.exclude_history:
+        raise BigrecError("texts is 'history': nothing is closer than the history itself; add --exclude_history true")
     folder = Path(run.run_dir)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     places = {"validation": folder / VALIDATION_DIR, "test": folder}
-    answers = {
-        split: read_generations(place / run.method / GENERATIONS_FILE, catalog) for split, place in places.items()
-    }
+    if rerank.texts == HISTORY:
+        method = HISTORY
+        answers = {split: history_examples(place, split, data, catalog) for split, place in places.items()}
+    else:
+        method = run.method
+        files = {split: place / method / GENERATIONS_FILE for split, place in places.items()}
+        answers = {split: read_generations(file, catalog) for split, file in files.items()}
+        check_same_adapter(*files.values())
     check_validation(answers["validation"].example_ids, data)
     check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
-    check_same_adapter(*(place / run.method / GENERATIONS_FILE for place in places.values()))
 
     scores: dict[str, np.ndarray | None] = dict.fromkeys(places)
-    facts: dict[str, Any] = {"base_method": run.method}
+    facts: dict[str, Any] = {"base_method": method}
     if set(rerank.weights) - {"popularity"}:
         given = {"validation": rerank.validation_scores, "test": rerank.test_scores}
         for split, place in places.items():
@@ -124,14 +149,24 @@ def main(
     counts = train_counts(data, catalog) if set(rerank.weights) - {"scores"} else None
     index, encode = open_index(catalog, model, ground, folder / "index")
     facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
-    splits = {split: text_split(found, index, encode) for split, found in answers.items()}
+    splits: dict[str, Split]
+    if rerank.texts == HISTORY:
+        facts["history_items"] = rerank.history_items
+        splits = {split: history_split(found, index, rerank.history_items) for split, found in answers.items()}
+    else:
+        splits = {split: text_split(found, index, encode) for split, found in answers.items()}
+    options = {key: getattr(ground, key) for key in ("exclude_history", "duplicates", "memory_mib")}
     results = {}
-    plain = read_json(folder / run.method / RESULTS_FILE)
-    if plain and {f"hr@{k}" for k in score.ks} <= set(plain):
-        results[run.method] = plain
+    plain = read_json(folder / method / RESULTS_FILE)
+    if rerank.texts == HISTORY:
+        table = rank_costs(splits["test"], catalog, top_k=ground.top_k, **options, **facts)
+        write_table(table, folder / HISTORY / RANKINGS_FILE)
+        results[HISTORY] = score_folder(folder / HISTORY, **vars(score), seed=run.seed)
+    elif plain and {f"hr@{k}" for k in score.ks} <= set(plain):
+        results[method] = plain
     for formula in rerank.formulas:
         for weights in rerank.weights:
-            name = method_name(run.method, formula, weights, rerank.scores)
+            name = method_name(method, formula, weights, rerank.scores)
             rows = {s: weight_rows(weights, len(answers[s].example_ids), counts, scores[s]) for s in places}
             choice = rerank_method(
                 folder / name,
@@ -143,9 +178,7 @@ def main(
                 score.ks,
                 choose_by=rerank.choose_by,
                 top_k=ground.top_k,
-                exclude_history=ground.exclude_history,
-                duplicates=ground.duplicates,
-                memory_mib=ground.memory_mib,
+                **options,
                 weighted_by=weights,
                 **facts,
             )

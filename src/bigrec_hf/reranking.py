@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from bigrec_hf.baselines import rank_scores
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.choice import CURVE_FILE, PLOT_FILE, PRIMARY, Choice, choose, plot_curves, save_curves
 from bigrec_hf.columns import Columns as C
-from bigrec_hf.costs import distance_costs
+from bigrec_hf.costs import closest_costs, distance_costs
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import Answers, answer_flags
 from bigrec_hf.ground import METADATA_KEY, RANKINGS_FILE, embed_texts, rankings_table, target_rows, write_table
@@ -58,6 +58,15 @@ def text_split(answers: Answers, index: CatalogIndex, encode: Encode) -> Split:
     vectors = np.zeros((len(answers.texts), index.embeddings.shape[1]), np.float32)
     vectors[full] = embed_texts([answers.texts[i] for i in full], index, encode)
     return Split(answers, distance_costs(vectors, index.embeddings))
+
+
+def history_split(answers: Answers, index: CatalogIndex, n_items: int) -> Split:
+    """Costs = the distance to the closest title among each example's latest `n_items` history items, the text = the
+    latest one; `answers.texts` are not read. An example without a history is a miss."""
+    latest = [[row for row in rows if row >= 0][-n_items:] for rows in answers.histories]
+    texts = [index.catalog.titles[rows[-1]] if rows else "" for rows in latest]
+    vectors = [index.embeddings[rows] for rows in latest]
+    return Split(replace(answers, texts=texts), closest_costs(vectors, index.embeddings))
 
 
 def weight_rows(weights: str, n: int, counts: Sequence[int] | None = None, scores: np.ndarray | None = None) -> Rows:
@@ -139,35 +148,51 @@ def apply_choice(
     Returns the rankings (ground.RANKINGS_SCHEMA) at the value chosen for NDCG@10, `top_distances` holding combined
     costs, and the ranks by metric: example_id and an int64 column a key. `facts` join the settings in both.
     """
-    answers = test.answers
-    options = {"exclude_history": exclude_history, "duplicates": duplicates}
+    options = {"exclude_history": exclude_history, "duplicates": duplicates, "memory_mib": memory_mib}
     values = sorted(set(chosen.values()))
-    ranks = _ranks(formula, test, weights, catalog, values, **options, memory_mib=memory_mib)
+    ranks = _ranks(formula, test, weights, catalog, values, **options)
 
-    def scores(start: int, stop: int) -> np.ndarray:
-        return -combine(formula, *parts(formula, test.costs(start, stop), weights(start, stop)), chosen[PRIMARY])
+    def combined(start: int, stop: int) -> np.ndarray:
+        return combine(formula, *parts(formula, test.costs(start, stop), weights(start, stop)), chosen[PRIMARY])
 
+    facts |= {"formula": formula, "parameter": PARAMETERS[formula], "parameters": chosen}
+    table = rank_costs(replace(test, costs=combined), catalog, top_k=top_k, **options, **facts)
+    columns = {key: pa.array(ranks[:, values.index(value)], pa.int64()) for key, value in chosen.items()}
+    by_metric = pa.table({C.EXAMPLE_ID: pa.array(test.answers.example_ids, pa.string()), **columns})
+    return table, by_metric.replace_schema_metadata({METADATA_KEY: table.schema.metadata[METADATA_KEY]})
+
+
+def rank_costs(
+    split: Split,
+    catalog: Catalog,
+    *,
+    top_k: int = 50,
+    exclude_history: bool = False,
+    duplicates: str = "best",
+    memory_mib: int = 256,
+    **facts: Any,
+) -> pa.Table:
+    """The catalog by a split's costs alone, as ground.RANKINGS_SCHEMA; `facts` join the settings in its metadata."""
+    answers = split.answers
     ranking = rank_scores(
-        scores,
+        lambda start, stop: -split.costs(start, stop),
         target_rows(answers.targets, catalog, duplicates),
         len(catalog),
         top_k,
         exclude=answers.histories if exclude_history else None,
         chunk=chunk_size(memory_mib, len(catalog)),
     )
-    ranking.rank[test.empty], ranking.top_rows[test.empty] = len(catalog), -1
+    ranking.rank[split.empty], ranking.top_rows[split.empty] = len(catalog), -1
     history_titles = [[catalog.titles[row] for row in rows if row >= 0] for rows in answers.histories]
     flags = answer_flags([[text] for text in answers.texts], history_titles, catalog.titles)
     settings = {
         "n_items": len(catalog),
-        **options,
+        "exclude_history": exclude_history,
+        "duplicates": duplicates,
         "catalog_sha256": catalog_sha256(catalog),
         **facts,
-        "formula": formula,
-        "parameter": PARAMETERS[formula],
-        "parameters": chosen,
     }
-    table = rankings_table(
+    return rankings_table(
         answers.example_ids,
         answers.targets,
         ranking,
@@ -176,9 +201,6 @@ def apply_choice(
         in_catalog=flags[C.IN_CATALOG],
         in_history=flags[C.IN_HISTORY],
     )
-    columns = {key: pa.array(ranks[:, values.index(value)], pa.int64()) for key, value in chosen.items()}
-    by_metric = pa.table({C.EXAMPLE_ID: pa.array(answers.example_ids, pa.string()), **columns})
-    return table, by_metric.replace_schema_metadata({METADATA_KEY: table.schema.metadata[METADATA_KEY]})
 
 
 def rerank_method(

@@ -19,6 +19,7 @@ METHODS = {  # labels of the subfolders of a run, in the order of the table; any
     "cooccurrence": "co-occurrence",
     "sasrec": "SASRec",
     "zero_shot": "zero-shot LM",
+    "history": "history's titles",
     "finetuned": "fine-tuned LM",
 }
 METRICS = {"ndcg": "NDCG", "hr": "HR"}

@@ -65,6 +65,13 @@ class ScoreSettings:
 class RerankSettings:
     """Distances and weights in one ranking, the weight's strength chosen on validation."""
 
+    texts: str = setting(
+        "answers",
+        "what items are to be close to: answers = the text that the LM wrote; history = the titles of the example's "
+        "latest items, no LM needed (methods history, history_...; needs --exclude_history true)",
+        choices=("answers", "history"),
+    )
+    history_items: int = setting(10, "texts: history: latest items whose titles are taken", least=1)
     formulas: list[str] = setting(
         ["reweight"], "any of: reweight = BIGRec's Eq. 3; mix = additive; rrf = additive in reciprocal ranks"
     )
