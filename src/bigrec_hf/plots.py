@@ -15,6 +15,8 @@ from bigrec_hf.rows import METRICS, Row, cutoffs, row_labels, seed_folders, spre
 from bigrec_hf.runs import write_atomically
 
 METRICS_PLOT = "metrics.png"
+COLORS = 10  # of matplotlib's own cycle
+STYLES = ("o-", "s--", "^:")
 CURVES_PLOT = "curves.png"
 CURVE_FILE = "curve.parquet"  # of `rerank`: a parameter's values, and each metric on validation at each
 
@@ -32,16 +34,18 @@ def metric_curve(row: Row, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def metrics_figure(rows: Sequence[Row]) -> Any:
-    """A matplotlib figure: a panel a metric, a line a row over K (logarithmic), its interval shaded."""
+    """A matplotlib figure: a panel a metric, a line a row over K (logarithmic); few rows: intervals shaded."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     labels = row_labels(rows)
     for axes, (metric, title) in zip(figure.subplots(1, len(METRICS)), METRICS.items(), strict=True):
-        for row in rows:
+        for number, row in enumerate(rows):
             ks, mean, low, high = metric_curve(row, metric)
-            (line,) = axes.plot(ks, mean, marker="o", markersize=3, label=labels[row.key])
-            axes.fill_between(ks, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
+            style = STYLES[number // COLORS % len(STYLES)]  # the colors come round again, the line is another one then
+            (line,) = axes.plot(ks, mean, style, markersize=3, label=labels[row.key])
+            if len(rows) <= COLORS:  # more intervals than that hide each other; the report's tables have them
+                axes.fill_between(ks, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
         axes.set_xscale("log")
         axes.set_xticks(cutoffs(rows), [str(k) for k in cutoffs(rows)])
         axes.minorticks_off()
