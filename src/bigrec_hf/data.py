@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,10 @@ def load_facts(dataset: str) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def load_config(dataset: str, config: str, split: str) -> Dataset:
-    """One configuration and split of a prepared set, from its folder or from the Hub.
+def find_table(dataset: str, config: str, split: str) -> Path:
+    """The parquet file of one configuration and split of a prepared set, fetched where it is on the Hub.
 
-    The parquet file is read directly: `load_dataset` caches a folder by its name and the files' relative names, so two
-    runs whose sets are both called `data` would be given each other's examples; and one file is all that is fetched.
+    Raises BigrecError where there is none.
     """
     _check_place(dataset)
     file = fetch_file(dataset, f"data/{config}/{split}.parquet", "dataset")
@@ -54,7 +54,21 @@ def load_config(dataset: str, config: str, split: str) -> Dataset:
         raise BigrecError(
             f"{dataset!r} has no data/{config}/{split}.parquet: it is no prepared set; use `bigrec-hf prepare`"
         )
-    return Dataset(pq.read_table(file))
+    return file
+
+
+def load_config(dataset: str, config: str, split: str) -> Dataset:
+    """One configuration and split of a prepared set, from its folder or from the Hub.
+
+    The parquet file is read directly: `load_dataset` caches a folder by its name and the files' relative names, so two
+    runs whose sets are both called `data` would be given each other's examples; and one file is all that is fetched.
+    """
+    return Dataset(pq.read_table(find_table(dataset, config, split)))
+
+
+def load_titles(dataset: str) -> np.ndarray:
+    """The titles of a prepared set's items, (n_items,) str objects, by row."""
+    return np.asarray(load_config(dataset, "items", "train")[C.TITLE], dtype=object)
 
 
 def _check_place(dataset: str) -> None:
@@ -84,21 +98,23 @@ def load_examples(dataset: str, split: str, *, sample: int = 0, seed: int | None
     else:
         rows = rows.shuffle(seed=seed)
         rows = rows.select(range(min(sample, len(rows)))) if sample > 0 else rows
-    titles = np.asarray(load_config(dataset, "items", "train")[C.TITLE], dtype=object)
-    histories = rows[C.HISTORY]
-    targets = rows[C.TARGET]
-    return Dataset.from_dict(
-        {
-            C.EXAMPLE_ID: rows[C.EXAMPLE_ID],
-            C.INSTRUCTION: [build_instruction(facts["noun"], facts["verb"], facts.get("noun_singular"))] * len(rows),
-            C.INPUT_PREFIX: [build_input_prefix(facts["noun"], facts["verb"])] * len(rows),
-            C.HISTORY: histories,
-            C.HISTORY_TITLES: [[titles[row] for row in history] for history in histories],
-            C.TARGET: targets,
-            C.TARGET_TITLE: [titles[row] for row in targets],
-        },
-        features=EXAMPLE_FEATURES,
-    )
+    columns = {name: rows[name] for name in (C.EXAMPLE_ID, C.HISTORY, C.TARGET)}
+    return Dataset.from_dict(example_columns(columns, facts, load_titles(dataset)), features=EXAMPLE_FEATURES)
+
+
+def example_columns(rows: dict[str, Sequence[Any]], facts: dict[str, Any], titles: np.ndarray) -> dict[str, Any]:
+    """The columns of EXAMPLE_FEATURES for rows (ids, histories, targets) of a prepared set with these facts."""
+    histories, targets = list(rows[C.HISTORY]), list(rows[C.TARGET])
+    n = len(targets)
+    return {
+        C.EXAMPLE_ID: rows[C.EXAMPLE_ID],
+        C.INSTRUCTION: [build_instruction(facts["noun"], facts["verb"], facts.get("noun_singular"))] * n,
+        C.INPUT_PREFIX: [build_input_prefix(facts["noun"], facts["verb"])] * n,
+        C.HISTORY: histories,
+        C.HISTORY_TITLES: [[titles[row] for row in history] for history in histories],
+        C.TARGET: targets,
+        C.TARGET_TITLE: [titles[row] for row in targets],
+    }
 
 
 def read_json_file(path: Path) -> Any:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from bigrec_hf.columns import Columns as C
@@ -25,25 +26,20 @@ from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import build_output, completion_token_ids, fit_prompt
 from bigrec_hf.runs import environment, fingerprint, measured, read_json, write_json
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
+from bigrec_hf.streaming import draw_examples, stream_examples
 from bigrec_hf.training import IGNORED, train_adapter, trainer_config
 
 TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "n_dropped": Value("int32")})
 CHECKPOINTS = "checkpoints"
 
 
-def tokenize_examples(
-    examples: Dataset,
-    template: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_history: int,
-    max_length: int,
-    completion_only: bool,
-) -> tuple[Dataset, int]:
-    """Examples (data.EXAMPLE_FEATURES) as `input_ids` and `labels`, each of at most `max_length` tokens, EOS last.
+def example_tokenizer(
+    template: str, tokenizer: PreTrainedTokenizerBase, *, max_history: int, max_length: int, completion_only: bool
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The function from an example (data.EXAMPLE_FEATURES) to its TOKENS: at most `max_length` of them, EOS last.
 
-    Labels of the prompt are -100 where `completion_only`. Returns the data set and how many history titles were dropped
-    to fit. Raises BigrecError where a completion leaves no room for a prompt.
+    Labels of the prompt are -100 where `completion_only`. It raises BigrecError where a completion leaves no room for a
+    prompt.
     """
 
     def tokenize(example: dict[str, Any]) -> dict[str, Any]:
@@ -65,11 +61,34 @@ def tokenize_examples(
             "n_dropped": n_dropped,
         }
 
+    return tokenize
+
+
+def tokenize_examples(
+    examples: Dataset, template: str, tokenizer: PreTrainedTokenizerBase, **limits: Any
+) -> tuple[Dataset, int]:
+    """Examples as `input_ids` and `labels` (`example_tokenizer`, whose `limits` are given by name).
+
+    Returns the data set and how many history titles were dropped to fit.
+    """
     tokens = examples.map(
-        tokenize, remove_columns=examples.column_names, features=TOKENS, load_from_cache_file=False, desc="tokenize"
+        example_tokenizer(template, tokenizer, **limits),
+        remove_columns=examples.column_names,
+        features=TOKENS,
+        load_from_cache_file=False,
+        desc="tokenize",
     )
     n_dropped = sum(tokens["n_dropped"])
     return tokens.remove_columns("n_dropped"), n_dropped
+
+
+def tokenize_stream(
+    examples: IterableDataset, template: str, tokenizer: PreTrainedTokenizerBase, **limits: Any
+) -> IterableDataset:
+    """What `tokenize_examples` makes, one example after another as they are asked for."""
+    tokenize = example_tokenizer(template, tokenizer, **limits)
+    tokens = examples.map(tokenize, remove_columns=examples.column_names, features=TOKENS)
+    return tokens.remove_columns("n_dropped")
 
 
 def load_training_data(
@@ -92,6 +111,8 @@ def main(
         raise BigrecError("no training data: give --dataset (a prepared set) or --train_json (the reference's file)")
     if sft.adapter_dir is None:
         raise BigrecError("no place for the adapter: give --run_dir or --adapter_dir")
+    if sft.streaming:
+        check_streaming(data, sft)
     find_model(model.base_model)
     adapter_dir = Path(sft.adapter_dir)
     checkpoints = adapter_dir.parent / CHECKPOINTS
@@ -102,42 +123,60 @@ def main(
         state.print(f"adapter in {adapter_dir} is done and its settings are unchanged: kept")
         return read_json(adapter_dir / TRAINING_FILE)
     if state.is_main_process:
-        if read_json(checkpoints / "settings.json").get("fingerprint") != mark and checkpoints.exists():
+        # a stream's order depends on the processes: only as many can go on in it
+        resumable = fingerprint(mark, state.num_processes) if sft.streaming else mark
+        if read_json(checkpoints / "settings.json").get("fingerprint") != resumable and checkpoints.exists():
             shutil.rmtree(checkpoints)  # checkpoints of other settings must not be resumed
-        write_json(checkpoints / "settings.json", {"fingerprint": mark, **settings})
+        write_json(checkpoints / "settings.json", {"fingerprint": resumable, **settings})
     state.wait_for_everyone()
 
     tokenizer = load_tokenizer(model.base_model)
-    limits = {"max_history": prompt.max_history, "max_length": prompt.max_length}
-    train = load_training_data(data.dataset, data.train_json, "train", sample=sft.sample, seed=run.seed)
-    has_validation = bool(data.dataset or data.validation_json)
-    validation = (
-        load_training_data(
-            data.dataset, data.validation_json, "validation", sample=sft.validation_sample, seed=run.seed
-        )
-        if has_validation and sft.evals_per_epoch > 0
-        else None
-    )
-    train_tokens, n_dropped = tokenize_examples(
-        train, prompt.train_prompt, tokenizer, completion_only=sft.completion_only, **limits
-    )
-    validation_tokens = None
+    limits = {
+        "max_history": prompt.max_history,
+        "max_length": prompt.max_length,
+        "completion_only": sft.completion_only,
+    }
+    validation = None
+    if (data.dataset or data.validation_json) and sft.evals_per_epoch > 0:
+        drawn = {"sample": sft.validation_sample, "seed": run.seed}
+        if sft.streaming and not data.validation_json:
+            validation = draw_examples(data.dataset, "validation", **drawn)
+        else:
+            validation = load_training_data(data.dataset, data.validation_json, "validation", **drawn)
+    validation_tokens, n_validation = None, 0
     if validation is not None:
-        validation_tokens, _ = tokenize_examples(
-            validation, prompt.train_prompt, tokenizer, completion_only=sft.completion_only, **limits
+        validation_tokens, _ = tokenize_examples(validation, prompt.train_prompt, tokenizer, **limits)
+        n_validation = len(validation)
+    counts: dict[str, Any]
+    if sft.streaming:
+        examples, sources = stream_examples(
+            data.dataset,
+            "train",
+            sample=sft.sample,
+            seed=run.seed,
+            shuffle_buffer=sft.shuffle_buffer,
+            n_processes=state.num_processes,
         )
-    n_tokens = sum(map(len, train_tokens["input_ids"]))
-    state.print(
-        f"training on {len(train):,} examples ({n_tokens:,} tokens, {n_dropped} history titles dropped to fit), "
-        f"validating on {len(validation) if validation is not None else 0:,}"
-    )
+        train_tokens = tokenize_stream(examples, prompt.train_prompt, tokenizer, **limits)
+        n_train = sum(len(source.rows) for source in sources)
+        streamed = [{"dataset": s.dataset, "rows": sum(s.group_rows), "examples": len(s.rows)} for s in sources]
+        counts = {"streamed": streamed}  # tokens are not counted: nobody has seen them all before the end
+        told = f"streamed, {sft.shuffle_buffer:,} to draw from"
+    else:
+        train = load_training_data(data.dataset, data.train_json, "train", sample=sft.sample, seed=run.seed)
+        train_tokens, n_dropped = tokenize_examples(train, prompt.train_prompt, tokenizer, **limits)
+        n_train = len(train)
+        n_tokens = sum(map(len, train_tokens["input_ids"]))
+        counts = {"n_train_tokens": n_tokens, "n_history_titles_dropped": n_dropped}
+        told = f"{n_tokens:,} tokens, {n_dropped} history titles dropped to fit"
+    state.print(f"training on {n_train:,} examples ({told}), validating on {n_validation:,}")
     dtype = resolve_dtype(model.dtype, state.device)
     config = trainer_config(
         str(checkpoints),
         dtype=dtype,
         quantized=model.quantization != "none",
         seed=run.seed,
-        n_train=len(train),
+        n_train=n_train,
         has_validation=validation is not None,
         epochs=sft.epochs,
         learning_rate=sft.learning_rate,
@@ -150,6 +189,7 @@ def main(
         activation_checkpointing=sft.activation_checkpointing,
         evals_per_epoch=sft.evals_per_epoch,
         trainer_args=sft.trainer_args,
+        streaming=sft.streaming,
     )
     lora = lora_config(
         r=sft.lora_r, alpha=sft.lora_alpha, dropout=sft.lora_dropout, target_modules=sft.lora_target_modules
@@ -169,10 +209,9 @@ def main(
         "fingerprint": mark,
         "settings": settings,
         "dtype": str(dtype).removeprefix("torch."),
-        "n_train": len(train),
-        "n_validation": len(validation) if validation is not None else 0,
-        "n_train_tokens": n_tokens,
-        "n_history_titles_dropped": n_dropped,
+        "n_train": n_train,
+        "n_validation": n_validation,
+        **counts,
         "n_processes": state.num_processes,
         **timing,
         **record,
@@ -189,10 +228,23 @@ def main(
     return record
 
 
+def check_streaming(data: DataSettings, sft: SftSettings) -> None:
+    """Raise BigrecError where the settings ask for what a stream cannot do."""
+    if data.train_json:
+        raise BigrecError("streaming reads prepared sets: a JSON file is read whole, set streaming to false for it")
+    for name, reason in (
+        ("packing", "how many packed sequences there are is known only after reading all"),
+        ("length_grouping", "examples cannot be ordered by length before they are read"),
+    ):
+        if getattr(sft, name):
+            raise BigrecError(f"{name} does not go with streaming ({reason}): set one of both to false")
+
+
 def training_settings(
     run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, sft: SftSettings
 ) -> dict[str, Any]:
     """The settings the adapter depends on, and nothing else: their fingerprint decides whether it must be retrained."""
+    without_say = {"adapter_dir"} if sft.streaming else {"adapter_dir", "streaming", "shuffle_buffer"}
     return {
         "seed": run.seed,
         "dataset": data.dataset,
@@ -207,7 +259,7 @@ def training_settings(
         "train_prompt": prompt.train_prompt,
         "max_history": prompt.max_history,
         "max_length": prompt.max_length,
-        **{key: value for key, value in vars(sft).items() if key != "adapter_dir"},
+        **{key: value for key, value in vars(sft).items() if key not in without_say},
     }
 
 

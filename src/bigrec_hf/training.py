@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import has_length
 from trl import SFTConfig, SFTTrainer
 
 from bigrec_hf.errors import BigrecError
@@ -53,6 +54,11 @@ class CompletionLossTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all processes
         return (loss, outputs) if return_outputs else loss
 
+    def set_initial_training_values(self, args, dataloader):
+        """A stream without a length holds all its passes: one epoch of the trainer, none after the last step."""
+        values = super().set_initial_training_values(args, dataloader)
+        return values if has_length(dataloader) else (1, *values[1:])
+
     def shares_prompts(self) -> bool:
         """Whether a common prefix may be computed once: full attention, no dropout that draws anew for every row."""
         model = self.accelerator.unwrap_model(self.model)
@@ -90,8 +96,12 @@ def trainer_config(
     activation_checkpointing: bool,
     evals_per_epoch: int,
     trainer_args: dict[str, Any],
+    streaming: bool = False,
 ) -> SFTConfig:
-    """The SFTConfig of a run; `trainer_args` wins over everything. BigrecError on a field SFTConfig does not have."""
+    """The SFTConfig of a run; `trainer_args` wins over everything. BigrecError on a field SFTConfig does not have.
+
+    `streaming`: the trainer cannot count its examples. It is told the steps that it would have come to otherwise.
+    """
     state = process_state()
     on_cpu = state.device.type == "cpu"
     unknown = set(trainer_args) - set(SFTConfig.__dataclass_fields__)
@@ -102,7 +112,7 @@ def trainer_config(
     interval: dict[str, Any] = {"save_strategy": "epoch", "eval_strategy": "epoch"}
     if evals_per_epoch == 0:
         interval = {"save_strategy": "no", "eval_strategy": "no"}
-    elif evals_per_epoch > 1:
+    elif evals_per_epoch > 1 or streaming:
         steps = max(1, steps_per_epoch // evals_per_epoch)
         interval = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": steps, "eval_steps": steps}
     if not has_validation:
@@ -137,6 +147,8 @@ def trainer_config(
         "ddp_find_unused_parameters": False,
         **interval,
     }
+    if streaming:
+        options["max_steps"] = math.ceil(epochs * steps_per_epoch)
     if length_grouping:
         options["train_sampling_strategy"] = "group_by_length"
     return SFTConfig(**(options | trainer_args))
@@ -145,7 +157,7 @@ def trainer_config(
 def train_adapter(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    train: Dataset,
+    train: Dataset | IterableDataset,
     validation: Dataset | None,
     config: SFTConfig,
     *,
@@ -155,7 +167,8 @@ def train_adapter(
     """Train (or go on from the last checkpoint in `config.output_dir`) and return the trainer and its record.
 
     With a validation set the adapter of the best evaluation loss is loaded at the end; `patience` evaluations without a
-    better one stop the training (0 = never).
+    better one stop the training (0 = never). A stream (IterableDataset) needs `config.max_steps` and a shard a process;
+    to go on from a checkpoint, it is read again up to there.
     """
     set_seed(config.seed)
     callbacks = [EarlyStoppingCallback(patience)] if patience > 0 and config.load_best_model_at_end else []
@@ -173,13 +186,18 @@ def train_adapter(
         print(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.4%})", flush=True)
     resumable = any(Path(config.output_dir).glob("checkpoint-*/trainer_state.json"))
     result = trainer.train(resume_from_checkpoint=True if resumable else None)
+    history = trainer.state.log_history
+    passes = 1.0
+    if isinstance(train, IterableDataset):  # the trainer counts the whole stream as one epoch
+        passes = config.num_train_epochs
+        history = [entry | {"epoch": entry["epoch"] * passes} for entry in history]
     record = {
         "trainable_parameters": trainable,
         "total_parameters": total,
         "optimizer_steps": trainer.state.global_step,
-        "epochs_done": trainer.state.epoch,
+        "epochs_done": trainer.state.epoch * passes,
         "train_loss": result.training_loss,
         "best_eval_loss": trainer.state.best_metric,
-        "history": trainer.state.log_history,
+        "history": history,
     }
     return trainer, record
