@@ -450,9 +450,21 @@ class TestMain:
         assert table.equals(uninterrupted[0])
 
     def test_two_processes_give_the_same(self, assets, uninterrupted, tmp_path):
+        script = tmp_path / "counting.py"
+        script.write_text(
+            "import os, sys\n"
+            "from bigrec_hf import cli, generate\n"
+            "render = generate.render_prompts\n"
+            "def counted(examples, *rest, **more):\n"
+            "    print('rank', os.environ['RANK'], 'renders', len(examples))\n"
+            "    return render(examples, *rest, **more)\n"
+            "generate.render_prompts = counted\n"
+            "sys.exit(cli.main(['generate', *sys.argv[1:]]))\n"
+        )
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
         done = subprocess.run(
-            [*launcher, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *command(assets, tmp_path)],
+            [*launcher, script, *command(assets, tmp_path)[2:]],
             cwd=ROOT,
             env=environment(),
             capture_output=True,
@@ -462,7 +474,9 @@ class TestMain:
         assert done.returncode == 0, done.stderr
         table = pq.read_table(tmp_path / "zero_shot" / "generations.parquet")
         assert table.equals(uninterrupted[0])
-        assert json.loads((tmp_path / "zero_shot" / "generate.json").read_text())["n_processes"] == 2
+        facts = json.loads((tmp_path / "zero_shot" / "generate.json").read_text())
+        assert facts["n_processes"] == 2 and facts["prompts_sha256"] == uninterrupted[1]["prompts_sha256"]
+        assert "rank 0 renders 11\n" in done.stdout and "rank 1 renders 12\n" in done.stdout
         assert done.stdout.count("23 examples") == 1
 
     def test_one_failing_process_ends_the_job(self, assets, tmp_path):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 
@@ -29,26 +30,24 @@ from bigrec_hf.decoding import Decoding
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import print_summary, write_generations
 from bigrec_hf.ground import GENERATIONS_FILE, catalog_source
-from bigrec_hf.hub import fetch_file, is_hub_id
-from bigrec_hf.inputs import check_same_base, model_revision
+from bigrec_hf.inputs import adapter_fingerprint, check_same_base, model_revision
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
-from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.modeling import find_model, load_generator, load_tokenizer
 from bigrec_hf.processes import process_state
 from bigrec_hf.prompts import fit_prompt
 from bigrec_hf.runs import fingerprint, read_json, write_json
-from bigrec_hf.shards import ShardFolder, plan_batches, processes
+from bigrec_hf.shards import ShardFolder, plan_batches, processes, share_of_rows
 from bigrec_hf.vllm_engine import VllmDecoder, check_vllm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from accelerate import PartialState
     from transformers import PreTrainedTokenizerBase
 
     from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
 
 FACTS_FILE = "generate.json"
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def load_evaluation(
@@ -102,17 +101,14 @@ def render_prompts(
     return prompts, n_dropped
 
 
-def adapter_fingerprint(adapter: str | None) -> str | None:
-    """sha256 of the adapter's weights (folder or Hub id). Raises BigrecError where there is no adapter."""
-    if adapter is None:
-        return None
-    if Path(split_revision(adapter)[0]).is_dir() or is_hub_id(adapter, bare=True):
-        for name in ADAPTER_FILES:
-            file = fetch_file(adapter, name, "model", optional=True)
-            if file is not None:
-                with file.open("rb") as stream:
-                    return hashlib.file_digest(stream, "sha256").hexdigest()
-    raise BigrecError(f"no adapter in {adapter!r}: train one with `bigrec-hf sft`, or use --method zero_shot")
+def render_together(
+    examples: Dataset, tokenizer: PreTrainedTokenizerBase, state: PartialState, **limits: Any
+) -> tuple[list[list[int]], int]:
+    """`render_prompts` of all examples in every process, of which each renders its share and tells the others."""
+    rows = share_of_rows(len(examples), 1, state.process_index, state.num_processes)
+    share = render_prompts(examples.select(range(len(examples))[rows]), tokenizer, **limits)
+    shares = gather_object([share])
+    return [ids for prompts, _ in shares for ids in prompts], sum(n_dropped for _, n_dropped in shares)
 
 
 def decode_batches(
@@ -193,9 +189,10 @@ def main(
             lm_weight=generate.lm_weight,
         )
         decoding = replace(decoding, max_new_tokens=constraint.titles.trie.depth)
-    prompts, n_dropped = render_prompts(
+    prompts, n_dropped = render_together(
         examples,
         tokenizer,
+        state,
         template=template,
         max_history=prompt.max_history,
         max_tokens=prompt.max_length - decoding.max_new_tokens,
@@ -236,12 +233,7 @@ def main(
     if read_json(folder / FACTS_FILE).get("fingerprint") == mark and (folder / GENERATIONS_FILE).is_file():
         state.print(f"generations in {folder} are done and their settings are unchanged: kept")
         return
-    shards = ShardFolder(
-        folder / "shards",
-        mark,
-        len(batches),
-        **processes(state),
-    )
+    shards = ShardFolder(folder / "shards", mark, len(batches), **processes(state))
     missing, numbers = shards.missing(), shards.own()
     n_missing = sum(len(batches[number]) for number in missing)
     if state.is_main_process and n_missing < len(prompts):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.hub import fetch_file, resolve_commit
+from bigrec_hf.hub import fetch_file, is_hub_id, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.prepare import FACTS_FILE, raw_sha256
 from bigrec_hf.runs import file_fingerprint, read_json
@@ -19,6 +19,7 @@ from bigrec_hf.runs import file_fingerprint, read_json
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, PrepareSettings
 
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINING_FILE = "training.json"  # in an adapter's folder: what `sft` records
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
@@ -50,6 +51,19 @@ def _folder_sha256(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> str
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def adapter_fingerprint(adapter: str | None) -> str | None:
+    """sha256 of the adapter's weights (folder or Hub id). Raises BigrecError where there is no adapter."""
+    if adapter is None:
+        return None
+    if Path(split_revision(adapter)[0]).is_dir() or is_hub_id(adapter, bare=True):
+        for name in ADAPTER_FILES:
+            file = fetch_file(adapter, name, "model", optional=True)
+            if file is not None:
+                with file.open("rb") as stream:
+                    return hashlib.file_digest(stream, "sha256").hexdigest()
+    raise BigrecError(f"no adapter in {adapter!r}: train one with `bigrec-hf sft`, or use --method zero_shot")
 
 
 def check_same_base(adapter: str, base_model: str) -> None:

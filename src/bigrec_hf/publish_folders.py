@@ -13,9 +13,9 @@ from typing import Any
 from bigrec_hf.cards import dataset_card, dataset_info
 from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.generate import adapter_fingerprint
 from bigrec_hf.hub import SECRET, fetch_folder, known_tokens, split_revision
 from bigrec_hf.index import FINGERPRINT_FILE, CatalogIndex, write_index
+from bigrec_hf.inputs import adapter_fingerprint
 from bigrec_hf.model_card import COUNTS, HYPER_PARAMETERS, index_card, model_card
 from bigrec_hf.recommender import ADAPTER_PATTERNS, TOKENIZER_PATTERNS, load_source_index, write_config
 from bigrec_hf.recommender_config import CONFIG_FILE, INDEX_FOLDER, METHOD, Source

@@ -19,7 +19,7 @@ from bigrec_hf.catalog import load_catalog
 from bigrec_hf.data import load_facts
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.hub import is_hub_id
-from bigrec_hf.inputs import data_mark, model_revision, raw_mark
+from bigrec_hf.inputs import adapter_fingerprint, data_mark, model_revision, raw_mark
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.processes import process_state
 from bigrec_hf.rankers import check_rankers, run_rankers
@@ -145,7 +145,7 @@ def main(
     adapter_dir = Path(str(sft.adapter_dir))
     trains = generate.adapter is None
     if not trains:
-        sft_mark = generate_stage.adapter_fingerprint(generate.adapter)
+        sft_mark = adapter_fingerprint(generate.adapter)
     else:
         sft_mark = steps.do(
             "sft",

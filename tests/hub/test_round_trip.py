@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -21,6 +22,7 @@ from peft import AutoPeftModelForCausalLM
 
 from bigrec_hf import Recommender, cli, push
 from bigrec_hf.data import load_examples
+from bigrec_hf.streaming import stream_examples
 from tests.test_recommender import as_rows, rankings, run_histories
 
 CONFIGS = {"default": 3, "items": 1, "interactions": 1, "text": 3}
@@ -92,6 +94,10 @@ def test_a_data_set_comes_back_row_by_row(hub, tiny_prepared, tmp_path):
     assert load_examples(f"{repo_id}@{sha}", "test", sample=3).to_list() == (
         load_examples(tiny_prepared, "test", sample=3).to_list()
     )
+    pinned_name = f"{repo_id}@{sha}"
+    streamed, _ = stream_examples([pinned_name], "train", sample=0, seed=0, shuffle_buffer=1, n_processes=1)
+    whole = load_examples(tiny_prepared, "train").to_list()
+    assert list(islice(streamed, len(whole))) == whole
 
 
 def with_five_items(prepared, folder: Path) -> Path:
