@@ -3,7 +3,8 @@
     python -m benchmarks.streaming --rows 20000 200000
 
 Each measurement is a process of its own that tokenizes every row once, as `sft` does with `--streaming true --sample 0`
-and with `false`, without a model; its peak resident memory is what the kernel reports, imports and titles included.
+and with `false`, without a model (mode `read`: streams and tokenizes nothing); its peak resident memory is what the
+kernel reports, imports and titles included.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ folder, base_model, mode, buffer = sys.argv[1], sys.argv[2], sys.argv[3], int(sy
 started = time.process_time()
 prompt = "alpaca-basic", load_tokenizer(base_model)
 limits = {"max_history": 10, "max_length": 1024, "completion_only": True}
-if mode == "stream":
+if mode in ("stream", "read"):
     examples, (source,) = stream_examples([folder], "train", sample=0, seed=0, shuffle_buffer=buffer, n_processes=1)
-    tokens = islice(tokenize_stream(examples, *prompt, **limits), len(source.rows))
-    assert sum(1 for _ in tokens) == len(source.rows)
+    stream = tokenize_stream(examples, *prompt, **limits) if mode == "stream" else examples
+    assert sum(1 for _ in islice(stream, len(source.rows))) == len(source.rows)
 else:
     tokenize_examples(load_examples(folder, "train", seed=0), *prompt, **limits)
 print("MEASURED", time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
@@ -76,7 +77,7 @@ def write_set(folder: Path, n_rows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 200_000])
-    parser.add_argument("--modes", nargs="+", default=["stream", "whole"])
+    parser.add_argument("--modes", nargs="+", default=["stream", "whole"], choices=("stream", "whole", "read"))
     parser.add_argument("--shuffle_buffer", type=int, default=10_000)
     parser.add_argument("--base_model", default=str(BASE_MODEL))
     chosen = parser.parse_args()

@@ -272,6 +272,7 @@ def test_what_cannot_stream_is_refused_before_any_work(tmp_path, grouped):
 
     fails("packing does not go with streaming", packing=True)
     fails("length_grouping does not go with streaming", length_grouping=True)
+    fails("'max_steps' does not go with streaming", trainer_args={"max_steps": 3})
     fails("a JSON file is read whole", json_file=write_tiny_json(tmp_path / "train.json", 3))
     assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
 

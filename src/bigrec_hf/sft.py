@@ -238,6 +238,11 @@ def check_streaming(data: DataSettings, sft: SftSettings) -> None:
     ):
         if getattr(sft, name):
             raise BigrecError(f"{name} does not go with streaming ({reason}): set one of both to false")
+    for name in ("max_steps", "num_train_epochs"):
+        if name in sft.trainer_args:
+            raise BigrecError(
+                f"trainer_args {name!r} does not go with streaming, whose steps follow from epochs: set that"
+            )
 
 
 def training_settings(

@@ -186,7 +186,7 @@ class SftSettings:
     streaming: bool = setting(
         False,
         "read the training split as it is needed, for splits larger than memory (prepared sets; not with packing or "
-        "length_grouping); sample draws the same rows, each process reads its own part of them",
+        "length_grouping): all of it with sample 0, else the rows drawn without streaming; each process reads its part",
     )
     shuffle_buffer: int = setting(
         10_000, "streaming: examples held to draw the next one from; 1 = the file's own order", least=1
