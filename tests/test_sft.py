@@ -148,6 +148,9 @@ def test_accumulation_steps():
 def test_an_unknown_trainer_argument_is_named(tmp_path, tiny_model_dir, tiny_prepared):
     with pytest.raises(BigrecError, match="max_seq_length"):
         train(tmp_path, tiny_model_dir, tiny_prepared, trainer_args={"max_seq_length": 3})
+    for wrong in ({"learning_rate": "abc"}, {"logging_steps": [1]}):
+        with pytest.raises(BigrecError, match=f"trainer_args {next(iter(wrong))}: .* is no number"):
+            train(tmp_path, tiny_model_dir, tiny_prepared, trainer_args=wrong)
 
 
 def test_reference_settings_give_eight_steps_an_epoch():

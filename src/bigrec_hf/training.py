@@ -107,6 +107,13 @@ def trainer_config(
     unknown = set(trainer_args) - set(SFTConfig.__dataclass_fields__)
     if unknown:
         raise BigrecError(f"trainer_args {sorted(unknown)[0]!r} is no field of trl.SFTConfig: see its documentation")
+    for name, value in trainer_args.items():
+        default = SFTConfig.__dataclass_fields__[name].default
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if number and not isinstance(value, int | float | None):  # dataclasses check nothing
+            raise BigrecError(
+                f"trainer_args {name}: {value!r} is no number (the default is {default!r}); write a number"
+            )
     accumulation = accumulation_steps(global_batch_size, micro_batch_size, state.num_processes)
     steps_per_epoch = math.ceil(n_train / global_batch_size)
     interval: dict[str, Any] = {"save_strategy": "epoch", "eval_strategy": "epoch"}
