@@ -91,6 +91,14 @@ def test_rows_over_other_examples_are_not_compared(run, tmp_path):
 # --- several seeds --------------------------------------------------------------------------------------------------
 
 
+def test_unlike_candidates_are_told(run):
+    assert "is no candidate" not in build_report([run])
+    for method in ("our_method", "random"):
+        file = run / method / "results.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"exclude_history": True}))
+    assert "The history is no candidate in: random, our method; in the other rows it is" in build_report([run])
+
+
 def test_seeds_are_summarized_by_mean_and_spread(tmp_path):
     hits = {0: 30, 1: 36, 10: 33}
     for seed, n in hits.items():

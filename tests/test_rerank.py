@@ -443,3 +443,40 @@ def test_history_refusals(history_settings, tmp_path):
     data = replace(history_settings["data"], catalog=str(swapped))
     with pytest.raises(BigrecError, match="leave out --catalog"):
         stage.main(**history_settings | {"data": data})
+
+
+@pytest.mark.parametrize("name", ["history", "history_mix_oracle"])
+def test_a_kill_leaves_no_results_of_other_rankings(run_dir, history_settings, monkeypatch, name):
+    stage.main(**history_settings)
+    assert (run_dir / name / "results.json").is_file()
+
+    def killed(folder, *args, **options):
+        if folder.name == name:
+            raise KeyboardInterrupt
+        return score_folder(folder, *args, **options)
+
+    monkeypatch.setattr(stage, "score_folder", killed)
+    history_settings["rerank"] = replace(history_settings["rerank"], history_items=1)
+    with pytest.raises(KeyboardInterrupt):
+        stage.main(**history_settings)
+    assert not (run_dir / name / "results.json").exists()
+    assert table_settings(pq.read_table(run_dir / name / "rankings.parquet"))["history_items"] == 1
+
+
+@pytest.mark.parametrize(
+    "column, value, message",
+    [
+        (C.EXAMPLE_ID, "same", "the example 'same' stands there twice"),
+        (C.HISTORY, [5000], "names row 5000, the catalog ends at"),
+        (C.TARGET_TITLE, None, "has no target_title"),
+    ],
+)
+def test_answers_that_do_not_fit(run_dir, history_settings, column, value, message):
+    file = run_dir / "finetuned/generations.parquet"
+    table = pq.read_table(file)
+    values = pa.array([value] * 2 + table[column].to_pylist()[2:], GENERATIONS_SCHEMA.field(column).type)
+    pq.write_table(table.set_column(table.column_names.index(column), column, values), file)
+    for texts in ("history", "answers"):
+        history_settings["rerank"] = replace(history_settings["rerank"], texts=texts)
+        with pytest.raises(BigrecError, match=message):
+            stage.main(**history_settings)

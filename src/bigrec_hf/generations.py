@@ -3,6 +3,7 @@ it is read."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,8 @@ class Answers:
 
 
 def read_generations(path: str | Path, catalog: Catalog) -> Answers:
-    """Answers of a generations.parquet. Raises BigrecError for missing columns, no rows, or an unknown target."""
+    """Answers of a generations.parquet. Raises BigrecError for missing columns, no rows, an id that
+    stands there twice, an unknown target, or history rows beyond the catalog."""
     path = Path(path)
     if not path.is_file():
         raise BigrecError(f"{path} does not exist: run `bigrec-hf generate` first, or name the file with --generations")
@@ -103,10 +105,23 @@ def read_generations(path: str | Path, catalog: Catalog) -> Answers:
     table = pq.read_table(path, columns=wanted)
     if table.num_rows == 0:
         raise BigrecError(f"{path} holds no example: generate at least one")
+    ids = table[C.EXAMPLE_ID].to_pylist()
+    if len(set(ids)) < len(ids):
+        twice = next(i for i, n in Counter(ids).items() if n > 1)
+        raise BigrecError(f"{path}: the example {twice!r} stands there twice: keep one row of it")
+    if table[C.TARGET_TITLE].null_count:
+        at = table[C.TARGET_TITLE].is_null().index(True).as_py()
+        raise BigrecError(f"{path}: the example {ids[at]!r} has no target_title: generate it again, or leave it out")
     texts = [(texts or [""])[0] or "" for texts in table[C.TEXTS].to_pylist()]
     targets = resolve_targets(table[C.TARGET_TITLE].to_pylist(), table[C.TARGET].to_pylist(), catalog, str(path))
     histories = [history or [] for history in table[C.HISTORY].to_pylist()]
-    return Answers(table[C.EXAMPLE_ID].to_pylist(), texts, targets, histories)
+    for example_id, history in zip(ids, histories, strict=True):
+        if history and max(history) >= len(catalog):
+            raise BigrecError(
+                f"{path}: the history of {example_id!r} names row {max(history)}, the catalog ends at "
+                f"{len(catalog) - 1}: give the catalog these examples were made with (--catalog)"
+            )
+    return Answers(ids, texts, targets, histories)
 
 
 def resolve_targets(

@@ -104,6 +104,10 @@ def cell_notes(rows: Sequence[Row]) -> list[str]:
         notes.append("With several seeds: mean ± standard deviation (least..greatest) over the seeds.")
     if len({found.get("n_examples") for found in results}) > 1:
         notes.append("The rows are over different numbers of examples: they are not comparable one by one.")
+    without = [row for row in rows if row.results[0].get("exclude_history")]
+    if 0 < len(without) < len(rows):
+        named = ", ".join(row_labels(rows)[row.key] for row in without)
+        notes.append(f"The history is no candidate in: {named}; in the other rows it is: an easier and a harder task.")
     return notes
 
 

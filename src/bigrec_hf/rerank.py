@@ -29,7 +29,7 @@ from bigrec_hf.item_scores import SCORES_FILE, read_facts, read_scores
 from bigrec_hf.reranking import WEIGHTS, Split, history_split, rank_costs, rerank_method, text_split, weight_rows
 from bigrec_hf.reweight import PARAMETERS, check_grid
 from bigrec_hf.runs import read_json
-from bigrec_hf.score import RESULTS_FILE, results_table, score_folder
+from bigrec_hf.score import RESULTS_FILE, clear_scores, results_table, score_folder
 from bigrec_hf.validation import VALIDATION_DIR, check_disjoint, check_same_adapter, check_validation
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def main(
     plain = read_json(folder / method / RESULTS_FILE)
     if rerank.texts == HISTORY:
         table = rank_costs(splits["test"], catalog, top_k=ground.top_k, **options, **facts)
+        clear_scores(folder / HISTORY)
         write_table(table, folder / HISTORY / RANKINGS_FILE)
         results[HISTORY] = score_folder(folder / HISTORY, **vars(score), seed=run.seed)
     elif plain and {f"hr@{k}" for k in score.ks} <= set(plain):

@@ -29,7 +29,7 @@ from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.reweight import PARAMETERS, Rows, chunk_size, combine, min_max, parts, ranks_on_grid
 from bigrec_hf.runs import fingerprint, write_json
-from bigrec_hf.score import RANKS_BY_METRIC_FILE
+from bigrec_hf.score import RANKS_BY_METRIC_FILE, clear_scores
 from bigrec_hf.validation import check_disjoint
 
 CHOICE_FILE = "choice.json"
@@ -236,7 +236,7 @@ def rerank_method(
         "validation_ids": fingerprint(validation[0].answers.example_ids),
     }
     table, by_metric = apply_choice(formula, choice.chosen, *test, catalog, top_k=top_k, **options, **facts)
-    (folder / RANKS_BY_METRIC_FILE).unlink(missing_ok=True)  # never beside rankings that it does not belong to
+    clear_scores(folder)
     write_table(table, folder / RANKINGS_FILE)
     write_table(by_metric, folder / RANKS_BY_METRIC_FILE)
     write_json(folder / CHOICE_FILE, {**json.loads(table.schema.metadata[METADATA_KEY]), "grid": choice.grid})

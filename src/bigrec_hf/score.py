@@ -151,6 +151,13 @@ def check_rankings_are_current(rankings: Path) -> None:
         )
 
 
+def clear_scores(folder: Path) -> None:
+    """Remove what was scored from a folder's rankings, before others are written there: a kill in between must not
+    leave results beside rankings that they do not belong to."""
+    for name in (RANKS_BY_METRIC_FILE, RESULTS_FILE, PER_EXAMPLE_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
 def score_folder(
     folder: str | Path,
     ks: Sequence[int],
