@@ -87,7 +87,7 @@ def prepared(which: str, n: int, dtype: str) -> Callable[[], np.ndarray]:
     return WAYS[which](load_titles()[0][:n], dtype)
 
 
-def bound_tokens_s(length: int, dtype: str, tokens: int = 4096, repeats: int = 5) -> float:
+def bound_tokens_s(length: int, dtype: str, tokens: int = 4096, repeats: int = 3) -> float:
     """Tokens/s of one forward pass without LM head over `tokens` tokens in rows of `length`, no padding."""
     model = AutoModel.from_pretrained(BASE_MODEL, dtype=getattr(torch, dtype)).eval()
     ids = torch.randint(0, model.config.vocab_size, (tokens // length, length))
@@ -114,12 +114,13 @@ def main() -> None:
     dtype, rows = best_dtype(), []
     tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
     same = same_vectors(titles[: chosen.checked])
+    lengths = [len(ids) for ids in tokenizer(titles[: max(chosen.titles)])["input_ids"]]
+    bound = bound_tokens_s(round(np.mean(lengths)), dtype)
     for n in chosen.titles:
         part = titles[:n]
-        count = sum(map(len, tokenizer(part)["input_ids"]))
-        bound = bound_tokens_s(round(count / n), dtype)
+        count = sum(lengths[:n])
         timed = part[: chosen.plain_titles]
-        share = sum(map(len, tokenizer(timed)["input_ids"])) / count
+        share = sum(lengths[: len(timed)]) / count
         ways = {"ours": our_vectors(part, dtype), "plain": plain_vectors(timed, dtype)}
         taken, _ = alternate(ways, chosen.repeats)
         size = f"{n:,} {source} of {count / n:.0f} tokens, {dtype}"

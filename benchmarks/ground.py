@@ -110,7 +110,7 @@ def measure(n: int, m: int, dim: int, memory_mib: int, repeats: int, slow_cells:
 
 
 def main() -> None:
-    chosen = arguments(__doc__, sizes=SIZES, memory_mib=256, repeats=3, slow_cells=10_000_000)
+    chosen = arguments(__doc__, sizes=SIZES, memory_mib=256, repeats=2, slow_cells=10_000_000)
     set_threads()
     rows = []
     for size in chosen.sizes:

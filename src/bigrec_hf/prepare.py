@@ -6,11 +6,14 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from bigrec_hf import __version__
 from bigrec_hf import prepare_files as parquet
@@ -28,6 +31,7 @@ from bigrec_hf.sources.reading import read_source, source_files
 from bigrec_hf.sources.reference_json import export_reference_json, load_reference_json
 from bigrec_hf.splits import Examples, Sequences, build_sequences, evaluation_sample, split_examples, training_sample
 
+WRITERS = 2  # files written at a time: the training examples take as long as all others
 FORMAT = 1  # raised whenever the same input would give another prepared set
 # settings that say where things lie or what happens besides, and do not change the prepared set
 PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
@@ -169,20 +173,24 @@ def write_configs(
     user_ids = kept.user_ids.to_arrow().cast("string")
     catalog, divisor = kept.catalog, kept.time_divisor
     text_rows = {}
+    files: list[tuple[str, pa.Schema, Iterator[pa.Table]]] = []
     for split, examples in splits.items():
-        _say(f"writing {len(examples):,} {split} examples")
-        tables = parquet.example_tables(user_ids, sequences, examples, divisor)
-        parquet.write_tables(folder / "default" / f"{split}.parquet", parquet.EXAMPLE_SCHEMA, tables)
         n = len(examples)
+        tables = parquet.example_tables(user_ids, sequences, examples, divisor)
+        files.append((f"default/{split}", parquet.EXAMPLE_SCHEMA, tables))
         drawn = examples.take(training_sample(n, text_sample) if split == "train" else evaluation_sample(n))
         tables = parquet.text_tables(user_ids, sequences, drawn, catalog, **words)
-        parquet.write_tables(folder / "text" / f"{split}.parquet", parquet.TEXT_SCHEMA, tables)
+        files.append((f"text/{split}", parquet.TEXT_SCHEMA, tables))
         text_rows[split] = len(drawn)
     train_count = np.bincount(sequences.rows[splits["train"].targets], minlength=len(catalog))
-    items = iter([parquet.item_table(catalog, train_count)])
-    parquet.write_tables(folder / "items" / "train.parquet", parquet.ITEM_SCHEMA, items)
+    files.append(("items/train", parquet.ITEM_SCHEMA, iter([parquet.item_table(catalog, train_count)])))
     tables = parquet.interaction_tables(user_ids, kept.users, kept.rows, kept.ratings, kept.times, divisor)
-    parquet.write_tables(folder / "interactions" / "train.parquet", parquet.INTERACTION_SCHEMA, tables)
+    files.append(("interactions/train", parquet.INTERACTION_SCHEMA, tables))
+    _say(f"writing {', '.join(f'{len(examples):,} {split}' for split, examples in splits.items())} examples")
+    with ThreadPoolExecutor(WRITERS) as executor:  # compressing one file leaves the other cores idle
+        jobs = [executor.submit(parquet.write_tables, folder / f"{name}.parquet", *content) for name, *content in files]
+        for job in jobs:
+            job.result()
     return text_rows
 
 
