@@ -456,7 +456,7 @@ class TestMain:
             "from bigrec_hf import cli, generate\n"
             "render = generate.render_prompts\n"
             "def counted(examples, *rest, **more):\n"
-            "    print('rank', os.environ['RANK'], 'renders', len(examples))\n"
+            f"    open({str(tmp_path)!r} + '/rank-' + os.environ['RANK'], 'w').write(str(len(examples)))\n"
             "    return render(examples, *rest, **more)\n"
             "generate.render_prompts = counted\n"
             "sys.exit(cli.main(['generate', *sys.argv[1:]]))\n"
@@ -476,7 +476,7 @@ class TestMain:
         assert table.equals(uninterrupted[0])
         facts = json.loads((tmp_path / "zero_shot" / "generate.json").read_text())
         assert facts["n_processes"] == 2 and facts["prompts_sha256"] == uninterrupted[1]["prompts_sha256"]
-        assert "rank 0 renders 11\n" in done.stdout and "rank 1 renders 12\n" in done.stdout
+        assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["11", "12"]  # examples rendered by each
         assert done.stdout.count("23 examples") == 1
 
     def test_one_failing_process_ends_the_job(self, assets, tmp_path):
