@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 
@@ -18,8 +17,7 @@ from bigrec_hf.hub import fetch_file, is_hub_id
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prompts import build_input_prefix, build_instruction, parse_input
-
-EVAL_SEED = 42  # the reference draws its 5,000 evaluation rows with pandas and this seed
+from bigrec_hf.splits import evaluation_sample
 
 EXAMPLE_FEATURES = Features(
     {
@@ -77,10 +75,8 @@ def _check_place(dataset: str) -> None:
 
 
 def evaluation_rows(n: int, sample: int) -> np.ndarray:
-    """The reference's evaluation rows, as drawn: `DataFrame.sample(n=sample, random_state=42)`; 0 = all, in order."""
-    if sample <= 0:
-        return np.arange(n)
-    return pd.Series(np.arange(n)).sample(n=min(sample, n), random_state=EVAL_SEED).to_numpy()
+    """The reference's evaluation rows, as drawn (`splits.evaluation_sample`); 0 = all, in order."""
+    return evaluation_sample(n, sample) if sample > 0 else np.arange(n)
 
 
 def load_examples(dataset: str, split: str, *, sample: int = 0, seed: int | None = None) -> Dataset:

@@ -20,6 +20,8 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, load_datase
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import EXAMPLE_FEATURES, example_columns, find_table, load_facts, load_titles
 from bigrec_hf.errors import BigrecError
+from bigrec_hf.shards import share_of_rows
+from bigrec_hf.splits import training_sample
 
 BATCH_ROWS = 1024  # rows made into texts together
 
@@ -34,9 +36,9 @@ class Source:
     rows: Sequence[int]  # ascending row numbers
 
     def share(self, ranks: Sequence[int], n_processes: int) -> Sequence[int]:
-        """The rows of consecutive processes: equal parts side by side, one more or less."""
-        n = len(self.rows)
-        return self.rows[n * ranks[0] // n_processes : n * (ranks[-1] + 1) // n_processes]
+        """The rows of consecutive processes."""
+        first, last = (share_of_rows(len(self.rows), 1, rank, n_processes) for rank in (ranks[0], ranks[-1]))
+        return self.rows[first.start : last.stop]
 
 
 def open_source(dataset: str, split: str, *, sample: int, seed: int) -> Source:
@@ -52,7 +54,7 @@ def open_source(dataset: str, split: str, *, sample: int, seed: int) -> Source:
         raise BigrecError(f"split {split!r} of {dataset!r} is empty: prepare more data or choose another split")
     rows: Sequence[int] = range(n)
     if 0 < sample < n:
-        rows = sorted(np.random.default_rng(seed).permutation(n)[:sample].tolist())  # as Dataset.shuffle does
+        rows = sorted(training_sample(n, sample, seed).tolist())
     groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     return Source(dataset, str(file), groups, rows)
 
