@@ -21,7 +21,7 @@ from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import read_input, read_json_file
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import GENERATIONS_FILE, Answers, read_generations, resolve_targets
-from bigrec_hf.ground import RANKINGS_FILE, catalog_source, ground_answers, open_index, write_table
+from bigrec_hf.ground import catalog_source, ground_answers, open_index, write_rankings
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.score import results_table, score_rankings, write_results
 
@@ -165,7 +165,7 @@ def main(
             bootstrap=score.bootstrap,
             confidence=score.confidence,
         )
-        write_table(table, folder / RANKINGS_FILE)
+        write_rankings(table, folder)
         write_results(rows[name], per_example, folder)
     print(results_table(rows, sorted(set(score.ks))))
 

@@ -40,7 +40,7 @@ from bigrec_hf.ground import (
     embed_texts,
     open_index,
     target_rows,
-    write_table,
+    write_rankings,
 )
 from bigrec_hf.index import CatalogIndex, Encode
 from bigrec_hf.keywords import KEYWORDS_FILE, KEYWORDS_FOLDER, KEYWORDS_INDEX, keyword_catalog, look_up, read_keywords
@@ -173,7 +173,7 @@ def fuse_method(
             exclude_history=exclude_history,
             duplicates=duplicates,
         )
-        write_table(table, run_dir / f"{method}_fused_{name}" / RANKINGS_FILE)
+        write_rankings(table, run_dir / f"{method}_fused_{name}")
     return chosen
 
 

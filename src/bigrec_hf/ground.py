@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings
 
 RANKINGS_FILE = "rankings.parquet"
+RANKS_BY_METRIC_FILE = "ranks_by_metric.parquet"  # beside it where a parameter was chosen for each metric
+SCORE_FILES = ("results.json", "per_example.parquet")  # what `score` makes of them
 PART_EXAMPLES = 512  # examples encoded together: the least that a process takes
 METADATA_KEY = b"bigrec_hf"
 GENERATIONS_KEY = "generations_fingerprint"  # among the settings: the generations.parquet that was ranked
@@ -210,6 +212,14 @@ def write_table(table: pa.Table, path: str | Path) -> None:
     write_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
 
+def write_rankings(table: pa.Table, folder: str | Path) -> None:
+    """Write a method's rankings. What belongs to those before them goes first, so that a kill leaves no results beside
+    rankings that they were not made of."""
+    for name in (RANKS_BY_METRIC_FILE, *SCORE_FILES):
+        (Path(folder) / name).unlink(missing_ok=True)
+    write_table(table, Path(folder) / RANKINGS_FILE)
+
+
 def open_index(
     catalog: Catalog,
     model: ModelSettings,
@@ -285,7 +295,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
         settings = table_settings(table) | {GENERATIONS_KEY: file}
         metadata = {METADATA_KEY: json.dumps(settings, ensure_ascii=False).encode()}
         # parquet has its own name for what is in a list: without the cast the file would tell how it was made
-        write_table(table.cast(RANKINGS_SCHEMA.with_metadata(metadata)), folder / RANKINGS_FILE)
+        write_rankings(table.cast(RANKINGS_SCHEMA.with_metadata(metadata)), folder)
         median = int(np.median(table[C.RANK].to_numpy()))
         print(f"ground ({folder.name}): {table.num_rows} examples, {len(index)} items, median rank {median}")
     state.wait_for_everyone()

@@ -15,9 +15,9 @@ from bigrec_hf.rows import METRICS, Row, cutoffs, row_labels, seed_folders, spre
 from bigrec_hf.runs import write_atomically
 
 METRICS_PLOT = "metrics.png"
+CURVES_PLOT = "curves.png"
 COLORS = 10  # of matplotlib's own cycle
 STYLES = ("o-", "s--", "^:")
-CURVES_PLOT = "curves.png"
 CURVE_FILE = "curve.parquet"  # of `rerank`: a parameter's values, and each metric on validation at each
 
 

@@ -187,10 +187,13 @@ def write_configs(
     tables = parquet.interaction_tables(user_ids, kept.users, kept.rows, kept.ratings, kept.times, divisor)
     files.append(("interactions/train", parquet.INTERACTION_SCHEMA, tables))
     _say(f"writing {', '.join(f'{len(examples):,} {split}' for split, examples in splits.items())} examples")
+
+    def write(file: tuple[str, pa.Schema, Iterator[pa.Table]]) -> None:
+        name, schema, tables = file
+        parquet.write_tables(folder / f"{name}.parquet", schema, tables)
+
     with ThreadPoolExecutor(WRITERS) as executor:  # compressing one file leaves the other cores idle
-        jobs = [executor.submit(parquet.write_tables, folder / f"{name}.parquet", *content) for name, *content in files]
-        for job in jobs:
-            job.result()
+        list(executor.map(write, files))  # an error or an interrupt cancels those that have not begun
     return text_rows
 
 

@@ -24,15 +24,17 @@ from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_config
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import GENERATIONS_FILE, Answers, read_generations
-from bigrec_hf.ground import RANKINGS_FILE, catalog_source, open_index, write_table
+from bigrec_hf.ground import catalog_source, open_index, write_rankings
 from bigrec_hf.item_scores import SCORES_FILE, read_facts, read_scores
 from bigrec_hf.reranking import WEIGHTS, Split, history_split, rank_costs, rerank_method, text_split, weight_rows
 from bigrec_hf.reweight import PARAMETERS, check_grid
 from bigrec_hf.runs import read_json
-from bigrec_hf.score import RESULTS_FILE, clear_scores, results_table, score_folder
+from bigrec_hf.score import RESULTS_FILE, results_table, score_folder
 from bigrec_hf.validation import VALIDATION_DIR, check_disjoint, check_same_adapter, check_validation
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from bigrec_hf.settings import (
         DataSettings,
         GroundSettings,
@@ -60,14 +62,24 @@ def grid_of(formula: str, weights: str, rerank: RerankSettings) -> list[float]:
     return list(rerank.gamma_values or GRIDS[auto if rerank.gamma_grid == "auto" else rerank.gamma_grid])
 
 
+def own_items(dataset: str, catalog: Catalog) -> Dataset:
+    """The items of a prepared set. Raises BigrecError where the catalog's rows are not they."""
+    items = load_config(dataset, "items", "train")
+    if list(items[C.TITLE]) != catalog.titles:
+        raise BigrecError(
+            f"the catalog's rows are not the items of {dataset!r}, to which histories and train counts belong: "
+            "leave out --catalog"
+        )
+    return items
+
+
 def history_examples(place: Path, split: str, data: DataSettings, catalog: Catalog) -> Answers:
     """The examples that `sasrec` scores in `place`, without texts."""
     from bigrec_hf.sasrec.stage import evaluated_examples
 
     if not data.dataset:
         raise BigrecError("no data set given: histories come from a prepared set, name it with --dataset")
-    if load_catalog(data.dataset[0]).titles != catalog.titles:
-        raise BigrecError(f"the catalog's rows are not the items of {data.dataset[0]!r}: leave out --catalog")
+    own_items(data.dataset[0], catalog)
     split = data.split if split == "test" else split
     ids, targets, histories = evaluated_examples(place, catalog, data.dataset[0], split, data.eval_sample)
     return Answers(ids, [""] * len(ids), targets, histories)
@@ -85,13 +97,7 @@ def train_counts(data: DataSettings, catalog: Catalog) -> list[int] | None:
     """How often each catalog row is a training target; None without a prepared set. The rows must be that set's."""
     if not data.dataset:
         return None
-    items = load_config(data.dataset[0], "items", "train")
-    if list(items[C.TITLE]) != catalog.titles:
-        raise BigrecError(
-            f"the catalog's rows are not the items of {data.dataset[0]!r}, whose train counts are the popularity: "
-            "leave out --catalog, or choose weights 'scores'"
-        )
-    return items[C.TRAIN_COUNT]
+    return own_items(data.dataset[0], catalog)[C.TRAIN_COUNT]
 
 
 def check_settings(rerank: RerankSettings) -> None:
@@ -157,13 +163,11 @@ def main(
         splits = {split: text_split(found, index, encode) for split, found in answers.items()}
     options = {key: getattr(ground, key) for key in ("exclude_history", "duplicates", "memory_mib")}
     results = {}
+    if rerank.texts == HISTORY:  # else `ground` and `score` have done it
+        write_rankings(rank_costs(splits["test"], catalog, top_k=ground.top_k, **options, **facts), folder / HISTORY)
+        score_folder(folder / HISTORY, **vars(score), seed=run.seed)
     plain = read_json(folder / method / RESULTS_FILE)
-    if rerank.texts == HISTORY:
-        table = rank_costs(splits["test"], catalog, top_k=ground.top_k, **options, **facts)
-        clear_scores(folder / HISTORY)
-        write_table(table, folder / HISTORY / RANKINGS_FILE)
-        results[HISTORY] = score_folder(folder / HISTORY, **vars(score), seed=run.seed)
-    elif plain and {f"hr@{k}" for k in score.ks} <= set(plain):
+    if plain and {f"hr@{k}" for k in score.ks} <= set(plain):
         results[method] = plain
     for formula in rerank.formulas:
         for weights in rerank.weights:

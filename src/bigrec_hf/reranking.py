@@ -23,13 +23,20 @@ from bigrec_hf.columns import Columns as C
 from bigrec_hf.costs import closest_costs, distance_costs
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import Answers, answer_flags
-from bigrec_hf.ground import METADATA_KEY, RANKINGS_FILE, embed_texts, rankings_table, target_rows, write_table
+from bigrec_hf.ground import (
+    METADATA_KEY,
+    RANKS_BY_METRIC_FILE,
+    embed_texts,
+    rankings_table,
+    target_rows,
+    write_rankings,
+    write_table,
+)
 from bigrec_hf.index import CatalogIndex, Encode, catalog_sha256
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.reweight import PARAMETERS, Rows, chunk_size, combine, min_max, parts, ranks_on_grid
 from bigrec_hf.runs import fingerprint, write_json
-from bigrec_hf.score import RANKS_BY_METRIC_FILE, clear_scores
 from bigrec_hf.validation import check_disjoint
 
 CHOICE_FILE = "choice.json"
@@ -236,8 +243,7 @@ def rerank_method(
         "validation_ids": fingerprint(validation[0].answers.example_ids),
     }
     table, by_metric = apply_choice(formula, choice.chosen, *test, catalog, top_k=top_k, **options, **facts)
-    clear_scores(folder)
-    write_table(table, folder / RANKINGS_FILE)
+    write_rankings(table, folder)
     write_table(by_metric, folder / RANKS_BY_METRIC_FILE)
     write_json(folder / CHOICE_FILE, {**json.loads(table.schema.metadata[METADATA_KEY]), "grid": choice.grid})
     save_curves(choice, folder, PARAMETERS[formula])

@@ -202,9 +202,8 @@ def main(
             continue
         marks[name] = steps.do(
             "ground",
-            lambda name=name: ground_stage.write_table(
-                baseline_table(name, folder / methods[0], data, seed=run.seed, **ground_options),
-                folder / name / ground_stage.RANKINGS_FILE,
+            lambda name=name: ground_stage.write_rankings(
+                baseline_table(name, folder / methods[0], data, seed=run.seed, **ground_options), folder / name
             ),
             label=name,
             depends=[marks[methods[0]], data_now, ground_options, run.seed],

@@ -19,7 +19,14 @@ import pyarrow.parquet as pq
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import GENERATIONS_FILE
-from bigrec_hf.ground import GENERATIONS_KEY, RANKINGS_FILE, table_settings, write_table
+from bigrec_hf.ground import (
+    GENERATIONS_KEY,
+    RANKINGS_FILE,
+    RANKS_BY_METRIC_FILE,
+    SCORE_FILES,
+    table_settings,
+    write_table,
+)
 from bigrec_hf.hybrid import HYBRID
 from bigrec_hf.metrics.ndcg_hr.scores import (
     bootstrap_intervals,
@@ -33,9 +40,7 @@ from bigrec_hf.runs import file_fingerprint, write_json
 if TYPE_CHECKING:
     from bigrec_hf.settings import RunSettings, ScoreSettings
 
-RESULTS_FILE = "results.json"
-PER_EXAMPLE_FILE = "per_example.parquet"
-RANKS_BY_METRIC_FILE = "ranks_by_metric.parquet"
+RESULTS_FILE, PER_EXAMPLE_FILE = SCORE_FILES
 
 
 def score_rankings(
@@ -149,13 +154,6 @@ def check_rankings_are_current(rankings: Path) -> None:
         raise BigrecError(
             f"{rankings} ranks other texts than {generations} holds now: run `bigrec-hf ground` again, then `score`"
         )
-
-
-def clear_scores(folder: Path) -> None:
-    """Remove what was scored from a folder's rankings, before others are written there: a kill in between must not
-    leave results beside rankings that they do not belong to."""
-    for name in (RANKS_BY_METRIC_FILE, RESULTS_FILE, PER_EXAMPLE_FILE):
-        (folder / name).unlink(missing_ok=True)
 
 
 def score_folder(

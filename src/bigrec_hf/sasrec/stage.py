@@ -23,7 +23,7 @@ from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import evaluation_rows, load_config
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import GENERATIONS_FILE, read_generations
-from bigrec_hf.ground import RANKINGS_FILE, write_table
+from bigrec_hf.ground import write_rankings
 from bigrec_hf.index import catalog_sha256
 from bigrec_hf.item_scores import SCORES_FILE, write_scores
 from bigrec_hf.runs import environment, fingerprint, measured, read_json, write_json
@@ -136,7 +136,7 @@ def sasrec_tables(
         duplicates=duplicates,
     )
     write_scores(Path(folder) / SCORES_FILE, scores, ids, catalog, model=NAME)
-    write_table(table, Path(folder) / RANKINGS_FILE)
+    write_rankings(table, folder)
 
 
 def training_settings(run: RunSettings, sasrec: SasrecSettings) -> dict[str, Any]:
