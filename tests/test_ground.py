@@ -9,7 +9,7 @@ from bigrec_hf import ground
 from bigrec_hf.catalog import Catalog
 from bigrec_hf.errors import BigrecError
 from bigrec_hf.generations import Answers, read_generations
-from bigrec_hf.ground import embed_texts, ground_answers, table_settings
+from bigrec_hf.ground import embed_texts, ground_answers, table_settings, write_rankings
 from bigrec_hf.index import CatalogIndex
 from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings
 from tests.test_metric_encoders import save_lm
@@ -155,3 +155,12 @@ def test_the_stage(tmp_path, capsys):
     ):
         with pytest.raises(BigrecError, match=message):
             ground.main(**{**settings, section: value})
+
+
+def test_new_rankings_leave_no_results_of_those_before(tmp_path):
+    known = {"results.json", "per_example.parquet", "ranks_by_metric.parquet"}
+    for name in (*known, "generations.parquet"):
+        (tmp_path / name).write_text("old")
+    write_rankings(pa.table({"rank": [1]}), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"generations.parquet", "rankings.parquet"}
+    assert pq.read_table(tmp_path / "rankings.parquet")["rank"].to_pylist() == [1]

@@ -23,24 +23,15 @@ from bigrec_hf import sft, streaming
 from bigrec_hf.columns import Columns as C
 from bigrec_hf.data import load_examples
 from bigrec_hf.errors import BigrecError
-from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
+from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings
 from bigrec_hf.training import CompletionLossTrainer
+from tests import test_sft
 from tests.tiny import tiny_tokenizer, write_tiny_json
 
 LIMITS = {"max_history": 10, "max_length": 1024, "completion_only": True}
 N_TRAIN = 96  # rows of the fixture's train split
-QUICK = SftSettings(
-    streaming=True,
-    sample=0,
-    shuffle_buffer=20,
-    validation_sample=8,
-    epochs=2,
-    learning_rate=1e-2,
-    warmup_steps=0,
-    global_batch_size=16,
-    micro_batch_size=4,
-    lora_dropout=0.1,
-    patience=0,
+QUICK = replace(
+    test_sft.QUICK, streaming=True, sample=0, shuffle_buffer=20, global_batch_size=16, lora_dropout=0.1, patience=0
 )
 
 
