@@ -28,6 +28,7 @@ from bigrec_hf.splits import (
     repeated_targets,
     split_examples,
     training_sample,
+    user_time_order,
 )
 
 
@@ -166,9 +167,26 @@ def test_training_sample_is_that_of_datasets(n, size):
 
 def test_repeated_targets_look_only_into_their_own_window():
     sequences = sequences_of([0, 0, 0, 0, 1, 1], [5, 6, 7, 5, 5, 5], range(6))
-    examples = Examples(np.array([0, 1, 4]), np.array([3, 3, 5]))
-    assert repeated_targets(sequences, examples) == 2
-    assert repeated_targets(sequences, Examples(np.array([], int), np.array([], int))) == 0
+    whole = Examples(np.array([0, 4]), np.array([3, 5]))
+    assert np.flatnonzero(repeated_targets(sequences, [whole])).tolist() == [3, 5]
+    shorter, other = Examples(np.array([1]), np.array([3])), Examples(np.array([4]), np.array([5]))
+    assert np.flatnonzero(repeated_targets(sequences, [shorter, other])).tolist() == [5]
+    assert not repeated_targets(sequences, [Examples(np.array([], int), np.array([], int))]).any()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3)), max_size=40), st.sampled_from([0, 2**40, 2**61]))
+def test_users_are_ordered_by_time_and_ties_by_file_order_however_far_the_times_lie_apart(entries, offset):
+    users, times = (np.array([entry[i] for entry in entries], dtype=np.int64) for i in (0, 1))
+    users = users.astype(np.uint32)
+    times = np.where(times > 0, times + offset, times)
+    expected = sorted(range(len(entries)), key=lambda i: (users[i], times[i]))
+    assert user_time_order(users, times).tolist() == expected
+    assert user_time_order(users, None).tolist() == sorted(range(len(entries)), key=lambda i: users[i])
+
+
+@given(st.lists(st.integers(0, 9), max_size=30))
+def test_first_appearance_is_that_of_a_dictionary(codes):
+    assert first_appearance(np.array(codes, dtype=np.uint32)).tolist() == list(dict.fromkeys(codes))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ from bigrec_hf.sources.reading import read_source, source_files
 from bigrec_hf.sources.reference_json import export_reference_json, load_reference_json
 from bigrec_hf.splits import Examples, Sequences, build_sequences, evaluation_sample, split_examples, training_sample
 
-WRITERS = 2  # files written at a time: the training examples take as long as all others
+WRITERS = (
+    2  # files written at a time: the training examples take as long as all others; the next tables are made meanwhile
+)
 FORMAT = 1  # raised whenever the same input would give another prepared set
 # settings that say where things lie or what happens besides, and do not change the prepared set
 PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
@@ -144,8 +146,7 @@ def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings
         kept = RawData(ready.catalog, ready.user_ids, nothing, nothing, None, None, 0, list(files.values()))
         facts, sequences, splits = ready.facts, ready.sequences, ready.splits
     else:
-        raw = read_source(settings, files)
-        kept, facts = select_interactions(raw, protocol)
+        kept, facts = select_interactions(read_source(settings, files), protocol)  # what was read is let go of here
         _say(f"building sequences of {len(kept.user_ids):,} users from {len(kept.rows):,} interactions")
         sequences = build_sequences(kept.users, kept.rows, kept.ratings, kept.times)
         splits = split_examples(protocol, sequences)
@@ -156,8 +157,10 @@ def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings
             )
     noun, noun_singular, verb = domain_words(settings, facts)
     words = {"noun": noun, "noun_singular": noun_singular, "verb": verb}
-    text_rows = write_configs(folder / "data", kept, sequences, splits, settings.text_sample, words)
-    described = describe_splits(sequences, splits, kept.catalog, kept.time_divisor)
+    with ThreadPoolExecutor(1) as executor:
+        describing = executor.submit(describe_splits, sequences, splits, kept.catalog, kept.time_divisor)
+        text_rows = write_configs(folder / "data", kept, sequences, splits, settings.text_sample, words)
+        described = describing.result()
     return facts | words | described | {"text_rows": text_rows}
 
 

@@ -53,18 +53,22 @@ def describe_splits(
     sequences: Sequences, splits: dict[str, Examples], catalog: Catalog, time_divisor: int
 ) -> dict[str, object]:
     """Facts that follow from the examples alone."""
-    with_example = {int(user) for part in splits.values() for user in np.unique(sequences.users[part.targets])}
+    n_users = len(sequences.starts) - 1
+    with_example = np.zeros(n_users, dtype=bool)
+    for part in splits.values():
+        with_example[sequences.users[part.targets]] = True
     spans = {
         split: time_span(None if sequences.times is None else sequences.times[part.targets], time_divisor)
         for split, part in splits.items()
     }
-    repeated = {split: repeated_targets(sequences, part) for split, part in splits.items()}
+    is_repeated = repeated_targets(sequences, splits.values())
+    repeated = {split: int(is_repeated[part.targets].sum()) for split, part in splits.items()}
     n_examples = sum(map(len, splits.values()))
     return {
-        "users": len(sequences.starts) - 1,
-        "users_without_example": len(sequences.starts) - 1 - len(with_example),
+        "users": n_users,
+        "users_without_example": n_users - int(with_example.sum()),
         "items": len(catalog),
-        "items_with_interactions": len(np.unique(sequences.rows)),
+        "items_with_interactions": int(np.count_nonzero(np.bincount(sequences.rows))),
         "examples": {split: len(part) for split, part in splits.items()},
         "empty_histories": sum(int((part.begins == part.targets).sum()) for part in splits.values()),
         "duplicate_titles": {

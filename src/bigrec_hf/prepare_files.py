@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,18 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     # ids and histories hardly repeat within a chunk: dictionaries would cost more time than they save space
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
-        for table in tables:
+        for table in made_ahead(tables):
             if len(table):  # `datasets` cannot read a row group without rows; a file without row groups it can
                 writer.write_table(table.cast(schema), row_group_size=CHUNK)
+
+
+def made_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; each is made, in a thread of its own, while the caller works on the one before it."""
+    with ThreadPoolExecutor(1) as executor:
+        coming = executor.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = executor.submit(next, tables, None)
+            yield table
 
 
 def _optional(values: np.ndarray | None, n: int, kind: pa.DataType) -> pa.Array:

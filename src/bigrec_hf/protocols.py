@@ -178,7 +178,7 @@ def filter_interactions(
             kept = np.zeros_like(mask)
             kept[inside[core]] = True
             reasons[f"outside the {protocol.k_core}-core"] = int((~core).sum())
-        n_items = len(np.unique(rows[kept]))
+        n_items = np.count_nonzero(np.bincount(rows[kept]))
         if n_items >= protocol.min_items or date_from is None or int(date_from[:4]) <= D3_FIRST_YEAR:
             return kept, dropped | reasons, date_from
         date_from = _year_earlier(date_from)
@@ -190,8 +190,10 @@ def _year_earlier(date: str) -> str:
 
 def first_appearance(codes: np.ndarray) -> np.ndarray:
     """Distinct codes in order of first appearance."""
-    distinct, first = np.unique(codes, return_index=True)
-    return distinct[np.argsort(first, kind="stable")]
+    first = np.full(int(codes.max(initial=0)) + 1, len(codes))
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # of several, the last assignment stays: the earliest
+    order = np.argsort(first, kind="stable")
+    return order[: np.count_nonzero(first < len(codes))].astype(codes.dtype)
 
 
 def shuffled(codes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ history begins, and its target), so ten million examples take 160 MB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ def build_sequences(
     users: np.ndarray, rows: np.ndarray, ratings: np.ndarray | None, times: np.ndarray | None
 ) -> Sequences:
     """Stable sort by (user, time); user codes must be 0..m-1 in order of first appearance."""
-    order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
+    order = user_time_order(users, times)
     starts = np.concatenate([[0], np.cumsum(np.bincount(users))]).astype(np.int64)
     return Sequences(
         users=users[order],
@@ -45,6 +45,17 @@ def build_sequences(
         times=None if times is None else times[order],
         starts=starts,
     )
+
+
+def user_time_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
+    """(n,) int64, the stable order by (user, time); by user alone where there are no times."""
+    if times is None or not len(times):
+        return np.argsort(users, kind="stable")
+    first, span = int(times.min()), int(times.max()) - int(times.min()) + 1
+    if (int(users.max()) + 1) * span > np.iinfo(np.int64).max:
+        return np.lexsort((times, users))
+    # as one number: five times as fast where users stand in blocks, as in MovieLens' files
+    return np.argsort(users.astype(np.int64) * span + (times - first), kind="stable")
 
 
 @dataclass(frozen=True)
@@ -80,17 +91,15 @@ def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, Exampl
     Leave-one-out: each user's last item is the test target, the one before validation, earlier ones training.
     """
     position = sequences.positions
-    length = np.diff(sequences.starts)[sequences.users]
-    leave_one_out = protocol.preset == "leave-one-out"
     if protocol.preset == "bigrec-game":  # short users give their last position, were it without any history
-        eligible = position >= np.minimum(protocol.min_history, length - 1)
+        length = np.diff(sequences.starts)[sequences.users]
+        targets = np.flatnonzero(position >= np.minimum(protocol.min_history, length - 1))
     else:
-        eligible = position >= protocol.min_history
-    if leave_one_out:
-        eligible &= length >= 3
-    targets = np.flatnonzero(eligible)
-    if leave_one_out:
-        from_end = (length - position)[targets]
+        targets = np.flatnonzero(position >= protocol.min_history)
+    if protocol.preset == "leave-one-out":
+        length = np.diff(sequences.starts)[sequences.users[targets]]
+        from_end = (length - position[targets])[length >= 3]
+        targets = targets[length >= 3]
         parts = {"train": targets[from_end > 2], "validation": targets[from_end == 2], "test": targets[from_end == 1]}
     else:
         assert sequences.times is not None
@@ -104,16 +113,18 @@ def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, Exampl
     }
 
 
-def repeated_targets(sequences: Sequences, examples: Examples) -> int:
-    """How many targets already occur in their own history."""
-    if not len(examples):
-        return 0
-    found = np.zeros(len(examples), dtype=bool)
-    target_rows = sequences.rows[examples.targets]
-    for back in range(1, int((examples.targets - examples.begins).max()) + 1):
-        at = examples.targets - back
-        found |= (at >= examples.begins) & (sequences.rows[np.maximum(at, 0)] == target_rows)
-    return int(found.sum())
+def repeated_targets(sequences: Sequences, splits: Iterable[Examples]) -> np.ndarray:
+    """(n,) bool: the entries that are the target of an example whose history holds their row already.
+
+    No entry may be the target of two examples.
+    """
+    lengths = np.zeros(len(sequences.rows), dtype=np.int32)  # of the history of the example with this target, or 0
+    for examples in splits:
+        lengths[examples.targets] = examples.targets - examples.begins
+    found = np.zeros(len(lengths), dtype=bool)
+    for back in range(1, int(lengths.max(initial=0)) + 1):
+        found[back:] |= (lengths[back:] >= back) & (sequences.rows[back:] == sequences.rows[:-back])
+    return found
 
 
 # --- samples --------------------------------------------------------------------------------------------------------
