@@ -31,9 +31,8 @@ from bigrec_hf.sources.reading import read_source, source_files
 from bigrec_hf.sources.reference_json import export_reference_json, load_reference_json
 from bigrec_hf.splits import Examples, Sequences, build_sequences, evaluation_sample, split_examples, training_sample
 
-WRITERS = (
-    2  # files written at a time: the training examples take as long as all others; the next tables are made meanwhile
-)
+# files written at a time, while the next tables are made: the training examples take longer than all others
+WRITERS = 2
 FORMAT = 1  # raised whenever the same input would give another prepared set
 # settings that say where things lie or what happens besides, and do not change the prepared set
 PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
