@@ -48,7 +48,7 @@ def gradients(loss, built):
 def test_the_layout_of_a_small_batch():
     ids, mask, labels = batch([[7, 8, 9, 1], [7, 8, 5], [7, 8, 9, 2]], [2, 2, 1])
     merged = merge_batch(ids, mask, labels, IGNORED)
-    assert merged.prefix == 2 and merged.own == [2, 1, 2]
+    assert merged.prefix == 2 and merged.own.tolist() == [[2, 3], [4, -1], [5, 6]]
     assert merged.input_ids.tolist() == [[7, 8, 9, 1, 5, 9, 2]]
     assert merged.position_ids.tolist() == [[0, 1, 2, 3, 2, 2, 3]]
     pairs = zip(

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "shared_prompt"  # name of `attend` among transformers' attention functions
@@ -30,7 +29,7 @@ class MergedBatch:
     input_ids: torch.Tensor  # (1, L) int64
     position_ids: torch.Tensor  # (1, L) int64
     prefix: int  # tokens all rows begin with, p
-    own: list[int]  # tokens every row has of its own, n_b - p
+    own: torch.Tensor  # (B, n) int64, where every row's own tokens lie in the merged row; -1 = padding
     positions: torch.Tensor
     pair_position: torch.Tensor  # (Q,) int64
     pair_target: torch.Tensor  # (Q,) int64
@@ -50,7 +49,10 @@ class MergedBatch:
 
     def loss(self, logits: torch.Tensor) -> torch.Tensor:
         """Summed cross-entropy of `logits` (1, P, vocabulary), in float32."""
-        rows = logits[0][self.pair_position].float()
+        rows = logits[0]
+        if len(self.pair_position) > len(self.positions):  # rows that part at a supervised token
+            rows = rows[self.pair_position]
+        rows = rows.float()
         return (cross_entropy(rows, self.pair_target, reduction="none") * self.counts).sum()
 
 
@@ -79,30 +81,32 @@ def attend(
 
     `query` (1, heads, L, d), `key` and `value` (1, key heads, L, d); gives (1, L, heads, d). p x p and B x n x (p + n)
     scores, n the longest own part, instead of L x L; the latter by plain products: with a mask the CPU's fused kernel
-    takes 2.5 times as long in bfloat16.
+    takes 2.5 times as long in bfloat16. Rows are padded by indices: slices would copy everything once a row in the
+    backward pass.
     """
     if shared is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    repeats = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     p, own = shared.prefix, shared.own
-    sizes = [p, *own]
-    (q_head, *q_own), (k_head, *k_own), (v_head, *v_own) = (
-        x[0].transpose(0, 1).split(sizes)
-        for x in (query, key, value)  # parts (tokens, heads, d)
-    )
-    q, k, v = (pad_sequence(parts, batch_first=True).transpose(1, 2) for parts in (q_own, k_own, v_own))
-    k = torch.cat([k_head.transpose(0, 1).expand(len(own), -1, -1, -1), k], dim=2)
-    v = torch.cat([v_head.transpose(0, 1).expand(len(own), -1, -1, -1), v], dim=2)
-    unseen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(p + 1)
-    bias = torch.zeros_like(unseen, dtype=q.dtype).masked_fill(unseen, -torch.inf)
-    scores = (q * (q.shape[-1] ** -0.5 if scaling is None else scaling)) @ k.transpose(2, 3) + bias
-    answers = (torch.softmax(scores, dim=-1).to(v.dtype) @ v).transpose(1, 2)
-    parts = [answers[row, :length] for row, length in enumerate(own)]
+    (n_rows, n), heads, key_heads, d = own.shape, query.shape[1], key.shape[1], query.shape[3]
+    scale = d**-0.5 if scaling is None else scaling
+    own_index = own.clamp(min=p)  # what stands at a padded place is cut off below, or lies behind every query
+    seen_index = torch.cat([torch.arange(p, device=own.device).expand(n_rows, -1), own_index], dim=1).flatten()
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, d)
+    # heads that share a key stand below one another, so that keys need not be repeated: (B, key heads, group * n, d)
+    q = (q.index_select(0, own_index.flatten()) * scale).view(n_rows, n, key_heads, -1, d)
+    q = q.permute(0, 2, 3, 1, 4).reshape(n_rows, key_heads, -1, d)
+    k, v = (x.index_select(0, seen_index).view(n_rows, p + n, key_heads, d).transpose(1, 2) for x in (k, v))
+    scores = q @ k.transpose(2, 3)
+    unseen = torch.ones(n, p + n, dtype=torch.bool, device=q.device).triu(p + 1)
+    scores.view(n_rows, heads, n, p + n).add_(torch.zeros_like(unseen, dtype=q.dtype).masked_fill(unseen, -torch.inf))
+    answers = (torch.softmax(scores, dim=-1) @ v).view(n_rows, key_heads, -1, n, d)
+    answers = answers.permute(0, 3, 1, 2, 4).reshape(n_rows * n, heads, d)
+    answers = answers.index_select(0, (own.flatten() >= 0).nonzero().flatten())
     if p:
-        head = (x.transpose(0, 1)[None] for x in (q_head, k_head, v_head))
-        parts.insert(0, scaled_dot_product_attention(*head, is_causal=True, scale=scaling)[0].transpose(0, 1))
-    return torch.cat(parts)[None], None
+        head = (x[:, :, :p] for x in (query, key, value))
+        prefix = scaled_dot_product_attention(*head, is_causal=True, scale=scale, enable_gqa=heads > key_heads)
+        answers = torch.cat([prefix[0].transpose(0, 1), answers])
+    return answers[None], None
 
 
 AttentionInterface.register(ATTENTION, attend)
@@ -146,7 +150,7 @@ def merge_batch(
         input_ids=torch.cat([input_ids[0, :prefix], input_ids[row, column]])[None],
         position_ids=torch.cat([head, column])[None],
         prefix=prefix,
-        own=(lengths - prefix).tolist(),
+        own=place[:, prefix:],
         positions=positions,
         pair_position=pair_position,
         pair_target=pairs[:, 1],
