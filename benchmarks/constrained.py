@@ -117,7 +117,7 @@ def measure(
 
 
 def main() -> None:
-    chosen = arguments(__doc__, titles=[1000, 4000, 17_408], layers=0, prompts=2, num_beams=10, repeats=2)
+    chosen = arguments(__doc__, titles=[1000, 4000, 17_408], layers=0, prompts=2, num_beams=10, repeats=1)
     set_threads()
     titles = load_titles()[0]
     tokenizer = load_tokenizer(str(BASE_MODEL), padding_side="left")

@@ -87,7 +87,7 @@ def prepared(which: str, n: int, dtype: str) -> Callable[[], np.ndarray]:
     return WAYS[which](load_titles()[0][:n], dtype)
 
 
-def bound_tokens_s(length: int, dtype: str, tokens: int = 4096, repeats: int = 3) -> float:
+def bound_tokens_s(length: int, dtype: str, tokens: int = 4096, repeats: int = 2) -> float:
     """Tokens/s of one forward pass without LM head over `tokens` tokens in rows of `length`, no padding."""
     model = AutoModel.from_pretrained(BASE_MODEL, dtype=getattr(torch, dtype)).eval()
     ids = torch.randint(0, model.config.vocab_size, (tokens // length, length))

@@ -58,7 +58,10 @@ def hidden_states(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
     """(n, dim) float32 like an LM's last states: a common component ten times the spread, unequal dimensions."""
     common = 10.0 * np.random.default_rng(0).standard_normal(dim)
     scale = np.random.default_rng(1).lognormal(0.0, 0.5, dim)
-    return (common + scale * rng.standard_normal((n, dim), np.float32)).astype(np.float32)
+    states = rng.standard_normal((n, dim), np.float32)
+    states *= scale.astype(np.float32)
+    states += common.astype(np.float32)
+    return states
 
 
 def inputs(n: int, m: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
