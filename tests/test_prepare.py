@@ -222,6 +222,29 @@ def test_d3_cleans_and_refuses_titles_of_any_source(tmp_path):
         prepare_dataset("movielens", tmp_path, tmp_path / "set", preset="d3", min_items=9)
 
 
+def test_a_file_cut_by_a_lazy_reader_gives_the_set_that_date_from_gives(tmp_path):
+    # docs/scaling.md: how data larger than memory are cut first
+    lines = [f"{user},{item},{1 + item % 5},{10 * item + user}" for user in (2, 1) for item in (7, 3, 9, 1)]
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines) + "\n")
+    (tmp_path / "movies.csv").write_text("movieId,title,genres\n" + "".join(f"{i},Film {i},X\n" for i in (9, 7, 3, 1)))
+    pl.scan_csv(tmp_path / "ratings.csv").filter(pl.col("timestamp") >= 20).sink_parquet(tmp_path / "cut.parquet")
+    cut = prepare_dataset(
+        "tabular",
+        None,
+        tmp_path / "one",
+        ratings_file=str(tmp_path / "cut.parquet"),
+        items_file=str(tmp_path / "movies.csv"),
+        user_column="userId",
+        item_column="movieId",
+        window=1,
+    )
+    whole = prepare_dataset("movielens", tmp_path, tmp_path / "two", date_from="1970-01-01T00:00:20", window=1)
+    found, wanted = contents(cut / "data"), contents(whole / "data")
+    found, wanted = ({name: file for name, file in all_.items() if "text" not in name} for all_ in (found, wanted))
+    assert found == wanted and len(wanted) == 5
+    assert facts_of(whole)["interactions"]["dropped"] == {"before date_from": 2}
+
+
 def test_d3_notes_how_far_its_window_went_back(raw, tmp_path):
     (raw / "ratings.dat").write_text("".join(f"u::{item}::3::{1_400_000_000 + item}\n" for item in (10, 7, 3)))
     prepared = prepare_dataset("movielens", raw, tmp_path / "set", preset="d3", k_core=1)
