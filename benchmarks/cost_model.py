@@ -141,34 +141,37 @@ def rank_point(n: int, m: int, d: int) -> Point:
 PREPARE = """
 import sys
 from bigrec_hf.prepare import prepare_dataset
+from bigrec_hf.runs import peak_memory_mib
 prepare_dataset("movielens", sys.argv[1], sys.argv[2])
+print(peak_memory_mib())
 """
 TRAIN_MEMORY = """
-import resource, sys
+import sys
 from benchmarks.cost_model import sft_point
+from bigrec_hf.runs import peak_memory_mib
 batch = int(sys.argv[1])
 if batch:
     sft_point((576, 30), batch, 128, repeats=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_memory_mib())
 """
 
 
-def child(program: str, *arguments: str) -> tuple[float, float, str]:
-    """Processor seconds of a process of its own, its peak resident MiB so far among all children, what it prints."""
+def child(program: str, *arguments: str) -> tuple[float, float]:
+    """Processor seconds of a process of its own, and the peak resident MiB that it prints last."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return taken, after.ru_maxrss / 1024, done.stdout
+    return taken, float(done.stdout.splitlines()[-1])
 
 
 def prepare_points(sizes: list[int]) -> tuple[list[Point], list[Point]]:
-    """Time and memory (MiB in the place of seconds) of `prepare`, sizes ascending: the peak of children only grows."""
+    """Time and memory (MiB in the place of seconds) of `prepare`."""
     times, peaks = [], []
     with tempfile.TemporaryDirectory() as work:
         for n in sizes:
             write_ratings(Path(work, f"raw{n}"), n)
-            taken, peak, _ = child(PREPARE, f"{work}/raw{n}", f"{work}/out{n}")
+            taken, peak = child(PREPARE, f"{work}/raw{n}", f"{work}/out{n}")
             times.append(({"ratings": n}, (1.0, n), taken))
             peaks.append(({"ratings": n}, (1.0, n), peak))
     return times, peaks
@@ -178,7 +181,7 @@ def memory_points(batches: list[int]) -> list[Point]:
     hidden, layers = LARGE
     points = []
     for batch in batches:
-        peak = float(child(TRAIN_MEMORY, str(batch))[2])
+        _, peak = child(TRAIN_MEMORY, str(batch))
         points.append(({"batch": batch, "tokens": batch * 128}, (1.0, batch * 128 * layers * hidden), peak))
     return points
 

@@ -103,7 +103,7 @@ def same_vectors(titles: list[str]) -> bool:
 
 
 def main() -> None:
-    chosen = arguments(__doc__, titles=[128, 384, 1152], repeats=2, checked=64, plain_titles=128)
+    chosen = arguments(__doc__, titles=[64, 256, 1024], repeats=2, checked=64, plain_titles=64)
     if chosen.full:
         chosen.titles = [1024, 4096, ALL_TITLES]
     logging.set_verbosity_error()

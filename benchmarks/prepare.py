@@ -28,15 +28,17 @@ N_USERS, N_ITEMS, MIN_RATINGS = 69_878, 10_681, 20  # of MovieLens-10M
 LEAST_RATIO, TARGET_S, TARGET_MIB = 15.0, 60.0, 4096.0
 
 PREPARE = """
-import resource, sys, time
+import sys, time
 started = time.perf_counter()
 from bigrec_hf.prepare import prepare_dataset
 prepare_dataset("movielens", sys.argv[1], sys.argv[2], export_reference_json=sys.argv[3] or None)
-print("MEASURED", time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+taken = time.perf_counter() - started
+from bigrec_hf.runs import peak_memory_mib
+print("MEASURED", taken, peak_memory_mib())
 """
 
 LOOP = """
-import json, resource, sys, time
+import json, sys, time
 started = time.perf_counter()
 titles, row_of, users = [], {}, {}
 with open(sys.argv[1] + "/movies.dat", encoding="utf-8", newline="\\n") as file:
@@ -100,7 +102,9 @@ else:
             user, item, rating, moment = line.split("::")
             rows.append({"user_id": user, "row": row_of[item], "rating": float(rating), "timestamp": int(moment)})
     write("interactions", "train", rows)
-print("MEASURED", time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+taken = time.perf_counter() - started
+from bigrec_hf.runs import peak_memory_mib
+print("MEASURED", taken, peak_memory_mib())
 """
 
 
@@ -131,12 +135,12 @@ def write_ratings(folder: Path, n_rows: int, seed: int = 0) -> None:
 
 
 def measure(program: str, *arguments: str) -> tuple[float, float]:
-    """Run a program in a fresh interpreter; (seconds, peak resident GiB) as it reports them."""
+    """Run a program in a fresh interpreter; (seconds, peak resident MiB) as it reports them."""
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    _, seconds, gib = done.stdout.strip().splitlines()[-1].split()
-    return float(seconds), float(gib)
+    _, seconds, mib = done.stdout.strip().splitlines()[-1].split()
+    return float(seconds), float(mib)
 
 
 def same_files(loop: Path, ours: Path, loop_json: Path, our_json: Path) -> bool:
@@ -167,10 +171,10 @@ def measure_beside(folder: Path, n_rows: int, repeats: int) -> Row:
     json_s, _ = measure(LOOP, str(raw), str(loop_json), "json")
     with_json_s, _ = measure(PREPARE, str(raw), str(folder / "again"), str(our_json))
     same = same_files(loop_dir, ours_dir, loop_json, our_json)
-    (loop_s, loop_gib), (ours_s, ours_gib) = (np.median(taken, axis=0).tolist() for taken in (loops, ours))
+    (loop_s, loop_mib), (ours_s, ours_mib) = (np.median(taken, axis=0).tolist() for taken in (loops, ours))
     note = f"JSON alone: plain {json_s:.1f} s; Parquet and JSON: ours {with_json_s:.1f} s"
     row = Row("prepare", f"{n_rows:,} ratings", n_rows, ours_s, loop_s, same=same, note=note)
-    row.peak_mib, row.baseline_peak_mib = 1024 * ours_gib, 1024 * loop_gib
+    row.peak_mib, row.baseline_peak_mib = ours_mib, loop_mib
     return row
 
 
@@ -179,10 +183,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=chosen.work_dir or None) as work:
         rows = [measure_beside(Path(work) / str(n), n, chosen.repeats) for n in chosen.sizes]
         write_ratings(Path(work) / "large", chosen.rows)
-        taken, gib = measure(PREPARE, str(Path(work) / "large"), str(Path(work) / "ours_large"), "")
+        taken, mib = measure(PREPARE, str(Path(work) / "large"), str(Path(work) / "ours_large"), "")
     scaled = rows[-1].baseline_s * chosen.rows / rows[-1].work
     large = Row("prepare", f"{chosen.rows:,} ratings", chosen.rows, taken, scaled, note="plain scaled")
-    large.peak_mib = 1024 * gib
+    large.peak_mib = mib
     large.aim("times plain", large.ratio, least=LEAST_RATIO)
     large.aim("seconds", taken, most=TARGET_S)
     large.aim("MiB", large.peak_mib, most=TARGET_MIB)

@@ -158,7 +158,7 @@ def main() -> None:
         for history in chosen.histories
     ]
     last = rows[-1]
-    common = {"history": chosen.histories[-1], "n": 2 * chosen.batch, "dtype": dtype, "batch": chosen.batch}
+    common = {"history": chosen.histories[-1], "n": chosen.batch, "dtype": dtype, "batch": chosen.batch}
     last.peak_mib = peak_mib_in_child(prepared_training, which="ours", **common)
     last.baseline_peak_mib = peak_mib_in_child(prepared_training, which="stock", **common)
     difference = loss_difference(chosen.histories[0], chosen.loss_steps, batch=4)

@@ -24,10 +24,11 @@ from bigrec_hf.prepare_files import CHUNK, EXAMPLE_SCHEMA, ITEM_SCHEMA, write_ta
 N_ITEMS, WINDOW = 10_000, 10
 
 PROGRAM = """
-import resource, sys, time
+import sys, time
 from itertools import islice
 from bigrec_hf.data import load_examples
 from bigrec_hf.modeling import load_tokenizer
+from bigrec_hf.runs import peak_memory_mib
 from bigrec_hf.sft import tokenize_examples, tokenize_stream
 from bigrec_hf.streaming import stream_examples
 folder, base_model, mode, buffer = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -40,7 +41,7 @@ if mode in ("stream", "read"):
     assert sum(1 for _ in islice(stream, len(source.rows))) == len(source.rows)
 else:
     tokenize_examples(load_examples(folder, "train", seed=0), *prompt, **limits)
-print("MEASURED", time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print("MEASURED", time.process_time() - started, peak_memory_mib())
 """
 
 
@@ -87,8 +88,8 @@ def main() -> None:
             folder = Path(work) / str(n)
             write_set(folder, n)
             for mode in chosen.modes:
-                seconds, gib = measure(PROGRAM, str(folder), chosen.base_model, mode, str(chosen.shuffle_buffer))
-                print(f"| {n:,} | {mode} | {seconds:.1f} | {1024 * gib:,.0f} |", flush=True)
+                seconds, mib = measure(PROGRAM, str(folder), chosen.base_model, mode, str(chosen.shuffle_buffer))
+                print(f"| {n:,} | {mode} | {seconds:.1f} | {mib:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,20 @@
+"""What a run records about itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bigrec_hf.runs import peak_memory_mib
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak of a process since its program began")
+def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    held = np.ones(50_000_000)  # 381 MiB
+    program = "from bigrec_hf.runs import peak_memory_mib; print(peak_memory_mib())"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 0 < int(child.stdout) < 300 < peak_memory_mib()
+    assert held[-1] == 1.0
