@@ -105,7 +105,8 @@ def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, dict
         raise BigrecError(
             f"no interaction of {raw.files[0].name} is left after dropping {raw.dropped | dropped}: loosen the filters"
         )
-    users, rows = raw.users[keep], raw.rows[keep]
+    kept_rows = slice(None) if keep.all() else keep  # nothing dropped: nothing copied
+    users, rows = raw.users[kept_rows], raw.rows[kept_rows]
     catalog, user_ids = raw.catalog, raw.user_ids
     codes = first_appearance(users)
     recode = np.zeros(len(user_ids), dtype=np.uint32)
@@ -122,8 +123,8 @@ def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, dict
         user_ids=user_ids.gather(codes),
         users=recode[users],
         rows=rows,
-        ratings=None if raw.ratings is None else raw.ratings[keep],
-        times=None if raw.times is None else raw.times[keep],
+        ratings=None if raw.ratings is None else raw.ratings[kept_rows],
+        times=None if raw.times is None else raw.times[kept_rows],
         raw_rows=raw.raw_rows,
         files=raw.files,
         time_divisor=raw.time_divisor,

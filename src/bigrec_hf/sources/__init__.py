@@ -44,10 +44,10 @@ class RawData:
 
 
 def encode_users(users: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """User strings -> (ids in order of first appearance, (n,) uint32 codes)."""
+    """User strings or categories -> (ids in order of first appearance, (n,) uint32 codes)."""
     import polars as pl
 
-    ids = users.unique(maintain_order=True)
+    ids = users.unique(maintain_order=True).cast(pl.String)
     return ids, users.cast(pl.Enum(ids)).to_physical().cast(pl.UInt32).to_numpy()
 
 
