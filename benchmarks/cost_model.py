@@ -5,7 +5,7 @@
 Seconds are processor time of one thread (time.process_time), which a busy machine disturbs least. Each formula is a sum
 of at most two terms with measured constants, fitted by relative least squares:
 
-- prepare   = a + b * ratings, from three million on          (processor time of a process of its own, all threads)
+- prepare   = a + b * ratings, from six million on            (processor time of a process of its own, all threads)
 - sft       = a * FLOP + b * tokens * layers * hidden,         FLOP = 4 P T + 12 T length hidden layers + 4 S V hidden
 - encode    = a * FLOP + b * tokens * layers * hidden,         FLOP = 2 P T + 4 T length hidden layers
 - generate  = a * FLOP + b * steps * layers (a batch),          FLOP = 2 P T + 2 (P + V hidden) beams steps prompts
@@ -223,7 +223,7 @@ def main() -> None:
     large = (320, 10) if options.short else LARGE
     scale = 8 if options.short else 1
     print("| stage | sizes | used | measured | formula | off |\n|---|---|---|---:|---:|---:|")
-    times, peaks = prepare_points([n // scale**2 for n in (3_000_000, 4_000_000, 6_000_000, 10_000_000)])
+    times, peaks = prepare_points([n // scale**2 for n in (6_000_000, 8_000_000, 10_000_000, 16_000_000)])
     found = {
         "prepare": check("prepare", times[:3], times[3:]),
         "prepare memory": check("prepare, memory", peaks[:3], peaks[3:], "MiB"),
