@@ -21,6 +21,7 @@ def model(kind: str = "llama", dtype: torch.dtype = torch.float64):
     torch.manual_seed(0)
     built = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**sizes, **heads)),
+        "llama, a key a head": lambda: LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**sizes, **heads)),
     }[kind]()
     return built.to(dtype)
@@ -82,7 +83,7 @@ def test_left_padding_is_left_to_the_padded_path():
     assert merge_batch(ids.flip(1), mask.flip(1), labels.flip(1), IGNORED) is None
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "llama, a key a head", "qwen2"])
 def test_loss_and_gradients_equal_the_padded_batch(kind):
     built = model(kind)
     prefix = [5, 9, 11, 30, 2, 17]
