@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from bigrec_hf.metrics.ndcg_hr import ranking as ranking_module
 from bigrec_hf.metrics.ndcg_hr.distances import centered_norms, score_error
+from bigrec_hf.metrics.ndcg_hr.nearest import _sorted_order
 from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,3 +177,10 @@ def test_clear_errors(change, message):
 def test_no_query_is_no_error():
     ranking = rank_catalog(np.empty((0, 3), np.float32), np.eye(3, dtype=np.float32), [])
     assert ranking.rank.shape == (0,) and ranking.top_rows.shape == (0, 3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 9)), max_size=40))
+def test_entries_that_are_by_query_are_ordered_as_a_full_sort_orders_them(entries):
+    query, square, row = np.array(sorted(entries, key=lambda entry: entry[0]), dtype=np.int64).reshape(-1, 3).T
+    order = _sorted_order(query, square.astype(np.float64), row, 5)
+    assert order.tolist() == np.lexsort((row, square, query)).tolist()

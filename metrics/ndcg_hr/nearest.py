@@ -78,7 +78,7 @@ class NearestPool:
     def _exact(self, query, row):
         """The k nearest of each query among the entries, in float64: indices in order, squared distances, places."""
         square = squared_distances(self.queries, self.items, query, row)
-        order = np.lexsort((row, square, query))
+        order = _sorted_order(query, square, row, len(self.norms))
         place = _places(query[order], len(self.norms))
         kept = place < self.k
         return order[kept], square[order[kept]], place[kept]
@@ -106,6 +106,18 @@ def kth_bound(cells: np.ndarray, k: int) -> np.ndarray:
         for start in range(groups, cells.shape[1] - groups + 1, groups):
             np.minimum(minima, cells[:, start : start + groups], out=minima)
     return np.partition(minima, k - 1, axis=1)[:, k - 1]
+
+
+def _sorted_order(query: np.ndarray, square: np.ndarray, row: np.ndarray, n: int) -> np.ndarray:
+    """Order by (query, squared distance, row) of entries that are by query already, and nearly by distance: only the
+    queries in which two neighbours stand the wrong way round are sorted."""
+    behind = (square[1:] < square[:-1]) | ((square[1:] == square[:-1]) & (row[1:] < row[:-1]))
+    unsorted = np.zeros(n, bool)
+    unsorted[query[1:][behind & (query[1:] == query[:-1])]] = True
+    order = np.arange(len(query))
+    part = np.flatnonzero(unsorted[query])
+    order[part] = part[np.lexsort((row[part], square[part], query[part]))]
+    return order
 
 
 def _places(query: np.ndarray, n: int) -> np.ndarray:
