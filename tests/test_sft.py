@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -233,6 +234,21 @@ def test_our_cpu_loss_is_the_stock_loss(tmp_path, tiny_model_dir, tiny_prepared)
     assert len(ours) == 6 + 3
     np.testing.assert_allclose(ours, stock, rtol=2e-5)
     assert ours[-1] < ours[0]
+
+
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.5])
+def test_prompts_are_not_shared_where_the_base_drops_attention(tiny_model_dir, attention_dropout):
+    base = load_base(tiny_model_dir, dtype="float32")
+    base.config.attention_dropout = attention_dropout  # drawn by a function, not by a module
+    lora = lora_config(r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
+    model = PeftModel(base, lora)
+    trainer = SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped))
+    shares = {
+        training_: CompletionLossTrainer.shares_prompts(trainer)
+        for training_ in (True, False)
+        if model.train(training_)
+    }
+    assert shares == {True: attention_dropout == 0.0, False: True}
 
 
 @pytest.mark.parametrize("quantization", ["none", "8bit", "4bit"])

@@ -106,7 +106,7 @@ def _git_commit() -> str | None:
 def peak_memory_mib() -> int:
     """Peak resident memory of this process so far, in MiB."""
     with contextlib.suppress(OSError, IndexError):  # Linux: `ru_maxrss` there is at least what the parent held
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+        return int(Path("/proc/self/status").read_bytes().split(b"VmHWM:")[1].split()[0]) // 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024 if sys.platform != "darwin" else 1024**2))
 

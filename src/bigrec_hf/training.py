@@ -63,6 +63,7 @@ class CompletionLossTrainer(SFTTrainer):
         """Whether a common prefix may be computed once: full attention, no dropout that draws anew for every row."""
         model = self.accelerator.unwrap_model(self.model)
         dropout = any(module.p > 0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
+        dropout |= (getattr(model.get_base_model().config, "attention_dropout", 0.0) or 0.0) > 0
         return not (model.training and dropout) and use_shared_attention(model.get_base_model())
 
 
