@@ -30,7 +30,8 @@ setup(
     packages=[*find_packages("src"), *MAPPED],
     package_dir={"": "src", **MAPPED},
     package_data={
-        "bigrec_hf": ["templates/*.md", "*.csv"],
+        "bigrec_hf.hub": ["templates/*.md"],
+        "bigrec_hf.report": ["*.csv"],
         "bigrec_hf.metrics.ndcg_hr": ["README.md", "requirements.txt"],
         "bigrec_hf.recipes_data": ["*.md", "**/*.yaml", "**/*.sh"],
         "bigrec_hf.accelerate_configs": ["*.yaml"],

@@ -20,8 +20,8 @@ from bigrec_hf.metrics.ndcg_hr.distances import catalog_mean
 from bigrec_hf.metrics.ndcg_hr.encoders import load_encoder
 from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog
 
-from bigrec_hf.approximate import build_cells, number_of_cells
-from bigrec_hf.catalog import load_catalog
+from bigrec_hf.data.catalog import load_catalog
+from bigrec_hf.ground.approximate import build_cells, number_of_cells
 
 KS = (1, 10, 50)
 

@@ -39,9 +39,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.gpu import N_WORDS, make_prompts, make_tokenizer
 from benchmarks.prepare import write_ratings
-from bigrec_hf.decoder import Decoder, common_prefix_length
-from bigrec_hf.decoding import Decoding
-from bigrec_hf.modeling import lora_config
+from bigrec_hf.generate.decoder import Decoder, common_prefix_length
+from bigrec_hf.generate.strategy import Decoding
+from bigrec_hf.models.loading import lora_config
 
 VOCABULARY, BEAMS, STEPS = 49_152, 4, 12
 SMALL, MIDDLE, LARGE = (256, 8), (384, 14), (576, 30)  # hidden size and layers; LARGE is SmolLM2-135M
@@ -140,15 +140,15 @@ def rank_point(n: int, m: int, d: int) -> Point:
 
 PREPARE = """
 import sys
-from bigrec_hf.prepare import prepare_dataset
-from bigrec_hf.runs import peak_memory_mib
+from bigrec_hf.prepare.stage import prepare_dataset
+from bigrec_hf.common.environment import peak_memory_mib
 prepare_dataset("movielens", sys.argv[1], sys.argv[2])
 print(peak_memory_mib())
 """
 TRAIN_MEMORY = """
 import sys
 from benchmarks.cost_model import sft_point
-from bigrec_hf.runs import peak_memory_mib
+from bigrec_hf.common.environment import peak_memory_mib
 batch = int(sys.argv[1])
 if batch:
     sft_point((576, 30), batch, 128, repeats=1)

@@ -27,8 +27,9 @@ from benchmarks.common import (
     set_threads,
     write_result,
 )
-from bigrec_hf.catalog import load_catalog
-from bigrec_hf.index import PART_TITLES, lazy_encode
+from bigrec_hf.data.catalog import load_catalog
+from bigrec_hf.ground.index import PART_TITLES
+from bigrec_hf.models.encoder import lazy_encode
 
 PLAIN_BATCH = 16
 ALL_TITLES = 17_408

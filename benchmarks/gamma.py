@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.common import Row, alternate, arguments, peak_mib_in_child, set_threads, write_result
-from bigrec_hf.choice import GRIDS
-from bigrec_hf.reweight import combine, min_max, parts, ranks_on_grid
+from bigrec_hf.rank.model_selection import GRIDS
+from bigrec_hf.rank.rerank.formulas import combine, min_max, parts, ranks_on_grid
 
 SLOW_VALUES = (0.5, 7.0, 60.0)
 LEAST_RATIO = 30.0

@@ -28,13 +28,13 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.lm_data import MAX_LENGTH, TEMPLATE, examples, trained_adapter
-from bigrec_hf.decoder import Decoder, common_prefix_length
-from bigrec_hf.decoding import Decoding
-from bigrec_hf.generate import decode_batches, render_prompts
-from bigrec_hf.modeling import load_generator, load_tokenizer
-from bigrec_hf.prompts import parse_answer
+from bigrec_hf.data.prompts import parse_answer
+from bigrec_hf.generate.batches import decode_batches, plan_batches
+from bigrec_hf.generate.decoder import Decoder, common_prefix_length
+from bigrec_hf.generate.stage import render_prompts
+from bigrec_hf.generate.strategy import Decoding
+from bigrec_hf.models.loading import load_generator, load_tokenizer
 from bigrec_hf.settings import GenerateSettings
-from bigrec_hf.shards import plan_batches
 
 MAX_NEW_TOKENS = 32
 PLAIN_BATCH = 16

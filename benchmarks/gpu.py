@@ -42,12 +42,12 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from bigrec_hf.decoder import Decoder, common_prefix_length
-from bigrec_hf.decoding import Decoding
-from bigrec_hf.modeling import load_base, lora_config
-from bigrec_hf.processes import process_state
-from bigrec_hf.runs import peak_memory_mib
-from bigrec_hf.training import CompletionLossTrainer, trainer_config
+from bigrec_hf.common.environment import peak_memory_mib
+from bigrec_hf.common.processes import process_state
+from bigrec_hf.generate.decoder import Decoder, common_prefix_length
+from bigrec_hf.generate.strategy import Decoding
+from bigrec_hf.models.loading import load_base, lora_config
+from bigrec_hf.sft.trainer import CompletionLossTrainer, trainer_config
 
 # hidden, intermediate, layers, heads, key-value heads, vocabulary, head tied to the embedding
 SHAPES = {

@@ -10,12 +10,12 @@ from typing import Any
 from datasets import Dataset
 
 from benchmarks.common import BASE_MODEL, ML_100K, ROOT
-from bigrec_hf.data import load_examples
-from bigrec_hf.errors import BigrecError
-from bigrec_hf.modeling import load_base, load_tokenizer, lora_config
-from bigrec_hf.prepare import prepare_dataset
-from bigrec_hf.sft import tokenize_examples
-from bigrec_hf.training import train_adapter, trainer_config
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.examples import load_examples
+from bigrec_hf.models.loading import load_base, load_tokenizer, lora_config
+from bigrec_hf.prepare.stage import prepare_dataset
+from bigrec_hf.sft.tokenize import tokenize_examples
+from bigrec_hf.sft.trainer import train_adapter, trainer_config
 
 TEMPLATE = "alpaca-basic"
 MAX_LENGTH = 512

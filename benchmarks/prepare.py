@@ -30,10 +30,10 @@ LEAST_RATIO, TARGET_S, TARGET_MIB = 15.0, 60.0, 4096.0
 PREPARE = """
 import sys, time
 started = time.perf_counter()
-from bigrec_hf.prepare import prepare_dataset
+from bigrec_hf.prepare.stage import prepare_dataset
 prepare_dataset("movielens", sys.argv[1], sys.argv[2], export_reference_json=sys.argv[3] or None)
 taken = time.perf_counter() - started
-from bigrec_hf.runs import peak_memory_mib
+from bigrec_hf.common.environment import peak_memory_mib
 print("MEASURED", taken, peak_memory_mib())
 """
 
@@ -103,7 +103,7 @@ else:
             rows.append({"user_id": user, "row": row_of[item], "rating": float(rating), "timestamp": int(moment)})
     write("interactions", "train", rows)
 taken = time.perf_counter() - started
-from bigrec_hf.runs import peak_memory_mib
+from bigrec_hf.common.environment import peak_memory_mib
 print("MEASURED", taken, peak_memory_mib())
 """
 

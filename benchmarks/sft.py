@@ -30,9 +30,9 @@ from benchmarks.common import (
     write_result,
 )
 from benchmarks.lm_data import bench_config, bench_lora, training_tokens
-from bigrec_hf.modeling import load_base, load_tokenizer
-from bigrec_hf.shared_prompt import merge_batch
-from bigrec_hf.training import IGNORED, CompletionLossTrainer
+from bigrec_hf.models.loading import load_base, load_tokenizer
+from bigrec_hf.sft.shared_prefix import merge_batch
+from bigrec_hf.sft.trainer import IGNORED, CompletionLossTrainer
 
 TRAINERS = {"ours": CompletionLossTrainer, "stock": SFTTrainer}
 MAX_LOSS_DIFFERENCE = 1e-3

@@ -19,18 +19,18 @@ import pyarrow as pa
 
 from benchmarks.common import BASE_MODEL
 from benchmarks.prepare import measure
-from bigrec_hf.prepare_files import CHUNK, EXAMPLE_SCHEMA, ITEM_SCHEMA, write_tables
+from bigrec_hf.prepare.tables import CHUNK, EXAMPLE_SCHEMA, ITEM_SCHEMA, write_tables
 
 N_ITEMS, WINDOW = 10_000, 10
 
 PROGRAM = """
 import sys, time
 from itertools import islice
-from bigrec_hf.data import load_examples
-from bigrec_hf.modeling import load_tokenizer
-from bigrec_hf.runs import peak_memory_mib
-from bigrec_hf.sft import tokenize_examples, tokenize_stream
-from bigrec_hf.streaming import stream_examples
+from bigrec_hf.data.examples import load_examples
+from bigrec_hf.models.loading import load_tokenizer
+from bigrec_hf.common.environment import peak_memory_mib
+from bigrec_hf.sft.tokenize import tokenize_examples, tokenize_stream
+from bigrec_hf.sft.streaming import stream_examples
 folder, base_model, mode, buffer = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 started = time.process_time()
 prompt = "alpaca-basic", load_tokenizer(base_model)

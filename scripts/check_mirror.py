@@ -3,7 +3,7 @@
     python3 -m venv /tmp/olah && /tmp/olah/bin/pip install olah==0.5.4
     python scripts/check_mirror.py RUN_DIR --olah /tmp/olah/bin/olah-cli
 
-A hub is started on this machine (tests/hub), the run is published there (as private repositories), and olah, a mirror
+A hub is started here (tests/loopback_hub), the run is published there (as private repositories), and olah, a mirror
 of the Hub that others wrote, is pointed at it. A fresh client then reads through olah alone: `snapshot_download` of
 every repository must give the bytes that plain `git` finds in the repository's commit, and `load_dataset` of every
 config, also streaming, the rows of the run's own parquet files.
@@ -96,7 +96,7 @@ def git_files(repo: Path) -> dict[str, bytes]:
 
 def check(run_dir: Path, base: Path, olah: Path, place: Path) -> None:
     """Publish, mirror, read, compare. Raises SystemExit with the first difference."""
-    from tests.hub.__main__ import CLIENT_VARIABLES
+    from tests.loopback_hub.__main__ import CLIENT_VARIABLES
 
     hub_port, mirror_port = free_port(), free_port()
     hub_url, mirror_url = f"http://127.0.0.1:{hub_port}", f"http://127.0.0.1:{mirror_port}"
@@ -107,7 +107,16 @@ def check(run_dir: Path, base: Path, olah: Path, place: Path) -> None:
         variables = known | {"HF_ENDPOINT": url, "HF_HOME": str(place / home)}
         subprocess.run([sys.executable, *command], env=variables, cwd=PROJECT, check=True)
 
-    hub_command = [sys.executable, "-m", "tests.hub", "--port", str(hub_port), "--dir", str(place / "hub"), "--quiet"]
+    hub_command = [
+        sys.executable,
+        "-m",
+        "tests.loopback_hub",
+        "--port",
+        str(hub_port),
+        "--dir",
+        str(place / "hub"),
+        "--quiet",
+    ]
     mirror_command = [str(olah), "--host", "127.0.0.1", "--port", str(mirror_port), "--hf-scheme", "http"]
     mirror_command += ["--hf-netloc", f"127.0.0.1:{hub_port}", "--hf-lfs-netloc", f"127.0.0.1:{hub_port}"]
     mirror_command += ["--mirror-netloc", f"127.0.0.1:{mirror_port}", "--repos-path", str(place / "mirror")]

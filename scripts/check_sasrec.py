@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from bigrec_hf.data import load_config
-from bigrec_hf.sasrec.stage import sample_examples
+from bigrec_hf.data.examples import load_config
+from bigrec_hf.data.generations import sample_examples
 
 DEFAULTS = {
     "n_layers": 2,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tests.hub.fixtures import ENVIRONMENT, hub, hub_server  # noqa: F401  (fixtures)
+from tests.loopback_hub.fixtures import ENVIRONMENT, hub, hub_server  # noqa: F401  (fixtures)
 
 os.environ |= ENVIRONMENT | {
     "HF_HUB_OFFLINE": "1",
@@ -30,7 +30,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny random Llama with its tokenizer."""
-    from tests.tiny import save_tiny_model
+    from tests.helpers.tiny import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny-llama", spread=0.05)
 
@@ -38,7 +38,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def raw_movies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw files in the CSV shape of MovieLens: 20 movies, 24 users with 15 ratings each."""
-    from tests.tiny import TITLES
+    from tests.helpers.tiny import TITLES
 
     folder = tmp_path_factory.mktemp("raw-movies")
     rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def raw_movies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_prepared(raw_movies: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The prepared set of `raw_movies`: 120 examples, 96 / 12 / 12."""
-    from bigrec_hf.prepare import prepare_dataset
+    from bigrec_hf.prepare.stage import prepare_dataset
 
     target = tmp_path_factory.mktemp("prepared") / "movies"
     prepare_dataset("movielens", str(raw_movies), str(target))
@@ -65,6 +65,6 @@ def tiny_prepared(raw_movies: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def tiny_run(raw_movies: Path, tiny_model_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run (tests/tiny_run.py) with the baselines random and popularity."""
-    from tests.tiny_run import make_run
+    from tests.helpers.tiny_run import make_run
 
     return make_run(tmp_path_factory.mktemp("tiny-run"), raw_movies, tiny_model_dir)

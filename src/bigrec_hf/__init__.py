@@ -2,17 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from bigrec_hf.recommender import Recommender
+from bigrec_hf.common.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from bigrec_hf.hub.recommender import Recommender
+
 __all__ = ["Recommender", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """`Recommender` is imported when it is asked for: it brings torch, which `--help` does not need."""
     if name == "Recommender":
-        from bigrec_hf.recommender import Recommender
+        from bigrec_hf.hub.recommender import Recommender
 
         return Recommender
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,9 +9,9 @@ import os
 import sys
 from dataclasses import dataclass
 
-from bigrec_hf import __version__
-from bigrec_hf.errors import BigrecError
-from bigrec_hf.recipes import add_section_arguments, build_settings
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.version import __version__
+from bigrec_hf.settings.recipes import add_section_arguments, build_settings
 
 
 @dataclass(frozen=True)
@@ -25,40 +25,45 @@ class Stage:
 
 
 STAGES = {
-    "prepare": Stage("prepare", ("prepare",), "raw ratings or reviews -> prepared data set", "prepared_dir"),
-    "sft": Stage("sft", ("run", "data", "model", "prompt", "sft"), "LoRA fine-tuning -> adapter", "adapter_dir"),
-    "generate": Stage("generate", ("run", "data", "model", "prompt", "generate"), "LM writes titles", "run_dir"),
-    "ground": Stage("ground", ("run", "data", "model", "ground"), "texts -> ranks in the catalog", "run_dir"),
-    "score": Stage("score", ("run", "score"), "ranks -> NDCG@K, HR@K with intervals", "run_dir"),
+    "prepare": Stage("prepare.stage", ("prepare",), "raw ratings or reviews -> prepared data set", "prepared_dir"),
+    "sft": Stage("sft.stage", ("run", "data", "model", "prompt", "sft"), "LoRA fine-tuning -> adapter", "adapter_dir"),
+    "generate": Stage("generate.stage", ("run", "data", "model", "prompt", "generate"), "LM writes titles", "run_dir"),
+    "ground": Stage("ground.stage", ("run", "data", "model", "ground"), "texts -> ranks in the catalog", "run_dir"),
+    "score": Stage("score.stage", ("run", "score"), "ranks -> NDCG@K, HR@K with intervals", "run_dir"),
     "rerank": Stage(
-        "rerank",
+        "rank.rerank.stage",
         ("run", "data", "model", "ground", "score", "rerank"),
         "distances weighted by popularity or a collaborative model, chosen on validation",
         "run_dir",
     ),
     "debias": Stage(
-        "debias",
+        "rank.debias",
         ("run", "data", "model", "prompt", "generate", "ground", "score", "debias"),
         "beams mixed with a collaborative model's scores, the LM's share chosen on validation",
         "run_dir",
     ),
-    "keywords": Stage("keywords", ("run", "data", "model", "keywords"), "LM writes keywords of titles", "run_dir"),
+    "keywords": Stage(
+        "generate.keywords", ("run", "data", "model", "keywords"), "LM writes keywords of titles", "run_dir"
+    ),
     "fuse": Stage(
-        "fuse",
+        "rank.fuse.stage",
         ("run", "data", "model", "ground", "score", "fuse"),
         "several texts an example -> one ranking, chosen on validation",
         "run_dir",
     ),
     "evaluate": Stage(
-        "evaluation",
+        "score.evaluate",
         ("evaluate", "data", "model", "ground", "score"),
         "ground + score of any prediction file, the reference's JSON included",
     ),
     "sasrec": Stage(
-        "sasrec.stage", ("run", "data", "ground", "score", "sasrec"), "SASRec baseline: train, rank, score", "run_dir"
+        "rank.sasrec.stage",
+        ("run", "data", "ground", "score", "sasrec"),
+        "SASRec baseline: train, rank, score",
+        "run_dir",
     ),
     "run": Stage(
-        "run",
+        "pipeline.run",
         (
             *("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score"),
             *("sasrec", "fuse", "rerank", "debias"),
@@ -66,12 +71,12 @@ STAGES = {
         "all stages from one recipe; done stages are skipped",
         "run_dir",
     ),
-    "report": Stage("report", ("report",), "one table over runs, baselines and published rows", "report_path"),
+    "report": Stage("report.stage", ("report",), "one table over runs, baselines and published rows", "report_path"),
     "publish": Stage(
-        "publish", ("publish",), "data set, adapter, index, metric or a whole run -> the Hub", "publish_dir"
+        "hub.publish", ("publish",), "data set, adapter, index, metric or a whole run -> the Hub", "publish_dir"
     ),
     "download": Stage(
-        "download",
+        "hub.download",
         ("download", "data", "model", "generate", "ground"),
         "what a recipe names on the Hub -> the cache, for work offline",
     ),
@@ -131,8 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         return int(stop.code or 0)
     debug = given.pop("debug")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
-    from bigrec_hf.hub import pin, redact
-    from bigrec_hf.locks import locked
+    from bigrec_hf.common.hub_names import pin, redact
+    from bigrec_hf.common.locks import locked
 
     try:
         settings = build_settings(given.pop("config"), given)
@@ -153,7 +158,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bigrec-hf {argv[0]}: error: {kind}{message} (--debug shows the traceback)", file=sys.stderr)
         return 2 if expected else 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

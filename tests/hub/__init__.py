@@ -1,4 +1,0 @@
-"""A loopback hub: a small HTTP server that speaks enough of the Hugging Face Hub's protocol for its own clients.
-
-`python -m tests.hub --port 8080 --dir DIR` starts it by hand (see README.md here); tests take the fixture `hub`.
-"""

@@ -7,6 +7,7 @@ functions take plain values.
 
 from __future__ import annotations
 
+from bigrec_hf.settings.prepare import DataSettings, PrepareSettings
 from bigrec_hf.settings.rank import (
     DebiasSettings,
     EvaluateSettings,
@@ -19,11 +20,9 @@ from bigrec_hf.settings.rank import (
 )
 from bigrec_hf.settings.share import DownloadSettings, PublishSettings, ReportSettings
 from bigrec_hf.settings.train import (
-    DataSettings,
     GenerateSettings,
     ModelSettings,
     PipelineSettings,
-    PrepareSettings,
     PromptSettings,
     RunSettings,
     SftSettings,

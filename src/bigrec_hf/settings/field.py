@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any
 
-from bigrec_hf.errors import BigrecError
+from bigrec_hf.common.errors import BigrecError
 
 LIMITS = {  # in the words of an error and of `--help`
     "least": ("at least", lambda value, limit: value >= limit),

@@ -1,0 +1,85 @@
+"""What a result depends on besides its inputs: versions, hardware, time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PACKAGES = tuple(
+    "bigrec_hf torch transformers trl peft bitsandbytes datasets accelerate evaluate huggingface_hub "  # noqa: SIM905
+    "sentence-transformers tokenizers numpy pandas polars pyarrow safetensors".split()
+)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware that a result depends on. No path and no host name."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    record: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "packages": versions,
+    }
+    commit = _git_commit()
+    if commit is not None:
+        record["git_commit"] = commit
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        record["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return record
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree this package runs from, `-dirty` where it has changes; None outside a checkout."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+def peak_memory_mib() -> int:
+    """Peak resident memory of this process so far, in MiB."""
+    with contextlib.suppress(OSError, IndexError):  # Linux: `ru_maxrss` there is at least what the parent held
+        return int(Path("/proc/self/status").read_bytes().split(b"VmHWM:")[1].split()[0]) // 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 if sys.platform != "darwin" else 1024**2))
+
+
+@contextlib.contextmanager
+def measured(record: dict[str, Any]) -> Iterator[None]:
+    """Fill `record` with start (UTC), wall seconds and peak memory of the block, GPU memory where there is one."""
+    record["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+    start = time.perf_counter()
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    yield
+    record["seconds"] = round(time.perf_counter() - start, 2)
+    record["process_peak_memory_mib"] = peak_memory_mib()
+    if on_gpu:
+        record["gpu_peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)

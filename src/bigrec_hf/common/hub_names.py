@@ -1,0 +1,266 @@
+"""Names on the Hugging Face Hub: `user/name[@revision]` -> commit, file or folder, with errors of one line.
+
+Every place that takes a folder takes a Hub id too. A command pins its names first (`pin`): `user/name` becomes
+`user/name@<commit>`, so that all its stages see one revision and every record holds the commit, not a moving branch.
+What has been downloaded once is found again without a network (`HF_HUB_OFFLINE=1`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+FILE_SUFFIXES = {".dat", ".item", ".inter", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".gz", ".yaml"}
+
+
+def is_hub_id(name: str, *, bare: bool = False) -> bool:
+    """Whether a name is meant for the Hub: no existing path, no `./`, `/`, `~`, no data file, at most one slash.
+
+    `bare`: names without an owner (`gpt2`) count as well; only models have them.
+    """
+    path, _ = split_revision(name)
+    if Path(path).exists() or path.startswith((".", "/", "~")) or Path(path).suffix in FILE_SUFFIXES:
+        return False
+    return HUB_ID.fullmatch(path) is not None and (bare or "/" in path)
+
+
+def check_repo_id(name: str | None, flag: str) -> None:
+    """Raise BigrecError where a repository's name to be is none (`user/name`, as the Hub allows them)."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    path, _, revision = (name or "").partition("@")
+    if HUB_ID.fullmatch(path) is None or "/" not in path or revision:
+        raise BigrecError(f"{flag} is {name!r}: expected user/name (a branch goes into --revision)")
+    try:
+        validate_repo_id(path)
+    except HFValidationError as error:
+        raise BigrecError(f"{flag} is {name!r}, which the Hub does not allow: {' '.join(str(error).split())}") from None
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Turn what a Hub client raises about `name` into a BigrecError of one line; anything else passes unchanged."""
+    try:
+        yield
+    except BigrecError:
+        raise
+    except Exception as error:
+        message = explain(error, name)
+        if message is None:
+            raise
+        raise BigrecError(message) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those it was raised from, the innermost last; libraries wrap the Hub's errors in their own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def explain(error: BaseException, name: str) -> str | None:
+    """One line: what is wrong with `name` on the Hub and what to do; None for an error of another kind."""
+    from huggingface_hub import constants, errors
+
+    repo_id = split_revision(name)[0]
+    chain = list(_chain(error))
+
+    def found(*kinds: type[BaseException]) -> BaseException | None:
+        return next((link for link in chain if isinstance(link, kinds)), None)
+
+    if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
+        return f"no space left on the disk while fetching {name!r}: free some, or set HF_HOME to a larger disk"
+    if found(errors.GatedRepoError):
+        return (
+            f"{repo_id!r} is gated: accept its terms at {constants.ENDPOINT}/{repo_id}, then `hf auth login` with an "
+            "account that has access"
+        )
+    if found(errors.RevisionNotFoundError):
+        return f"{repo_id!r} has no revision {split_revision(name)[1] or 'main'!r}: name a branch, tag or commit of it"
+    response = getattr(found(errors.HfHubHTTPError), "response", None)
+    status = getattr(response, "status_code", None)
+    said = (response.headers.get("X-Error-Message") or "") if response is not None else ""
+    if status == 401 and re.search("credential|token|expired", said, re.IGNORECASE):
+        return f"the Hub refuses the token for {repo_id!r} (expired or revoked): `hf auth login`, or renew HF_TOKEN"
+    if found(errors.RepositoryNotFoundError):
+        return (
+            f"{repo_id!r} is no repository on the Hub, or a private one: check the spelling, or `hf auth login` with "
+            "an account that may read it"
+        )
+    if status in (401, 403):
+        return f"the token has no right to {repo_id!r} ({status}): `hf auth login` with a token that may do this"
+    if found(errors.OfflineModeIsEnabled) or (found(errors.LocalEntryNotFoundError) and constants.is_offline_mode()):
+        return (
+            f"{name!r} is not in the cache, and HF_HUB_OFFLINE=1 forbids fetching it: run `bigrec-hf download` with "
+            "the network on"
+        )
+    if status is not None and (status == 429 or status >= 500):
+        return f"the Hub answers {status} for {repo_id!r}: try again in a while"
+    missing = found(errors.RemoteEntryNotFoundError)
+    if missing is not None:
+        return f"{name!r} lacks a file that is needed ({_file_of(response)}): is it the right kind of repository?"
+    if found(errors.HFValidationError):
+        return f"{name!r} is neither a folder nor a Hub id (user/name): check the path"
+    if found(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError, *_transport_errors()):
+        return (
+            f"the Hub at {constants.ENDPOINT} cannot be reached for {name!r}, and the cache does not hold it: check "
+            "the network, or fetch it elsewhere with `bigrec-hf download --local_dir`"
+        )
+    return None
+
+
+def _transport_errors() -> tuple[type[BaseException], ...]:
+    import httpx2
+
+    return (httpx2.TransportError,)
+
+
+def _file_of(response: Any) -> str:
+    """The file a response was about, from its URL, without any query (it may hold a signature)."""
+    url = str(getattr(response, "url", "")).partition("?")[0]
+    return url.partition("/resolve/")[2].partition("/")[2] or "see --debug"
+
+
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+
+
+def known_tokens() -> set[str]:
+    """The tokens of this session, from the environment and the login."""
+    from huggingface_hub import get_token
+
+    values = {os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")} | {get_token()}
+    return {value for value in values if value and len(value) >= 8}
+
+
+def redact(text: str) -> str:
+    """The text without any access token: this session's, and whatever looks like one."""
+    for token in known_tokens():
+        text = text.replace(token, "[token]")
+    return SECRET.sub("[token]", text)
+
+
+# --- commits, files and folders -------------------------------------------------------------------------------------
+
+
+def resolve_commit(name: str, repo_type: str) -> str:
+    """The commit that a Hub name stands for now; offline, or without a network, the one that was fetched last."""
+    from huggingface_hub import HfApi, constants
+
+    repo_id, revision = split_revision(name)
+    revision = revision or "main"
+    known = cached_commit(repo_id, revision, repo_type)
+    if known is not None and (known == revision or constants.is_offline_mode()):
+        return known
+    try:
+        with hub_errors(name):
+            commit = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+    except BigrecError as error:
+        if known is None or not _is_network(error.__cause__):
+            raise
+        print(f"the Hub cannot be reached: {repo_id} as fetched last, commit {known}", flush=True)
+        return known
+    if commit != revision:  # as the Hub's own client notes it, for later runs without a network
+        ref = _storage(repo_id, repo_type) / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(str(commit))
+    return str(commit)
+
+
+def _is_network(error: BaseException | None) -> bool:
+    kinds = (ConnectionError, TimeoutError, *_transport_errors())
+    return any(isinstance(link, kinds) for link in _chain(error))
+
+
+def _storage(repo_id: str, repo_type: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+
+
+def cached_commit(repo_id: str, revision: str, repo_type: str) -> str | None:
+    """The commit that the local cache knows for a revision, or None."""
+    storage = _storage(repo_id, repo_type)
+    if COMMIT.fullmatch(revision):
+        return revision if (storage / "snapshots" / revision).is_dir() else None
+    ref = storage / "refs" / revision
+    return ref.read_text().strip() if ref.is_file() else None
+
+
+def fetch_file(name: str, file: str, repo_type: str, *, optional: bool = False) -> Path | None:
+    """A file of a local folder or of a Hub repository, as a local path; None where the folder or repository lacks it.
+
+    `optional`: offline, a file that the cache does not hold of a repository that it does hold counts as lacking.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    path, revision = split_revision(name)
+    if Path(path).is_dir():
+        return Path(path) / file if (Path(path) / file).is_file() else None
+    with hub_errors(name):
+        try:
+            return Path(hf_hub_download(path, file, repo_type=repo_type, revision=revision))
+        except RemoteEntryNotFoundError:
+            return None
+        except LocalEntryNotFoundError:
+            if optional and cached_commit(path, revision or "main", repo_type) is not None:
+                return None  # a repository in the cache, and this file is not: it was not there to be fetched
+            raise
+
+
+def fetch_folder(name: str, repo_type: str, patterns: Sequence[str] | None = None) -> Path:
+    """A local folder as it is, or a Hub repository's files (those that match `patterns`) in the local cache."""
+    from huggingface_hub import snapshot_download
+
+    path, revision = split_revision(name)
+    if Path(path).is_dir():
+        return Path(path)
+    with hub_errors(name):
+        return Path(snapshot_download(path, repo_type=repo_type, revision=revision, allow_patterns=patterns))
+
+
+# --- pinning --------------------------------------------------------------------------------------------------------
+
+
+def pin_name(name: str, repo_type: str) -> str:
+    """`user/name[@revision]` -> `user/name@<commit>`; a path is returned unchanged."""
+    if not is_hub_id(name, bare=repo_type == "model"):
+        return name
+    return f"{split_revision(name)[0]}@{resolve_commit(name, repo_type)}"
+
+
+def pin(section: Any) -> Any:
+    """A settings section with every Hub name in it (fields with `hub` in their metadata) pinned to its commit."""
+    changes: dict[str, Any] = {}
+    for item in fields(section):
+        repo_type, value = item.metadata.get("hub"), getattr(section, item.name)
+        if not repo_type or not value or value in item.metadata.get("words", ()):
+            continue
+        if isinstance(value, list):
+            changes[item.name] = [pin_name(name, repo_type) for name in value]
+            continue
+        try:
+            changes[item.name] = pin_name(value, repo_type)
+        except BigrecError:
+            if not item.metadata.get("creates") or "@" in value:
+                raise
+            print(f"{item.name} {value!r} is not on the Hub: taken as a folder to make", flush=True)
+    return replace(section, **changes)

@@ -1,0 +1,26 @@
+"""The processes of one job, as `torchrun` or `accelerate launch` started them."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import PartialState
+
+from bigrec_hf.common.errors import BigrecError
+
+
+def process_state() -> PartialState:
+    """This process's rank, device and process group (gloo on CPUs). Call it before anything else asks accelerate.
+
+    Without an accelerator `PartialState()` ignores the launcher, and every process would take itself for the only one;
+    whoever comes first decides for all. Raises BigrecError where that has happened.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != launched:
+        raise BigrecError(
+            f"{launched} processes were launched, but accelerate sees {state.num_processes}: "
+            "set ACCELERATE_USE_CPU=true on a machine without GPUs, or launch one process"
+        )
+    return state

@@ -1,0 +1,153 @@
+"""Work cut into batches, one shard file a batch: what was written before a kill is not done again.
+
+Used by `generate` and `keywords` (texts), the catalog index (vectors) and `ground` (rankings). The batches follow from
+the inputs and the settings alone, not from the number of processes, so that a run may be continued by more or fewer of
+them (`share_rows` excepted). Shards live in a folder named after a fingerprint of everything that has a say in their
+content; a run with other settings never sees them. Processes meet over these files (they share a file system, on one
+machine or over a network): a collective operation would time out while one process still decodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_atomically
+from bigrec_hf.common.fingerprints import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from accelerate import PartialState
+
+POSITION = "position"  # int64, row of the example among those of the run
+SHARD_SCHEMA = pa.schema([(POSITION, pa.int64()), (C.TEXTS, pa.list_(pa.string())), (C.SCORES, pa.list_(pa.float32()))])
+POLL_SECONDS = 0.2
+
+
+def processes(state: PartialState | None) -> dict[str, int]:
+    """`rank` and `n_processes` of a ShardFolder; None = one process alone."""
+    return {"rank": state.process_index, "n_processes": state.num_processes} if state is not None else {}
+
+
+class ShardFolder:
+    """The shards of one run with one set of settings; `rank` of `n_processes` works on them."""
+
+    def __init__(self, root: Path, key: str, n_batches: int, *, rank: int = 0, n_processes: int = 1) -> None:
+        self.root, self.path = root, root / key
+        self.n_batches, self.rank, self.n_processes = n_batches, rank, n_processes
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._failure_file(rank).unlink(missing_ok=True)
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"batch-{number:06d}.parquet"
+
+    def _failure_file(self, rank: int) -> Path:
+        return self.path / f"failed-{rank}.txt"
+
+    def missing(self) -> list[int]:
+        """Numbers of the batches that no process has finished."""
+        done = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        return [number for number in range(self.n_batches) if self._file(number).name not in done]
+
+    def own(self) -> list[int]:
+        """This process's part of what is missing now. Call it in all processes before any goes on to `write`."""
+        return self.missing()[self.rank :: self.n_processes]
+
+    def write_table(self, number: int, table: pa.Table) -> None:
+        write_atomically(self._file(number), lambda path: pq.write_table(table, path))
+
+    def read_tables(self) -> list[pa.Table]:
+        """All shards, in the order of their numbers."""
+        return [pq.read_table(self._file(number)) for number in range(self.n_batches)]
+
+    def write(self, number: int, positions: list[int], texts: list[list[str]], scores: list[list[float]]) -> None:
+        self.write_table(number, pa.table({POSITION: positions, C.TEXTS: texts, C.SCORES: scores}, schema=SHARD_SCHEMA))
+
+    @contextlib.contextmanager
+    def shared_failure(self) -> Iterator[None]:
+        """Tell the other processes, where there are any, of an error in the block: none waits for what never comes."""
+        try:
+            yield
+        except Exception as error:
+            if self.n_processes > 1:
+                self.fail(error)
+            raise
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other processes that this one gives up."""
+        message = f"{type(error).__name__}: {error}"
+        write_atomically(self._failure_file(self.rank), lambda path: path.write_text(message, encoding="utf-8"))
+
+    def _raise_on_failure(self) -> None:
+        for rank in range(self.n_processes):
+            file = self._failure_file(rank)
+            if rank != self.rank and file.is_file():
+                raise BigrecError(
+                    f"process {rank} of {self.n_processes} failed with {file.read_text(encoding='utf-8')}"
+                )
+
+    def wait_complete(self) -> None:
+        """Return when all shards are there; raise where another process has failed.
+
+        A process that is killed outright writes no failure: `torchrun` and `accelerate launch` then end the others.
+        """
+        while self.missing():
+            self._raise_on_failure()
+            time.sleep(POLL_SECONDS)
+
+    def wait_joined(self) -> None:
+        """Return when the main process has joined and removed the shards; raise where it has failed."""
+        while self.path.is_dir():
+            self._raise_on_failure()
+            time.sleep(POLL_SECONDS)
+
+    def read(self, n_rows: int) -> tuple[list[list[str]], list[list[float]]]:
+        """Texts and scores of all examples in their own order. Raises BigrecError unless each is there once."""
+        table = pa.concat_tables(self.read_tables()).sort_by(POSITION)
+        if table[POSITION].to_pylist() != list(range(n_rows)):
+            raise BigrecError(
+                f"the shards in {self.path} hold {len(table)} rows for {n_rows} examples: delete that folder, try again"
+            )
+        return table[C.TEXTS].to_pylist(), table[C.SCORES].to_pylist()
+
+    def remove(self) -> None:
+        """Delete this run's shards and any that runs with other settings have left."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def share_of_rows(n: int, part_rows: int, rank: int, n_processes: int) -> slice:
+    """The rows of one process among `n`: whole parts of `part_rows`, side by side, as even as these allow."""
+    n_parts = -(-n // part_rows)
+    start, stop = (n_parts * r // n_processes * part_rows for r in (rank, rank + 1))
+    return slice(min(start, n), min(stop, n))
+
+
+def share_rows(
+    n: int, part_rows: int, compute: Callable[[slice], pa.Table], root: Path, key: str, state: PartialState
+) -> pa.Table | None:
+    """`compute` of all `n` rows as one table: of several processes each computes its share, the first gets the table
+    (the others None). They meet over files in `root`, named after `key`: everything that has a say in the rows."""
+    if state.num_processes == 1:
+        shutil.rmtree(root, ignore_errors=True)  # what several processes may have left behind
+        return compute(slice(0, n))
+    shards = ShardFolder(root, fingerprint(key, state.num_processes), state.num_processes, **processes(state))
+    numbers = shards.own()
+    state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
+    with shards.shared_failure():
+        for number in numbers:  # one share a process, less what an interrupted start has finished
+            shards.write_table(number, compute(share_of_rows(n, part_rows, number, state.num_processes)))
+        if not state.is_main_process:
+            return shards.wait_joined()
+        shards.wait_complete()
+        table = pa.concat_tables(shards.read_tables()).combine_chunks()
+        shards.remove()
+    return table

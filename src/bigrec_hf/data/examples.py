@@ -1,0 +1,212 @@
+"""Examples as text: prepared sets (folder or Hub id) and the reference's JSON files, in one shape for every stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, List, Value
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.fingerprints import file_fingerprint
+from bigrec_hf.common.hub_names import fetch_file, is_hub_id
+from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.prompts import build_input_prefix, build_instruction, parse_input
+from bigrec_hf.data.samples import evaluation_sample
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings
+
+EXAMPLE_FEATURES = Features(
+    {
+        C.EXAMPLE_ID: Value("string"),
+        C.INSTRUCTION: Value("string"),
+        C.INPUT_PREFIX: Value("string"),
+        C.HISTORY: List(Value("int32")),
+        C.HISTORY_TITLES: List(Value("string")),
+        C.TARGET: Value("int32"),
+        C.TARGET_TITLE: Value("string"),
+    }
+)
+FACTS_FILE = "facts.json"  # the mark of a prepared set
+
+
+def load_facts(dataset: str) -> dict[str, Any]:
+    """`facts.json` of a prepared set, folder or Hub id. Raises BigrecError where it is none."""
+    _check_place(dataset)
+    file = fetch_file(dataset, "facts.json", "dataset")
+    if file is None:
+        raise BigrecError(f"{dataset!r} holds no facts.json: it is no prepared set; make one with `bigrec-hf prepare`")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def find_table(dataset: str, config: str, split: str) -> Path:
+    """The parquet file of one configuration and split of a prepared set, fetched where it is on the Hub.
+
+    Raises BigrecError where there is none.
+    """
+    _check_place(dataset)
+    file = fetch_file(dataset, f"data/{config}/{split}.parquet", "dataset")
+    if file is None:
+        raise BigrecError(
+            f"{dataset!r} has no data/{config}/{split}.parquet: it is no prepared set; use `bigrec-hf prepare`"
+        )
+    return file
+
+
+def load_config(dataset: str, config: str, split: str) -> Dataset:
+    """One configuration and split of a prepared set, from its folder or from the Hub.
+
+    The parquet file is read directly: `load_dataset` caches a folder by its name and the files' relative names, so two
+    runs whose sets are both called `data` would be given each other's examples; and one file is all that is fetched.
+    """
+    return Dataset(pq.read_table(find_table(dataset, config, split)))
+
+
+def load_titles(dataset: str) -> np.ndarray:
+    """The titles of a prepared set's items, (n_items,) str objects, by row."""
+    return np.asarray(load_config(dataset, "items", "train")[C.TITLE], dtype=object)
+
+
+def _check_place(dataset: str) -> None:
+    if not Path(split_revision(dataset)[0]).is_dir() and not is_hub_id(dataset):
+        raise BigrecError(f"data set folder {dataset!r} does not exist: make it with `bigrec-hf prepare`")
+
+
+def evaluation_rows(n: int, sample: int) -> np.ndarray:
+    """The reference's evaluation rows, as drawn (`splits.evaluation_sample`); 0 = all, in order."""
+    return evaluation_sample(n, sample) if sample > 0 else np.arange(n)
+
+
+def load_examples(dataset: str, split: str, *, sample: int = 0, seed: int | None = None) -> Dataset:
+    """Examples of a prepared set with their texts (EXAMPLE_FEATURES).
+
+    `sample` > 0 draws that many: as the reference's evaluation sets where `seed` is None, else by
+    `Dataset.shuffle(seed).select(range(sample))` as its training does. Raises BigrecError on an empty split.
+    """
+    facts = load_facts(dataset)
+    rows = load_config(dataset, "default", split)
+    if len(rows) == 0:
+        raise BigrecError(f"split {split!r} of {dataset!r} is empty: prepare more data or choose another split")
+    if seed is None:
+        rows = rows.select(evaluation_rows(len(rows), sample))
+    else:
+        rows = rows.shuffle(seed=seed)
+        rows = rows.select(range(min(sample, len(rows)))) if sample > 0 else rows
+    columns = {name: rows[name] for name in (C.EXAMPLE_ID, C.HISTORY, C.TARGET)}
+    return Dataset.from_dict(example_columns(columns, facts, load_titles(dataset)), features=EXAMPLE_FEATURES)
+
+
+def example_columns(rows: dict[str, Sequence[Any]], facts: dict[str, Any], titles: np.ndarray) -> dict[str, Any]:
+    """The columns of EXAMPLE_FEATURES for rows (ids, histories, targets) of a prepared set with these facts."""
+    histories, targets = list(rows[C.HISTORY]), list(rows[C.TARGET])
+    n = len(targets)
+    return {
+        C.EXAMPLE_ID: rows[C.EXAMPLE_ID],
+        C.INSTRUCTION: [build_instruction(facts["noun"], facts["verb"], facts.get("noun_singular"))] * n,
+        C.INPUT_PREFIX: [build_input_prefix(facts["noun"], facts["verb"])] * n,
+        C.HISTORY: histories,
+        C.HISTORY_TITLES: [[titles[row] for row in history] for history in histories],
+        C.TARGET: targets,
+        C.TARGET_TITLE: [titles[row] for row in targets],
+    }
+
+
+def read_json_file(path: Path) -> Any:
+    """The content of a UTF-8 JSON file, with or without a byte order mark. Raises BigrecError naming file and line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise BigrecError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}): write it again or remove it"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def read_input(record: dict[str, Any], place: str) -> tuple[str, list[str]]:
+    """Prefix and history titles of a record's `input`. Raises BigrecError naming the `place` of one that is no list."""
+    try:
+        return parse_input(record[C.INPUT])
+    except BigrecError as error:
+        raise BigrecError(f"{place}: {error}") from error
+
+
+def load_json_examples(
+    path: str, *, rows_by_title: dict[str, list[int]] | None = None, sample: int = 0, seed: int | None = None
+) -> Dataset:
+    """Examples of one of the reference's JSON files (records of instruction, input, output), shaped as `load_examples`.
+
+    `rows_by_title` (clean title -> catalog rows) fills `target` and `history` where given; unknown titles get row -1
+    and are left out of `history`. Raises BigrecError naming file and record where a field is missing.
+    """
+    if not Path(path).is_file():
+        raise BigrecError(f"{path!r} does not exist: give one of the reference's JSON files")
+    records = read_json_file(Path(path))
+    if not isinstance(records, list) or not records:
+        raise BigrecError(f"{path!r} must hold a JSON array of at least one record")
+    known = rows_by_title or {}
+    columns: dict[str, list[Any]] = {name: [] for name in EXAMPLE_FEATURES}
+    for number, record in enumerate(records):
+        fields = record if isinstance(record, dict) else {}
+        missing = [f for f in (C.INSTRUCTION, C.INPUT, C.OUTPUT) if not isinstance(fields.get(f), str)]
+        if missing:
+            raise BigrecError(
+                f"{path}, record {number}: no text field {missing[0]!r}; expected instruction, input, output"
+            )
+        prefix, titles = read_input(record, f"{path}, record {number}")
+        rows = [known.get(clean_title(title), [-1])[0] for title in titles]
+        target = clean_title(record[C.OUTPUT])
+        columns[C.EXAMPLE_ID].append(f"{Path(path).stem}:{number}")
+        columns[C.INSTRUCTION].append(record[C.INSTRUCTION])
+        columns[C.INPUT_PREFIX].append(prefix)
+        columns[C.HISTORY].append([row for row in rows if row >= 0])
+        columns[C.HISTORY_TITLES].append(titles)
+        columns[C.TARGET].append(known.get(target, [-1])[0])
+        columns[C.TARGET_TITLE].append(target)
+    examples = Dataset.from_dict(columns, features=EXAMPLE_FEATURES)
+    if seed is None:
+        return examples.select(evaluation_rows(len(examples), sample))
+    examples = examples.shuffle(seed=seed)
+    return examples.select(range(min(sample, len(examples)))) if sample > 0 else examples
+
+
+def train_counts(dataset: str) -> np.ndarray:
+    """(n_items,) int64: how often each item is a training target."""
+    return np.asarray(load_config(dataset, "items", "train")[C.TRAIN_COUNT], np.int64)
+
+
+def own_items(dataset: str, catalog: Catalog) -> Dataset:
+    """The items of a prepared set. Raises BigrecError where the catalog's rows are not they."""
+    items = load_config(dataset, "items", "train")
+    if list(items[C.TITLE]) != catalog.titles:
+        raise BigrecError(
+            f"the catalog's rows are not the items of {dataset!r}, to which histories and train counts belong: "
+            "leave out --catalog"
+        )
+    return items
+
+
+def catalog_train_counts(data: DataSettings, catalog: Catalog) -> list[int] | None:
+    """How often each catalog row is a training target; None without a prepared set. The rows must be that set's."""
+    if not data.dataset:
+        return None
+    return own_items(data.dataset[0], catalog)[C.TRAIN_COUNT]
+
+
+def data_mark(data: DataSettings) -> list[str]:
+    """What identifies the data: content of local facts and JSON files, names (with revision) of Hub data sets."""
+    marks = []
+    for name in data.dataset:
+        local = Path(split_revision(name)[0]) / FACTS_FILE
+        marks.append(file_fingerprint(local) if local.is_file() else name)
+    for path in [*data.train_json, *data.validation_json, *data.test_json, *([data.catalog] if data.catalog else [])]:
+        marks.append(file_fingerprint(path) if Path(path).is_file() else path)
+    return marks

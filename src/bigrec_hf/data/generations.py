@@ -1,0 +1,175 @@
+"""The file of a run's answers, generations.parquet: its columns, the flags of each answer, the counts over all; and how
+it is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_atomically
+from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.examples import evaluation_rows, load_config
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+GENERATIONS_FILE = "generations.parquet"
+GENERATIONS_SCHEMA = pa.schema(
+    [
+        (C.EXAMPLE_ID, pa.string()),
+        (C.TARGET, pa.int32()),
+        (C.TARGET_TITLE, pa.string()),
+        (C.HISTORY, pa.list_(pa.int32())),
+        (C.TEXTS, pa.list_(pa.string())),
+        (C.SCORES, pa.list_(pa.float32())),
+        (C.EMPTY, pa.bool_()),
+        (C.IN_CATALOG, pa.bool_()),
+        (C.IN_HISTORY, pa.bool_()),
+    ]
+)
+Examples = tuple[list[str], list[int], list[list[int]]]  # ids, target rows, histories
+
+
+def answer_flags(
+    texts: Sequence[Sequence[str]], histories: Sequence[Sequence[str]], titles: Sequence[str]
+) -> dict[str, list[bool]]:
+    """Of each example's first text: is it empty, a catalog title, a title of the whole history (as `clean_title`s)."""
+    known = {clean_title(title) for title in titles} - {""}
+    first = [clean_title(row[0]) for row in texts]
+    return {
+        C.EMPTY: [not text for text in first],
+        C.IN_CATALOG: [text in known for text in first],
+        C.IN_HISTORY: [
+            bool(text) and text in {clean_title(title) for title in history}
+            for text, history in zip(first, histories, strict=True)
+        ],
+    }
+
+
+def write_generations(
+    path: Path, examples: Dataset, titles: Sequence[str], texts: list[list[str]], scores: list[list[float]]
+) -> dict[str, int]:
+    """Write generations.parquet. Returns the counts n_examples, n_distinct, n_empty, n_in_catalog, n_in_history."""
+    flags = answer_flags(texts, examples[C.HISTORY_TITLES], titles)
+    kept = {name: examples[name] for name in (C.EXAMPLE_ID, C.TARGET, C.TARGET_TITLE, C.HISTORY)}
+    columns = {name: list(column) for name, column in kept.items()} | {C.TEXTS: texts, C.SCORES: scores} | flags
+    table = pa.table(columns, schema=GENERATIONS_SCHEMA)
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+    distinct = {clean_title(row[0]) for row in texts}
+    counts = {"n_examples": len(table), "n_distinct": len(distinct)}
+    return counts | {f"n_{name}": sum(values) for name, values in flags.items()}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is to be ranked, one entry an example; rows are catalog rows."""
+
+    example_ids: list[str]
+    texts: list[str]  # the text that is grounded: the first one of every example
+    targets: list[int]
+    histories: list[list[int]]  # [] where unknown
+
+    def part(self, rows: slice) -> Answers:
+        return Answers(self.example_ids[rows], self.texts[rows], self.targets[rows], self.histories[rows])
+
+
+def read_generations(path: str | Path, catalog: Catalog) -> Answers:
+    """Answers of a generations.parquet. Raises BigrecError for missing columns, no rows, an id that
+    stands there twice, an unknown target, or history rows beyond the catalog."""
+    path = Path(path)
+    if not path.is_file():
+        raise BigrecError(f"{path} does not exist: run `bigrec-hf generate` first, or name the file with --generations")
+    wanted = [C.EXAMPLE_ID, C.TARGET, C.TARGET_TITLE, C.HISTORY, C.TEXTS]
+    missing = [name for name in wanted if name not in pq.read_schema(path).names]
+    if missing:
+        raise BigrecError(f"{path} lacks the column {missing[0]!r}: it is no file of `bigrec-hf generate`")
+    table = pq.read_table(path, columns=wanted)
+    if table.num_rows == 0:
+        raise BigrecError(f"{path} holds no example: generate at least one")
+    ids = table[C.EXAMPLE_ID].to_pylist()
+    if len(set(ids)) < len(ids):
+        twice = next(i for i, n in Counter(ids).items() if n > 1)
+        raise BigrecError(f"{path}: the example {twice!r} stands there twice: keep one row of it")
+    if table[C.TARGET_TITLE].null_count:
+        at = table[C.TARGET_TITLE].is_null().index(True).as_py()
+        raise BigrecError(f"{path}: the example {ids[at]!r} has no target_title: generate it again, or leave it out")
+    texts = [(texts or [""])[0] or "" for texts in table[C.TEXTS].to_pylist()]
+    targets = resolve_targets(table[C.TARGET_TITLE].to_pylist(), table[C.TARGET].to_pylist(), catalog, str(path))
+    histories = [history or [] for history in table[C.HISTORY].to_pylist()]
+    for example_id, history in zip(ids, histories, strict=True):
+        if history and max(history) >= len(catalog):
+            raise BigrecError(
+                f"{path}: the history of {example_id!r} names row {max(history)}, the catalog ends at "
+                f"{len(catalog) - 1}: give the catalog these examples were made with (--catalog)"
+            )
+    return Answers(ids, texts, targets, histories)
+
+
+def resolve_targets(
+    titles: Sequence[str], rows: Sequence[int | None] | None, catalog: Catalog, place: str
+) -> list[int]:
+    """Each target's catalog row: as given where `rows` has one (its title must agree), else the title's first row.
+
+    Raises BigrecError naming the first title that stands in no row (or in another), how many there are, and the remedy.
+    """
+    known = catalog.rows_by_title
+    rows = [None] * len(titles) if rows is None else rows
+    resolved, unknown = [], []
+    for title, row in zip(titles, rows, strict=True):
+        candidates = known.get(clean_title(title), [])
+        if not candidates or (row is not None and row >= 0 and row not in candidates):
+            unknown.append(title)
+        else:
+            resolved.append(row if row is not None and row >= 0 else candidates[0])
+    if unknown:
+        raise BigrecError(
+            f"{place}: the target {unknown[0]!r} stands in no row of the catalog, or in another than the file says "
+            f"({len(unknown)} of {len(titles)} targets): give the catalog these examples were made with (--catalog)"
+        )
+    return resolved
+
+
+def read_texts(path: str | Path) -> list[list[str]]:
+    """All texts of a generations.parquet, best first, one list an example, in the file's order."""
+    return [list(texts or []) for texts in pq.read_table(path, columns=[C.TEXTS])[C.TEXTS].to_pylist()]
+
+
+def read_ids(generations: Path) -> list[str]:
+    """The example ids of a generations.parquet, and nothing else of it."""
+    return pq.read_table(generations, columns=[C.EXAMPLE_ID])[C.EXAMPLE_ID].to_pylist()
+
+
+def sample_examples(dataset: str, split: str, sample: int) -> Examples:
+    """Ids, targets and histories of a split's evaluated sample (`data.evaluation_rows`; 0 = all)."""
+    rows = load_config(dataset, "default", split)
+    rows = rows.select(evaluation_rows(len(rows), sample))
+    return rows[C.EXAMPLE_ID][:], rows[C.TARGET][:], rows[C.HISTORY][:]
+
+
+def evaluated_examples(folder: str | Path, catalog: Catalog, dataset: str, split: str, sample: int) -> Examples:
+    """The examples in `folder`/finetuned/generations.parquet; where there is none, the split's evaluated sample."""
+    generations = Path(folder) / "finetuned" / GENERATIONS_FILE
+    if not generations.is_file():
+        return sample_examples(dataset, split, sample)
+    answers = read_generations(generations, catalog)
+    return answers.example_ids, answers.targets, answers.histories
+
+
+def print_summary(facts: dict[str, Any]) -> None:
+    n = facts["n_examples"]
+    shares = ", ".join(
+        f"{facts[f'n_{name}'] / n:.1%} {name.replace('_', ' ')}" for name in ("empty", "in_catalog", "in_history")
+    )
+    speed = facts["titles_per_second"]
+    print(f"generate ({facts['method']}): {n} examples, {shares}" + (f"; {speed:.2f} titles/s" if speed else ""))
+    if facts["dropped_history_titles"]:
+        print(f"generate: {facts['dropped_history_titles']} old history titles left out to fit max_length")

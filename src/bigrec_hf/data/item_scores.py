@@ -1,0 +1,213 @@
+"""Item scores: what a collaborative model thinks of every catalog item, one row an example, bound to ids and catalog.
+
+The suite's own file is safetensors: `scores`, (n_examples, n_items) float32, larger is better, with the example ids and
+the catalog's sha256 in its metadata. Scores made elsewhere may come as
+
+- `NAME.npy` beside `NAME.ids.json`: a JSON list of example ids, or an object with `example_ids` and, if known,
+  `catalog_sha256`;
+- parquet with the columns `example_id` and `scores` (a list of n_items numbers); `catalog_sha256` may stand in the
+  schema's metadata.
+
+Rows are matched by id, never by position; nothing is assumed about their order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_atomically
+from bigrec_hf.data.catalog import Catalog, catalog_sha256
+
+SCORES_FILE = "scores.safetensors"
+CHUNK = 1024  # rows checked together
+
+
+class _Stored(NamedTuple):
+    """What a file holds: (n, m) scores, an id a row, the catalog they were made with (None: the file does not say)."""
+
+    scores: np.ndarray
+    example_ids: list[str]
+    catalog_sha256: str | None
+
+
+def write_scores(
+    path: str | Path, scores: np.ndarray, example_ids: Sequence[str], catalog: Catalog, **facts: Any
+) -> None:
+    """Write scores as safetensors, all of it or nothing.
+
+    Args:
+        path: file to write, `.safetensors`.
+        scores: (len(example_ids), len(catalog)), finite, larger is better; stored as float32.
+        example_ids: one a row, distinct.
+        catalog: the catalog whose rows the columns are.
+        facts: JSON-able, what made the scores (e.g. model="sasrec"), read back by `read_facts`.
+
+    Raises BigrecError for another suffix, shapes that do not fit, repeated ids, NaN or infinity.
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise BigrecError(f"{path}: item scores are written as safetensors: end the name with .safetensors")
+    scores = _as_float32(scores)
+    ids = [str(example_id) for example_id in example_ids]
+    _check(str(path), _Stored(scores, ids, None), catalog)
+    _check_finite(str(path), scores, ids)
+    metadata = {
+        "example_ids": json.dumps(ids, ensure_ascii=False),
+        "catalog_sha256": catalog_sha256(catalog),
+        "facts": json.dumps(facts, ensure_ascii=False),
+    }
+    write_atomically(path, lambda temporary: save_file({"scores": scores}, temporary, metadata=metadata))
+
+
+def read_scores(path: str | Path, example_ids: Sequence[str], catalog: Catalog) -> np.ndarray:
+    """(len(example_ids), len(catalog)) float32: the rows of these examples, in this order, however the file is sorted.
+
+    The file may hold more examples. Raises BigrecError, with the remedy, for a missing file or id, an id that stands in
+    two rows, another catalog, a shape that does not fit, NaN or infinity.
+    """
+    path = Path(path)
+    stored = _read(path)
+    _check(str(path), stored, catalog)
+    row_of = {example_id: row for row, example_id in enumerate(stored.example_ids)}
+    missing = [example_id for example_id in example_ids if example_id not in row_of]
+    if missing:
+        raise BigrecError(
+            f"{path} has no scores for the example {missing[0]!r} ({len(missing)} of {len(example_ids)} are missing): "
+            "score these very examples"
+        )
+    rows = [row_of[example_id] for example_id in example_ids]
+    same = rows == list(range(len(stored.example_ids)))
+    scores = _as_float32(stored.scores if same else stored.scores[rows])
+    _check_finite(str(path), scores, example_ids)
+    return scores
+
+
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """The facts that `write_scores` put into a safetensors file; {} for other kinds of file."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    return json.loads(_open(Path(path))[0].get("facts", "{}"))
+
+
+def _as_float32(scores: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+        return np.ascontiguousarray(scores, np.float32)
+
+
+def _check(place: str, stored: _Stored, catalog: Catalog) -> None:
+    """Shape, ids and catalog; BigrecError names what does not fit."""
+    shape, n_ids = stored.scores.shape, len(stored.example_ids)
+    if len(shape) != 2 or shape[0] != n_ids:
+        raise BigrecError(f"{place}: scores of shape {shape} for {n_ids} example ids: give one row an example")
+    if shape[1] != len(catalog):
+        raise BigrecError(
+            f"{place}: {shape[1]} scores an example, but the catalog has {len(catalog)} items: give one a catalog row"
+        )
+    if len(set(stored.example_ids)) < n_ids:
+        seen: set[str] = set()
+        twice = next(i for i in stored.example_ids if i in seen or seen.add(i))
+        raise BigrecError(f"{place}: the example {twice!r} has two rows of scores: keep one")
+    if stored.catalog_sha256 is not None and stored.catalog_sha256 != catalog_sha256(catalog):
+        raise BigrecError(
+            f"{place} was made with another catalog (sha256 {stored.catalog_sha256[:12]}, not "
+            f"{catalog_sha256(catalog)[:12]}): score the examples again with this one"
+        )
+
+
+def _check_finite(place: str, scores: np.ndarray, example_ids: Sequence[str]) -> None:
+    for start in range(0, len(scores), CHUNK):
+        finite = np.isfinite(scores[start : start + CHUNK])
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            raise BigrecError(
+                f"{place}: the score of item row {column} for the example {example_ids[start + row]!r} is "
+                f"{scores[start + row, column]}: scores must be finite float32 numbers"
+            )
+
+
+def _read(path: Path) -> _Stored:
+    readers = {".safetensors": _read_safetensors, ".npy": _read_npy, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise BigrecError(f"{path} is no file of item scores: give .safetensors, .npy (with .ids.json) or .parquet")
+    if not path.is_file():
+        raise BigrecError(f"{path} does not exist: have the model score these examples first")
+    return readers[path.suffix](path)
+
+
+def _open(path: Path) -> tuple[dict[str, str], np.ndarray | None]:
+    """Metadata and the tensor `scores` of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}, file.get_tensor("scores") if "scores" in file.keys() else None  # noqa: SIM118
+    except SafetensorError as error:
+        raise BigrecError(f"{path} is no safetensors file ({error}): write it again") from error
+
+
+def _read_safetensors(path: Path) -> _Stored:
+    metadata, scores = _open(path)
+    lacking = [name for name in ("example_ids", "catalog_sha256") if name not in metadata]
+    if scores is None or lacking:
+        raise BigrecError(
+            f"{path} lacks {'the tensor scores' if scores is None else lacking[0]}: write item scores with "
+            "bigrec_hf.data.item_scores.write_scores"
+        )
+    return _Stored(scores, json.loads(metadata["example_ids"]), metadata["catalog_sha256"])
+
+
+def _read_npy(path: Path) -> _Stored:
+    sidecar = path.with_suffix(".ids.json")
+    if not sidecar.is_file():
+        raise BigrecError(
+            f"{path} does not say which example a row belongs to: put the ids, a JSON list in row order, into {sidecar}"
+        )
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        scores = np.load(path, allow_pickle=False)
+    except ValueError as error:  # JSONDecodeError is one
+        raise BigrecError(f"{path} or {sidecar.name} cannot be read: {error}") from error
+    facts = content if isinstance(content, dict) else {"example_ids": content}
+    ids = facts.get("example_ids")
+    if not isinstance(ids, list) or scores.dtype.kind not in "fiu":
+        raise BigrecError(f"{path}: expected numbers, and a JSON list of example ids in {sidecar.name}")
+    return _Stored(scores, [str(example_id) for example_id in ids], facts.get("catalog_sha256"))
+
+
+def _read_parquet(path: Path) -> _Stored:
+    schema = pq.read_schema(path)
+    missing = [name for name in (C.EXAMPLE_ID, C.SCORES) if name not in schema.names]
+    if missing:
+        raise BigrecError(f"{path} lacks the column {missing[0]!r}: expected example_id and scores (a list a row)")
+    table = pq.read_table(path, columns=[C.EXAMPLE_ID, C.SCORES])
+    column = table[C.SCORES].combine_chunks()
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise BigrecError(f"{path}: the column scores holds {kind}: expected a list of numbers a row")
+    lengths = set(column.value_lengths().to_pylist()) if not pa.types.is_fixed_size_list(kind) else {kind.list_size}
+    flat = column.flatten()
+    if column.null_count or flat.null_count or len(lengths) > 1:
+        raise BigrecError(f"{path}: the column scores must hold a list of the same length in every row, without nulls")
+    scores = flat.to_numpy(zero_copy_only=False).reshape(len(table), -1) if len(table) else np.empty((0, 0))
+    sha = (schema.metadata or {}).get(b"catalog_sha256")
+    return _Stored(scores, [str(i) for i in table[C.EXAMPLE_ID].to_pylist()], sha.decode() if sha else None)
+
+
+def find_scores(folder: Path, given: str | None) -> Path:
+    """The scores file named, or the one in `folder` (.safetensors, .npy or .parquet)."""
+    if given is not None:
+        return Path(given)
+    names = [Path(SCORES_FILE).with_suffix(suffix) for suffix in (".safetensors", ".npy", ".parquet")]
+    return next((folder / name for name in names if (folder / name).is_file()), folder / SCORES_FILE)

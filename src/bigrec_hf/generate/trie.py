@@ -1,0 +1,156 @@
+"""A token trie over all catalog titles, in flat arrays: the tokens that may follow a prefix, the titles that lie below.
+
+Nodes are numbered level by level and, within a level, in lexicographic order of their prefixes. So the children of a
+node are neighbors, sorted by token, and one sorted array of (parent, token) keys finds any child by binary search.
+Leaves, too, are numbered in lexicographic order: those below a node are a range, and cumulative sums over the leaves
+give the mass of any subtree by two look-ups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.prompts import build_output, completions_token_ids, format_prompt, prompt_token_ids
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+
+TOKEN_BITS = 32  # of a key: parent node above, token below
+
+
+@dataclass(frozen=True)
+class Trie:
+    """Node 0 is the root (the empty prefix); children of `v` are `first_child[v]` up to `first_child[v + 1]`.
+
+    All int64, on one device; 48 bytes a node.
+    """
+
+    tokens: torch.Tensor  # (n_nodes,), the token that leads to the node; -1 at the root
+    first_child: torch.Tensor  # (n_nodes + 1,)
+    keys: torch.Tensor  # (n_nodes - 1,), parent and token of the nodes 1, 2, ..., ascending
+    leaf: torch.Tensor  # (n_nodes,), the leaf whose sequence ends here, else -1; a node may be a leaf and have children
+    leaf_range: torch.Tensor  # (n_nodes, 2), first leaf below the node (itself included), and one past the last
+    depth: int  # tokens of the longest sequence
+
+    @property
+    def n_nodes(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_leaves(self) -> int:
+        return int(self.leaf_range[0, 1])
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(array.nbytes for array in vars(self).values() if isinstance(array, torch.Tensor))
+
+    def to(self, device: torch.device | str) -> Trie:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        return Trie(**moved)
+
+    def child(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The nodes one token further, -1 where there is none or where `nodes` is -1.  # all (...,) int64"""
+        keys = (nodes << TOKEN_BITS) | tokens  # negative for node -1, so that it equals no key
+        at = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
+        return torch.where(self.keys[at] == keys, at + 1, -1)
+
+    def children(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All children of `nodes` (rows,): each one's row and its node, both (n,) int64. Node -1 has none."""
+        known = nodes.clamp(min=0)
+        start = self.first_child[known]
+        count = torch.where(nodes < 0, 0, self.first_child[known + 1] - start)
+        row = torch.repeat_interleave(count)
+        shift = start - (count.cumsum(0) - count)  # from the place among all children to the node
+        return row, torch.arange(len(row), device=row.device) + shift[row]
+
+
+def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
+    """The trie of non-empty token sequences, and each sequence's leaf, (n,) int64; equal sequences share a leaf."""
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    if not len(lengths) or lengths.min() < 1:
+        raise BigrecError("a trie needs at least one sequence, and each sequence at least one token")
+    depth = int(lengths.max())
+    table = np.full((len(lengths), depth), -1, np.int32)  # a prefix sorts before what continues it
+    table[np.arange(depth) < lengths[:, None]] = np.fromiter(chain.from_iterable(sequences), np.int32, lengths.sum())
+    order = np.lexsort(table.T[::-1])
+    table = table[order]
+    is_first = np.ones(len(table), bool)
+    is_first[1:] = (table[1:] != table[:-1]).any(axis=1)
+    leaf_of_sequence = np.empty(len(table), np.int64)
+    leaf_of_sequence[order] = np.cumsum(is_first) - 1
+    table, lengths = table[is_first], lengths[order][is_first]
+    n_leaves = len(table)
+    common = np.full(n_leaves, -1)  # tokens that a sequence has in common with the one before it
+    common[1:] = (table[1:] != table[:-1]).argmax(axis=1)
+
+    # level 0 is the root; each level: the leaves where its nodes' ranges start
+    starts, first_node = np.zeros(1, np.int64), 0
+    levels = [(np.array([-1]), np.array([-1]), np.array([-1]), np.array([[0, n_leaves]]))]
+    for level in range(1, depth + 1):
+        begin = np.flatnonzero(common < level)
+        end = np.append(begin[1:], n_leaves)
+        long_enough = lengths[begin] >= level
+        begin, end = begin[long_enough], end[long_enough]
+        parent = first_node + np.searchsorted(starts, begin, side="right") - 1
+        leaf = np.where(lengths[begin] == level, begin, -1)
+        levels.append((table[begin, level - 1], parent, leaf, np.stack([begin, end], axis=1)))
+        first_node += len(starts)
+        starts = begin
+    tokens, parents, leaf, leaf_range = (
+        np.concatenate(arrays).astype(np.int64) for arrays in zip(*levels, strict=True)
+    )
+    first_child = 1 + np.searchsorted(parents[1:], np.arange(len(parents) + 1))
+    arrays = (tokens, first_child, (parents[1:] << TOKEN_BITS) | tokens[1:], leaf, leaf_range)
+    return Trie(*map(torch.from_numpy, arrays), depth=depth), leaf_of_sequence
+
+
+@dataclass(frozen=True)
+class TitleTrie:
+    """The trie of a catalog's answers: every path is a completion as the model learns it, its end token included."""
+
+    trie: Trie
+    row_leaf: np.ndarray  # (n_items,) int64, leaf of each catalog row; -1: its title is empty, no answer means it
+    texts: list[str]  # by leaf: the (clean) title that it writes
+    lengths: list[int]  # by leaf: its number of tokens
+    n_ambiguous: int  # leaves of several different titles, which the tokenizer cannot tell apart; the first is written
+
+
+def build_title_trie(titles: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> TitleTrie:
+    """The trie of the catalog's titles after a prompt of this template.
+
+    The sequences are those of training (`prompts.build_output`, `prompts.completions_token_ids`): opening quote, title
+    and closing quote as the tokenizer merges them after the end of the prompt, then EOS. A title that spells out the
+    EOS token is cut after it. Raises BigrecError where no title is left.
+    """
+    known = [row for row, title in enumerate(titles) if clean_title(title)]
+    if not known:
+        raise BigrecError(f"none of the catalog's {len(titles)} titles has any text: nothing can be generated")
+    prompt = format_prompt(template, "", "", tokenizer)  # how it ends depends on the template alone
+    prompt_ids = prompt_token_ids(template, prompt, tokenizer)
+    outputs = [build_output(titles[row]) for row in known]
+    sequences = completions_token_ids(prompt, prompt_ids, outputs, template, tokenizer)
+    sequences = [ids[: ids.index(tokenizer.eos_token_id) + 1] for ids in sequences]
+    trie, leaves = build_trie(sequences)
+    row_leaf = np.full(len(titles), -1, np.int64)
+    row_leaf[known] = leaves
+    lengths = [0] * trie.n_leaves
+    texts: list[str] = [""] * trie.n_leaves
+    ambiguous = set()
+    for row, leaf, ids in zip(known, leaves.tolist(), sequences, strict=True):
+        lengths[leaf] = len(ids)
+        title = clean_title(titles[row])
+        texts[leaf] = texts[leaf] or title
+        if texts[leaf] != title:
+            ambiguous.add(leaf)
+    return TitleTrie(trie, row_leaf, texts, lengths, len(ambiguous))

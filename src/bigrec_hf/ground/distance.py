@@ -1,0 +1,114 @@
+"""Rankings of the whole catalog by the distance of its titles to a generated text."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.generations import Answers
+from bigrec_hf.data.rankings import rankings_table, spread, target_rows
+from bigrec_hf.ground.index import CatalogIndex
+from bigrec_hf.metrics.ndcg_hr.ranking import Ranking, rank_catalog
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.models.encoder import Encode
+
+PART_EXAMPLES = 512  # examples encoded together: the least that a process takes
+
+
+def embed_texts(texts: Sequence[str], index: CatalogIndex, encode: Encode) -> np.ndarray:
+    """(len(texts), d) float32. A text that is a catalog title gets that title's own vector (distance 0)."""
+    known = index.catalog.rows_by_title
+    cleaned = [clean_title(text) for text in texts]
+    vectors = np.empty((len(texts), index.embeddings.shape[1]), np.float32)
+    new = [i for i, text in enumerate(cleaned) if text not in known]
+    found = [i for i, text in enumerate(cleaned) if text in known]
+    vectors[found] = index.embeddings[[known[cleaned[i]][0] for i in found]]
+    if new:
+        encoded = encode([cleaned[i] for i in new])
+        if encoded.shape != (len(new), vectors.shape[1]):
+            raise BigrecError(
+                f"the encoder gives {encoded.shape[1]} dimensions, the index has {vectors.shape[1]}: use one encoder"
+            )
+        vectors[new] = encoded
+    return vectors
+
+
+def embed_answers(answers: Answers, index: CatalogIndex, encode: Encode) -> tuple[list[int], np.ndarray]:
+    """Positions of the answers that are not empty, and their vectors, (len(positions), d) float32.
+
+    Encoded PART_EXAMPLES examples at a time, so that a vector does not depend on how many processes share the examples
+    (`share_rows`): a batch's composition changes it by float32 rounding.
+    """
+    full = [i for i, text in enumerate(answers.texts) if clean_title(text)]
+    vectors = [np.empty((0, index.embeddings.shape[1]), np.float32)]
+    for start in range(0, len(answers.texts), PART_EXAMPLES):
+        part = [answers.texts[i] for i in full[bisect_left(full, start) : bisect_left(full, start + PART_EXAMPLES)]]
+        vectors.append(embed_texts(part, index, encode))
+    return full, np.concatenate(vectors)
+
+
+def ground_answers(
+    answers: Answers,
+    index: CatalogIndex,
+    encode: Encode,
+    *,
+    top_k: int = 50,
+    memory_mib: int = 256,
+    exclude_history: bool = False,
+    duplicates: str = "best",
+    search: str = "exact",
+    n_probe: int = 32,
+) -> pa.Table:
+    """Rank the catalog for every answer (RANKINGS_SCHEMA). An empty text is never grounded: rank n_items, no top rows.
+
+    `duplicates`: "best" = the target counts as found at any row with its title, "exact" = at its own row only.
+    `search`: "exact", or "faiss" (`approximate`): a target that is not among the top_k gets rank n_items.
+    """
+    options: dict[str, Any] = {"duplicates": duplicates, "exclude_history": exclude_history}
+    if search == "faiss":
+        if exclude_history:
+            raise BigrecError("approximate search leaves nothing out: use --search exact with --exclude_history true")
+        options |= {"search": search, "n_probe": n_probe, "ranks_known_to": top_k}
+    full, queries = embed_answers(answers, index, encode)
+    rows = target_rows(answers.targets, index.catalog, duplicates)
+    targets = [rows[i] for i in full]
+    excluded = [answers.histories[i] for i in full] if exclude_history else None
+    try:
+        if search == "faiss":
+            from bigrec_hf.ground.approximate import rank_approximately
+
+            ranking = rank_approximately(queries, index.embeddings, targets, top_k, n_probe=n_probe)
+        else:
+            ranking = rank_catalog(queries, index.embeddings, targets, top_k, memory_mib, exclude=excluded)
+    except BigrecError:
+        raise
+    except ValueError as error:
+        raise BigrecError(f"grounding: {error}") from error
+    return answers_table(answers, index, spread(ranking, full, len(answers.texts), len(index)), options)
+
+
+def answers_table(answers: Answers, index: CatalogIndex, ranking: Ranking, options: dict[str, Any]) -> pa.Table:
+    """A rankings table of answers, one row of `ranking` each, with the flags of the texts and the index's settings."""
+    catalog = index.catalog
+    texts = [clean_title(text) for text in answers.texts]
+    history_titles = [{clean_title(catalog.titles[row]) for row in h if row >= 0} for h in answers.histories]
+    settings = {
+        "n_items": len(index),
+        **options,
+        **{name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")},
+        "catalog_sha256": index.fingerprint["catalog_sha256"],
+    }
+    return rankings_table(
+        answers.example_ids,
+        answers.targets,
+        ranking,
+        settings,
+        empty=[not text for text in texts],
+        in_catalog=[text in catalog.rows_by_title for text in texts],
+        in_history=[text in titles for text, titles in zip(texts, history_titles, strict=True)],
+    )

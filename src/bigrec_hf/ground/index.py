@@ -1,0 +1,228 @@
+"""The catalog index: one embedding a catalog row, with a fingerprint of everything that has a say in them.
+
+Folder: `embeddings.safetensors` (`embeddings`, (n_items, d) float32), `catalog.parquet` (row, item_id, title) and
+`fingerprint.json`, which is written last: a folder without it is no index. What the fingerprint compares: the encoder
+(a local folder by the sha256 of its configuration, tokenizer and weights, wherever it lies; a Hub model by name and
+commit), its kind, dtype, template, and the catalog's sha256. Library versions and batch size are not compared: they
+change the vectors by float32 rounding only.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.fingerprints import fingerprint
+from bigrec_hf.common.hub_names import fetch_folder, is_hub_id
+from bigrec_hf.common.shards import ShardFolder, processes
+from bigrec_hf.data.catalog import Catalog, catalog_sha256
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.models.encoder import Encode, encoder_fingerprint, encoder_name, lazy_encode
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from bigrec_hf.settings import GroundSettings, ModelSettings
+
+EMBEDDINGS_FILE = "embeddings.safetensors"
+CATALOG_FILE = "catalog.parquet"
+FINGERPRINT_FILE = "fingerprint.json"
+INDEX_FILES = (EMBEDDINGS_FILE, CATALOG_FILE, FINGERPRINT_FILE)
+TEMPLATE = "bare title"  # without outer white space and quotes (clean_title), no prompt around it
+PARTS_FOLDER = ".parts"
+PART_TITLES = 2048  # titles a part: what a kill can lose, and the least that a process takes
+
+
+@dataclass(frozen=True)
+class CatalogIndex:
+    """A catalog and its embeddings, row by row."""
+
+    catalog: Catalog
+    embeddings: np.ndarray  # (n_items, d) float32
+    fingerprint: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+
+def index_fingerprint(catalog: Catalog, encoder: dict[str, str]) -> dict[str, Any]:
+    """What an index of this catalog and this encoder (`encoder_fingerprint`) must carry."""
+    return {**encoder, "template": TEMPLATE, "catalog_sha256": catalog_sha256(catalog), "n_items": len(catalog)}
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Names of the fields in which an index is not what is expected; a local encoder's name (its path) is no field."""
+    names = [name for name in expected if found.get(name) != expected[name]]
+    if "encoder" in names and "revision" not in names and str(expected.get("revision")).startswith("sha256:"):
+        names.remove("encoder")
+    return names
+
+
+def read_fingerprint(index_dir: str | Path) -> dict[str, Any] | None:
+    """The fingerprint of the index in a folder; None where there is no complete index."""
+    file = Path(index_dir) / FINGERPRINT_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def load_index(index_dir: str | Path, expected: dict[str, Any] | None = None) -> CatalogIndex:
+    """Read an index; refuse it where its fingerprint is not `expected` (any of `index_fingerprint`'s fields)."""
+    from safetensors.numpy import load_file
+
+    folder = Path(index_dir)
+    found = read_fingerprint(folder)
+    if found is None:
+        raise BigrecError(f"{folder} holds no complete index ({FINGERPRINT_FILE}): build it with `bigrec-hf ground`")
+    wrong = differences(found, expected or {})
+    if wrong:
+        name = wrong[0]
+        raise BigrecError(
+            f"the index in {folder} has {name} {found.get(name)!r}, this run needs {expected[name]!r}: "
+            "name another --index_dir, or delete that folder to have it built again"
+        )
+    table = pq.read_table(folder / CATALOG_FILE)
+    catalog = Catalog(table[C.ITEM_ID].to_pylist(), table[C.TITLE].to_pylist())
+    embeddings = load_file(folder / EMBEDDINGS_FILE)["embeddings"]
+    if embeddings.shape != (found["n_items"], found["dim"]) or len(catalog) != found["n_items"]:
+        raise BigrecError(
+            f"the index in {folder} is damaged: {embeddings.shape} embeddings and {len(catalog)} titles where its "
+            f"fingerprint says {found['n_items']} x {found['dim']}; delete that folder to have it built again"
+        )
+    return CatalogIndex(catalog, embeddings, found)
+
+
+def build_index(
+    index_dir: str | Path,
+    catalog: Catalog,
+    encode: Encode,
+    encoder: dict[str, str],
+    *,
+    owned: bool = True,
+    progress: bool = True,
+    state: PartialState | None = None,
+) -> CatalogIndex:
+    """The index of `catalog` by `encode`, whose fingerprint is `encoder`: reused where nothing changed, else encoded.
+
+    `owned`: the folder is this run's own, and an index of something else in it is replaced; otherwise it is refused.
+    Encodes in parts that a killed run leaves behind for the next one; the files are moved into place when complete.
+    `state`: the processes that call this together (None = this one alone). Each encodes its share of the parts, the
+    first writes the files, all return the same index; the parts do not depend on how many processes there are.
+    Raises BigrecError for an empty catalog, NaN embeddings, a refused index, or a folder that holds something else.
+    """
+    folder = Path(index_dir)
+    expected = index_fingerprint(catalog, encoder)
+    found = read_fingerprint(folder)
+    if found is not None and (not owned or not differences(found, expected)):
+        return load_index(folder, expected)
+    check_index_folder(folder)
+    if len(catalog) == 0:
+        raise BigrecError("the catalog is empty: an index needs at least one title")
+    titles = list(dict.fromkeys(clean_title(title) for title in catalog.titles))
+    parts = ShardFolder(
+        folder / PARTS_FOLDER, fingerprint(expected), -(-len(titles) // PART_TITLES), **processes(state)
+    )
+    numbers = parts.own()
+    if state is not None:
+        state.wait_for_everyone()  # everyone has seen the same parts before the first new one appears
+    first = state is None or state.is_main_process
+    with parts.shared_failure():
+        for number in tqdm(numbers, desc="index", unit="part", disable=not (progress and first), file=sys.stderr):
+            part = titles[number * PART_TITLES : (number + 1) * PART_TITLES]
+            vectors = np.asarray(encode(part), np.float32)
+            if not np.isfinite(vectors).all():
+                row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+                raise BigrecError(
+                    f"the encoder {encoder['encoder']!r} gives NaN or infinity for {part[row]!r}: "
+                    "try --encoder_dtype float32"
+                )
+            parts.write_table(number, vectors_table(vectors))
+        if first:
+            parts.wait_complete()
+            distinct = np.concatenate([table_vectors(table) for table in parts.read_tables()])
+            position = {title: i for i, title in enumerate(titles)}
+            embeddings = distinct[[position[clean_title(title)] for title in catalog.titles]]  # (n_items, d) float32
+            write_index(folder, catalog, embeddings, {**expected, "dim": embeddings.shape[1], "versions": _versions()})
+            parts.remove()
+        else:
+            parts.wait_joined()
+    return load_index(folder, expected)
+
+
+def vectors_table(vectors: np.ndarray) -> pa.Table:
+    """(n, d) float32 as a table of one column."""
+    return pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])})
+
+
+def table_vectors(table: pa.Table) -> np.ndarray:
+    """(n, d) float32 of a `vectors_table`."""
+    column = table["vector"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def check_index_folder(folder: Path) -> None:
+    """Raise BigrecError for a file, and for a folder with other files than an index, whole or half-built, but none."""
+    if folder.exists() and not folder.is_dir():
+        raise BigrecError(f"{folder} is a file: name a folder for the index with --index_dir")
+    if not folder.is_dir() or (folder / FINGERPRINT_FILE).is_file():
+        return
+    own = {*INDEX_FILES, *(f".{name}.tmp" for name in INDEX_FILES)}
+    foreign = [f.name for f in sorted(folder.iterdir()) if f.name not in own and not f.name.startswith(PARTS_FOLDER)]
+    if foreign:
+        raise BigrecError(
+            f"{folder} is not empty and no index (it holds {foreign[0]!r} and no {FINGERPRINT_FILE}): "
+            "name another folder with --index_dir"
+        )
+
+
+def write_index(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerprint: dict[str, Any]) -> None:
+    """Write all three files beside the old ones, then move them into place, the fingerprint last."""
+    from safetensors.numpy import save_file
+
+    table = pa.table(
+        {
+            C.ROW: pa.array(range(len(catalog)), pa.int32()),
+            C.ITEM_ID: pa.array(catalog.item_ids, pa.string()),
+            C.TITLE: pa.array(catalog.titles, pa.string()),
+        }
+    )
+    names = INDEX_FILES
+    temporary = [folder / f".{name}.tmp" for name in names]
+    save_file({"embeddings": np.ascontiguousarray(embeddings)}, temporary[0])
+    pq.write_table(table, temporary[1])
+    temporary[2].write_text(json.dumps(fingerprint, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / FINGERPRINT_FILE).unlink(missing_ok=True)  # from here to the last move the folder holds no index
+    for name, file in zip(names, temporary, strict=True):
+        file.replace(folder / name)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "sentence-transformers", "tokenizers")}
+
+
+def open_index(
+    catalog: Catalog,
+    model: ModelSettings,
+    ground: GroundSettings,
+    own_dir: str | Path,
+    state: PartialState | None = None,
+) -> tuple[CatalogIndex, Encode]:
+    """Index and encoder of a catalog, as set. `index_dir`, a folder the user named, is never overwritten with something
+    else; `own_dir` (used without it) is the run's own. `state`: the processes that call this together."""
+    encoder, dtype, index_dir = encoder_name(ground.encoder, model.base_model), ground.encoder_dtype, ground.index_dir
+    encode = lazy_encode(encoder, dtype, ground.encode_batch_tokens)
+    facts = encoder_fingerprint(encoder, dtype)
+    if index_dir is not None and "@" in index_dir and is_hub_id(index_dir):  # pinned names only: see hub.pin
+        index_dir = str(fetch_folder(index_dir, "dataset", INDEX_FILES))
+    index = build_index(index_dir or own_dir, catalog, encode, facts, owned=index_dir is None, state=state)
+    return index, encode

@@ -1,0 +1,75 @@
+"""Ground: rank the whole catalog by the distance of its titles to the generated text (step 2 of BIGRec).
+
+Reads `<run_dir>/<method>/generations.parquet`, builds or reuses the catalog index, writes
+`<run_dir>/<method>/rankings.parquet`: one row an example, with the settings used in the file's own metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.fingerprints import file_fingerprint, fingerprint
+from bigrec_hf.common.shards import share_rows
+from bigrec_hf.data.catalog import catalog_source, load_catalog
+from bigrec_hf.data.generations import GENERATIONS_FILE, read_generations
+from bigrec_hf.data.rankings import GENERATIONS_KEY, METADATA_KEY, RANKINGS_SCHEMA, table_settings, write_rankings
+from bigrec_hf.ground.distance import PART_EXAMPLES, ground_answers
+from bigrec_hf.ground.index import open_index
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings
+
+
+def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
+    """Write `<run_dir>/<method>/rankings.parquet`, or that of `<method>_hybrid`; several processes share the work."""
+    from bigrec_hf.common.processes import process_state
+
+    if run.run_dir is None:
+        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    if ground.search != "exact" and ground.ranking != "distance":
+        raise BigrecError(f"ranking {ground.ranking} needs exact distances: use --search exact")
+    state = process_state()
+    folder = Path(run.run_dir) / run.method
+    catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+    answers = read_generations(folder / GENERATIONS_FILE, catalog)
+    index, encode = open_index(catalog, model, ground, Path(run.run_dir) / "index", state)
+    options: dict[str, Any] = {
+        "top_k": ground.top_k,
+        "memory_mib": ground.memory_mib,
+        "exclude_history": ground.exclude_history,
+        "duplicates": ground.duplicates,
+    }
+    file = file_fingerprint(folder / GENERATIONS_FILE)
+    key = fingerprint(file, index.fingerprint, options, ground.ranking, ground.search, ground.n_probe)
+    if ground.ranking == "hybrid":
+        from bigrec_hf.data.generations import read_texts
+        from bigrec_hf.data.rankings import HYBRID
+        from bigrec_hf.ground.hybrid import hybrid_rankings
+
+        texts = read_texts(folder / GENERATIONS_FILE)
+        folder = folder.with_name(folder.name + HYBRID)
+
+        def rank_part(part: slice) -> pa.Table:
+            return hybrid_rankings(texts[part], answers.part(part), index, encode, **options)
+    else:
+        options |= {"search": ground.search, "n_probe": ground.n_probe}
+
+        def rank_part(part: slice) -> pa.Table:
+            return ground_answers(answers.part(part), index, encode, **options)
+
+    table = share_rows(len(answers.texts), PART_EXAMPLES, rank_part, folder / ".shares", key, state)
+    if table is not None:
+        settings = table_settings(table) | {GENERATIONS_KEY: file}
+        metadata = {METADATA_KEY: json.dumps(settings, ensure_ascii=False).encode()}
+        # parquet has its own name for what is in a list: without the cast the file would tell how it was made
+        write_rankings(table.cast(RANKINGS_SCHEMA.with_metadata(metadata)), folder)
+        median = int(np.median(table[C.RANK].to_numpy()))
+        print(f"ground ({folder.name}): {table.num_rows} examples, {len(index)} items, median rank {median}")
+    state.wait_for_everyone()

@@ -1,0 +1,243 @@
+"""Everything a recommender needs beside weights and catalog, in one file: `bigrec.json` of a published adapter.
+
+It is read from that file, or put together from what a run has recorded (`generate.json`, the settings inside
+`rankings.parquet`, `recipe.yaml`): recorded, not inferred, so that the recommender does what the run did.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json
+from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id
+from bigrec_hf.ground.index import INDEX_FILES, CatalogIndex, load_index
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
+from bigrec_hf.settings import GenerateSettings, GroundSettings
+from bigrec_hf.settings.recipes import read_recipe
+
+CONFIG_FILE = "bigrec.json"
+RECIPE_FILE = "recipe.yaml"
+INDEX_FOLDER = "index"
+CHOICE_FILE = "choice.json"  # of reranking
+METHOD = "finetuned"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RecommenderConfig:
+    """Base model, prompt, decoding and grounding of one recommender. Names may be folders or Hub ids with revision."""
+
+    base_model: str
+    dtype: str
+    quantization: str
+    instruction: str
+    input_prefix: str
+    template: str
+    max_history: int
+    max_length: int
+    decoding: dict[str, Any]  # decoding.Decoding's fields, seed included
+    batch_size: int
+    batch_tokens: int
+    encoder_dtype: str
+    encode_batch_tokens: int
+    memory_mib: int
+    exclude_history: bool
+    encoder: str | None = None  # None: the base model
+    index: str | None = None  # `index` = the folder of this name beside the file; a Hub id; None = made from `catalog`
+    attn_implementation: str | None = None
+    catalog: str | None = None  # where `index` is None
+    base_weights: str | None = None  # of a local base, beside the named repository: same, differ, not compared
+    licence: dict[str, str] | None = None  # of the data that the titles come from
+    gamma: dict[str, Any] | None = None  # method -> formula and values by metric, as `rerank` chose them on validation
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a recommender's parts are: adapter (folder or Hub id), index (likewise), and the run they come from."""
+
+    config: RecommenderConfig
+    adapter: str
+    index: str | None
+    run_dir: Path | None = None
+
+
+def locate(name: str) -> Source:
+    """The parts of a recommender: a run folder, an adapter folder (in a run, or published) or a Hub id.
+
+    Raises BigrecError where the name stands for none of these.
+    """
+    path = Path(split_revision(name)[0])
+    if not path.is_dir() and not is_hub_id(name, bare=True):
+        raise BigrecError(f"{name!r} does not exist: give a run folder, an adapter folder or a Hub id")
+    if not path.is_dir() or (path / CONFIG_FILE).is_file():
+        return _published(name)
+    if (path / RECIPE_FILE).is_file():
+        return from_run(path)
+    if (path / "adapter_config.json").is_file():
+        return from_run(path.parent, path) if (path.parent / RECIPE_FILE).is_file() else _from_training(path)
+    raise BigrecError(f"{name!r} is neither a run folder ({RECIPE_FILE}) nor an adapter ({CONFIG_FILE}): train one")
+
+
+def _published(name: str) -> Source:
+    file = fetch_file(name, CONFIG_FILE, "model")
+    if file is None:
+        raise BigrecError(
+            f"{name!r} has no {CONFIG_FILE}: it is no adapter of `bigrec-hf publish adapter` or `save_pretrained`"
+        )
+    values = json.loads(file.read_text(encoding="utf-8"))
+    known = {item.name for item in dataclasses.fields(RecommenderConfig)}
+    if values.get("format", 0) > FORMAT or not set(values) <= known:
+        raise BigrecError(f"{name!r} was written by a newer bigrec_hf (format {values.get('format')}): upgrade it")
+    config = RecommenderConfig(**values)
+    local = Path(split_revision(name)[0])
+    index = config.index
+    if index == INDEX_FOLDER:
+        index = str(local / INDEX_FOLDER) if local.is_dir() else None  # inside the repository: fetched with it
+    return Source(config, name, index)
+
+
+def _place(name: str, run_dir: Path, folder: str) -> str:
+    """A recorded name; where it was a folder that is gone, the run's own folder, if it has one."""
+    if Path(split_revision(name)[0]).exists() or is_hub_id(name) or not (run_dir / folder).is_dir():
+        return name
+    return str(run_dir / folder)
+
+
+def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
+    """The recommender of a run's fine-tuned model. Raises BigrecError where generate or ground has not been done."""
+    import pyarrow.parquet as pq
+
+    from bigrec_hf.data.rankings import RANKINGS_FILE, table_settings
+    from bigrec_hf.data.run_folder import seed_folders
+
+    if not (run_dir / METHOD).is_dir() and seed_folders(run_dir) != [run_dir]:
+        raise BigrecError(f"{run_dir} holds several seeds: name one of them, such as {seed_folders(run_dir)[0]}")
+    facts = read_json(run_dir / METHOD / "generate.json")
+    rankings = run_dir / METHOD / RANKINGS_FILE
+    if not facts or not rankings.is_file():
+        raise BigrecError(f"{run_dir} has no finished generate and ground of its adapter: `bigrec-hf run` does both")
+    if not facts["adapter"]:
+        raise BigrecError(f"{run_dir}/{METHOD} was generated without an adapter: nothing to recommend with")
+    grounding = table_settings(pq.read_table(rankings, columns=[]))
+    recipe = read_recipe(run_dir / RECIPE_FILE).get("ground", {})
+    ground = GroundSettings(**recipe)
+    prompt = facts["prompt"]
+    instruction, prefix, licence = _task(facts["data"], run_dir)
+    base = facts["base_model"]
+    config = RecommenderConfig(
+        base_model=base,
+        dtype=facts["dtype"],
+        quantization=facts["quantization"],
+        attn_implementation=facts["attn_implementation"],
+        instruction=instruction,
+        input_prefix=prefix,
+        template=prompt["inference_prompt"] or prompt["train_prompt"],
+        max_history=prompt["max_history"],
+        max_length=prompt["max_length"],
+        **_decoding(facts["generate"], facts["seed"]),
+        encoder=None if grounding["encoder"] == split_revision(base)[0] else _encoder_name(grounding),
+        encoder_dtype=grounding["dtype"],
+        encode_batch_tokens=ground.encode_batch_tokens,
+        memory_mib=ground.memory_mib,
+        exclude_history=grounding["exclude_history"],
+        index=INDEX_FOLDER,
+        licence=licence,
+        gamma=_gamma(run_dir),
+    )
+    index = ground.index_dir or str(run_dir / INDEX_FOLDER)
+    own = facts["generate"]["adapter"] or str(run_dir / "adapter")  # as `generate` finds it
+    return Source(config, str(adapter) if adapter else own, index, run_dir)
+
+
+def _gamma(run_dir: Path) -> dict[str, Any] | None:
+    """What `rerank` chose on validation for this model's answers: {method: formula, parameter, parameters}."""
+    kept = ("formula", "parameter", "parameters", "validation_examples")
+    found = {file.parent.name: read_json(file) for file in sorted(run_dir.glob(f"{METHOD}_*/{CHOICE_FILE}"))}
+    return {name: {key: facts[key] for key in kept if key in facts} for name, facts in found.items()} or None
+
+
+def _encoder_name(grounding: dict[str, Any]) -> str:
+    local = str(grounding["revision"]).startswith("sha256:")
+    return grounding["encoder"] if local else f"{grounding['encoder']}@{grounding['revision']}"
+
+
+def _decoding(generate: dict[str, Any], seed: int) -> dict[str, Any]:
+    if generate["decoding"] == "debiased":
+        raise BigrecError(
+            "decoding debiased needs a collaborative model's scores for the very examples: a recommender has none; "
+            "generate with beam or constrained"
+        )
+    names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens", "temperature", "top_p")
+    decoding = {"strategy": generate["decoding"], "top_k": generate["sample_top_k"], "seed": seed}
+    return {
+        "decoding": decoding | {name: generate[name] for name in names},
+        "batch_size": generate["generate_batch_size"],
+        "batch_tokens": generate["generate_batch_tokens"],
+    }
+
+
+def _task(data: dict[str, Any], run_dir: Path) -> tuple[str, str, dict[str, str] | None]:
+    """(instruction, what stands before the history, licence of the data) as the run's examples had them."""
+    from bigrec_hf.common.columns import Columns as C
+    from bigrec_hf.data.examples import load_facts, load_json_examples
+    from bigrec_hf.data.prompts import build_input_prefix, build_instruction
+
+    if data["test_json"]:
+        first = load_json_examples(data["test_json"][0])[0]
+        return first[C.INSTRUCTION], first[C.INPUT_PREFIX], None
+    facts = load_facts(_place(data["dataset"][0], run_dir, "data"))
+    instruction = build_instruction(facts["noun"], facts["verb"], facts.get("noun_singular"))
+    return instruction, build_input_prefix(facts["noun"], facts["verb"]), facts.get("licence")
+
+
+def _from_training(folder: Path) -> Source:
+    """An adapter of `bigrec-hf sft` alone: prompt and base from its record, decoding and grounding by default."""
+    training = read_json(folder / "training.json").get("settings")
+    if not training or not training["dataset"]:
+        raise BigrecError(f"{folder} has neither {CONFIG_FILE} nor a training.json naming its data: give a run folder")
+    dataset = _place(training["dataset"][0], folder.parent, "data")
+    instruction, prefix, licence = _task({"test_json": [], "dataset": [dataset]}, folder.parent)
+    ground = GroundSettings()
+    config = RecommenderConfig(
+        base_model=training["base_model"],
+        dtype=training["dtype"],
+        quantization=training["quantization"],
+        attn_implementation=training["attn_implementation"],
+        instruction=instruction,
+        input_prefix=prefix,
+        template=training["train_prompt"],
+        max_history=training["max_history"],
+        max_length=training["max_length"],
+        **_decoding(dataclasses.asdict(GenerateSettings()), training["seed"]),
+        encoder=None,
+        encoder_dtype=ground.encoder_dtype,
+        encode_batch_tokens=ground.encode_batch_tokens,
+        memory_mib=ground.memory_mib,
+        exclude_history=ground.exclude_history,
+        index=None,
+        catalog=dataset,
+        licence=licence,
+    )
+    return Source(config, str(folder), None)
+
+
+ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.*", "tokenizer*", "special_tokens_map.json", "*.jinja")
+TOKENIZER_PATTERNS = ("vocab.*", "merges.txt", "added_tokens.json")
+
+
+def load_source_index(name: str) -> CatalogIndex:
+    """An index from its folder or Hub id."""
+    return load_index(fetch_folder(name, "dataset", INDEX_FILES) if is_hub_id(name) else name)
+
+
+def write_config(config: RecommenderConfig, folder: Path) -> None:
+    """Write bigrec.json; fields without a value are left out."""
+    from bigrec_hf.common.files import write_json
+
+    write_json(folder / CONFIG_FILE, {key: value for key, value in asdict(config).items() if value is not None})

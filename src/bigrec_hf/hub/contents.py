@@ -1,0 +1,242 @@
+"""The exact folder that is pushed, per kind: data set, index, adapter, metric. Nothing here needs a network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.common.hub_names import SECRET, fetch_folder, known_tokens
+from bigrec_hf.data.examples import load_facts
+from bigrec_hf.ground.index import FINGERPRINT_FILE, CatalogIndex, write_index
+from bigrec_hf.hub.bundle import (
+    ADAPTER_PATTERNS,
+    CONFIG_FILE,
+    INDEX_FOLDER,
+    METHOD,
+    TOKENIZER_PATTERNS,
+    Source,
+    load_source_index,
+    write_config,
+)
+from bigrec_hf.hub.cards import COUNTS, HYPER_PARAMETERS, index_card, model_card
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
+from bigrec_hf.models.identity import adapter_fingerprint
+from bigrec_hf.prepare.card import dataset_card, dataset_info
+from bigrec_hf.report.rows import load_rows
+
+TEXT_SUFFIXES = {".json", ".md", ".txt", ".jinja", ".yaml", ".yml", ".py", ".model"}
+
+
+def new_folder(folder: Path) -> Path:
+    """An empty folder; one that an earlier dry run wrote (it has a card) gives way. BigrecError for any other."""
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / "README.md").is_file():
+            raise BigrecError(f"{folder} is no folder of an earlier dry run: choose another --output_dir")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def dataset_folder(
+    dataset: Path, folder: Path, repo_id: str, *, private: bool, permission: bool, models: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A prepared set with its card for `repo_id`. Returns its facts."""
+    facts = load_facts(str(dataset))
+    shutil.copytree(dataset / "data", folder / "data")
+    shutil.copyfile(dataset / "facts.json", folder / "facts.json")
+    card = dataset_card(
+        facts,
+        repo_id=repo_id,
+        info=dataset_info(folder, facts),
+        private=private,
+        permission=permission,
+        models=list(models),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return facts
+
+
+def published_index(source: Source, base: dict[str, Any]) -> CatalogIndex:
+    """A run's index, its fingerprint without local paths: the encoder goes by its Hub id.
+
+    Where the local copy equals the repository, the commit takes the place of the copy's digest.
+    """
+    index = load_source_index(str(source.index))
+    encoder = source.config.encoder
+    name = base["repo_id"] if encoder is None else split_revision(encoder)[0]
+    if Path(name).exists() or name.startswith((".", "/", "~")):
+        raise BigrecError(f"the encoder {name!r} is a local folder: index with one that is on the Hub to publish this")
+    changes: dict[str, Any] = {"encoder": name}
+    if encoder is None and base["weights"] == "same" and base.get("revision"):
+        changes["revision"] = base["revision"]
+    return replace(index, fingerprint={**index.fingerprint, **changes})
+
+
+def save_index(index: CatalogIndex, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_index(folder, index.catalog, index.embeddings, index.fingerprint)
+
+
+def index_folder(
+    index: CatalogIndex,
+    folder: Path,
+    repo_id: str,
+    *,
+    weights: str | None,
+    data: dict[str, Any],
+    dataset_repo: str | None,
+) -> None:
+    """Catalog, embeddings and fingerprint, with a card."""
+    save_index(index, folder)
+    card = index_card(
+        repo_id=repo_id,
+        fingerprint=read_json(folder / FINGERPRINT_FILE),
+        weights=weights,
+        data=data,
+        dataset_repo=dataset_repo,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def adapter_folder(
+    source: Source,
+    folder: Path,
+    repo_id: str,
+    base: dict[str, Any],
+    *,
+    data: dict[str, Any],
+    dataset_repo: str | None,
+    metric_repo: str | None,
+    index: CatalogIndex | None,
+    index_repo: str | None,
+    license: str | None,
+) -> None:
+    """Adapter, tokenizer, settings, records and card of a run; with `index`, the index too.
+
+    Raises BigrecError where the run's results are those of another adapter.
+    """
+    run_dir = Path(str(source.run_dir))
+    generate = read_json(run_dir / METHOD / "generate.json")
+    if adapter_fingerprint(source.adapter) != generate["adapter_sha256"]:
+        raise BigrecError(
+            f"the adapter of {run_dir} is newer than its results: run `bigrec-hf run` again, then publish"
+        )
+    copy_adapter(source.adapter, folder, base)
+    training = published_training(run_dir, source, base, dataset_repo)
+    scored = load_rows([run_dir])
+    results = {row.method: dict(row.results[0]) for row in scored}
+    for values in results.values():  # the encoder is recorded by its path where it is a local folder
+        if "encoder" in values and source.config.encoder is None:
+            values["encoder"] = base["repo_id"]
+    if training:
+        write_json(folder / "training.json", training)
+    write_json(folder / "results.json", results)
+    config = replace(
+        source.config,
+        base_model=hub_name(base),
+        index=INDEX_FOLDER if index is not None else index_repo,
+        catalog=dataset_repo if index is None and index_repo is None else None,
+        base_weights=base["weights"] if base["local"] else None,
+    )
+    write_config(config, folder)
+    titles: list[str] = []
+    if index is not None:
+        save_index(index, folder / INDEX_FOLDER)
+    if source.index is not None:
+        titles = load_source_index(source.index).catalog.titles[:2]
+    card = model_card(
+        repo_id=repo_id,
+        base=base,
+        scored=scored,
+        training=training,
+        data=data,
+        split=generate["data"]["split"] if generate["data"]["dataset"] else None,
+        dataset_repo=dataset_repo,
+        metric_repo=metric_repo,
+        index_repo=index_repo,
+        has_index=index is not None,
+        config=read_json(folder / CONFIG_FILE),
+        history=titles,
+        license=license,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def hub_name(base: dict[str, Any]) -> str:
+    """`user/name@commit`, or `user/name` where no commit is known."""
+    return f"{base['repo_id']}@{base['revision']}" if base.get("revision") else base["repo_id"]
+
+
+def copy_adapter(adapter: str, folder: Path, base: dict[str, Any]) -> None:
+    """PEFT's files and the tokenizer's, with the base model by its Hub id and commit."""
+    origin = fetch_folder(adapter, "model", [*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS])
+    for pattern in (*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS):
+        for file in origin.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    name_base(folder, base)
+
+
+def name_base(folder: Path, base: dict[str, Any]) -> None:
+    """Name the base model by its Hub id and commit in PEFT's configuration."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": base["repo_id"], "revision": base.get("revision")}
+    write_json(folder / "adapter_config.json", config)
+
+
+def published_training(run_dir: Path, source: Source, base: dict[str, Any], dataset_repo: str | None) -> dict[str, Any]:
+    """training.json without local paths: base model and data by their Hub names, where they have some."""
+    record = read_json(Path(split_revision(source.adapter)[0]) / "training.json")
+    if not record:
+        return {}
+    settings = {name: record["settings"][name] for name in HYPER_PARAMETERS if name in record["settings"]}
+    others = record["settings"].get("trainer_args") or {}
+    others = {key: value for key, value in others.items() if not re.search("token|dir|path|hub|name|resume", key)}
+    settings |= {"trainer_args": others} if others else {}
+    kept = {name: record[name] for name in (*COUNTS, "started", "environment", "history") if name in record}
+    names = {"base_model": hub_name(base)} | ({"dataset": dataset_repo} if dataset_repo else {})
+    return {"settings": {**settings, **names}, **kept}
+
+
+def metric_folder(folder: Path, repo_id: str) -> None:
+    """The metric as a Space; its card's examples load it by its id."""
+    from bigrec_hf.metrics import ndcg_hr
+
+    origin = Path(str(ndcg_hr.__file__)).parent
+    for file in sorted(origin.iterdir()):
+        if file.is_file() and file.suffix in TEXT_SUFFIXES:
+            shutil.copyfile(file, folder / file.name)
+    name = repo_id.split("/")[1]
+    if name != "ndcg_hr":  # `evaluate` looks for a module named like the repository
+        (folder / "ndcg_hr.py").rename(folder / f"{name}.py")
+    for file in (folder / "README.md", folder / f"{name}.py", folder / "app.py"):
+        text = file.read_text(encoding="utf-8")
+        text = text.replace('evaluate.load("metrics/ndcg_hr"', f'evaluate.load("{repo_id}"')
+        file.write_text(text, encoding="utf-8")
+
+
+def check_nothing_private(folder: Path, paths: Iterable[str]) -> None:
+    """Search every text file for tokens and local paths. Raises BigrecError naming the file, and never a token."""
+    needles = {str(Path.home()) + "/", str(Path.cwd()) + "/"}
+    for path in paths:
+        if path and "/" in path and Path(path).exists():
+            needles |= {str(Path(path)), str(Path(path).resolve())}
+    tokens = known_tokens()
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file() or file.suffix not in TEXT_SUFFIXES:
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")
+        name = file.relative_to(folder)
+        if SECRET.search(text) or any(token in text for token in tokens):
+            raise BigrecError(f"{name} holds an access token: remove it from the run's records, and revoke it")
+        found = next((needle for needle in sorted(needles) if needle != "/" and needle in text), None)
+        if found is not None:
+            raise BigrecError(
+                f"{name} holds the local path {found!r}: nothing was published; remove it from the records"
+            )

@@ -1,0 +1,307 @@
+"""Publish: data set, adapter, index, metric, or a whole run, each repository by one commit; or a dry run.
+
+A dry run (asked for, or without a token) writes the exact folder that would be pushed, and says what would happen.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json
+from bigrec_hf.common.hub_names import check_repo_id, is_hub_id, pin_name
+from bigrec_hf.common.version import __version__
+from bigrec_hf.data.examples import load_facts
+from bigrec_hf.hub import contents as folders
+from bigrec_hf.hub.base_model import find_base
+from bigrec_hf.hub.bundle import Source, from_run
+from bigrec_hf.hub.commit import Pushed, local_files, push_folder
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
+from bigrec_hf.settings import PublishSettings
+
+METRIC_NAME = "ndcg_hr"
+
+
+class Publisher:
+    """How folders reach the Hub in one call: pushed, or only written (dry run)."""
+
+    def __init__(self, settings: PublishSettings, temporary: str | Path):
+        """`temporary`: an empty folder, where what is pushed is built."""
+        from huggingface_hub import get_token
+
+        self.settings = settings
+        self.has_token = get_token() is not None
+        self.dry = settings.dry_run or not self.has_token
+        self.place = Path(settings.publish_dir or "published") if self.dry else Path(temporary)
+        self.paths = [settings.published_run, settings.published_dataset]
+
+    def build(self, repo_id: str, repo_type: str) -> Path:
+        """An empty folder for a repository."""
+        return folders.new_folder(self.place / f"{repo_type}s" / repo_id)
+
+    def send(self, folder: Path, repo_id: str, repo_type: str, licence: dict[str, Any] | None, what: str) -> str | None:
+        """Push a built folder; returns `repo_id@commit`, or None where nothing was pushed."""
+        settings = self.settings
+        try:
+            folders.check_nothing_private(folder, [str(path) for path in self.paths if path])
+        except BigrecError:
+            shutil.rmtree(folder)
+            raise
+        kind = f"{'private' if settings.private else 'public'} {repo_type} {repo_id}"
+        files = local_files(folder)
+        size = sum(file.stat().st_size for file in files.values())
+        if self.dry:
+            how = "a pull request" if settings.create_pr else "one commit"
+            print(f"dry run: would push {how} to {settings.branch or 'main'} of the {kind}:")
+            print("\n".join(f"  {file.stat().st_size:>12,}  {path}" for path, file in files.items()))
+            print(f"  {len(files)} files, {size:,} bytes, in {folder}")
+            if not self.has_token:
+                print("no token found: `hf auth login` (or HF_TOKEN), then run this again to push")
+            return None
+        pushed = push_folder(
+            folder,
+            repo_id,
+            repo_type,
+            message=settings.message or f"Publish {what} (bigrec_hf {__version__})",
+            private=settings.private,
+            must_be_private=None if settings.i_have_permission else forbidden(licence),
+            revision=settings.branch,
+            create_pr=settings.create_pr,
+        )
+        say(pushed, what, settings.create_pr)
+        return f"{repo_id}@{pushed.commit}"
+
+
+def say(pushed: Pushed, what: str, create_pr: bool) -> None:
+    if not pushed.changed and "/discussions/" in pushed.url:
+        print(f"{what}: the open pull request {pushed.url} holds the same, no other one is opened")
+    elif not pushed.changed:
+        print(f"{what}: {pushed.url} is unchanged, no commit (it is at {pushed.commit})")
+    else:
+        done = "pull request" if create_pr else f"commit {pushed.commit}"
+        print(f"{what}: {done}, {pushed.url}")
+
+
+def forbidden(licence: dict[str, Any] | None) -> str | None:
+    """Why data of these terms may not be public; None where they may, or where nothing is known."""
+    if licence and licence.get("redistribution") == "forbidden":
+        return f"the data's terms forbid redistribution ({licence['name']})"
+    return None
+
+
+def check_terms(licence: dict[str, Any] | None, settings: PublishSettings, what: str) -> None:
+    """Refuse to publish openly what the data's terms forbid. Raises BigrecError with the reason and the ways out."""
+    reason = forbidden(licence)
+    if reason and not settings.private and not settings.i_have_permission:
+        others = ", --with_index false" if what == "the adapter's index" else ""
+        raise BigrecError(
+            f"{what} is not published: {reason}; use --private{others}, or --i_have_permission if you have it"
+        )
+
+
+# --- the kinds ------------------------------------------------------------------------------------------------------
+
+
+def push_dataset(publisher: Publisher, dataset: str, repo_id: str, models: list[str]) -> str | None:
+    settings = publisher.settings
+    publisher.paths.append(dataset)
+    if not Path(dataset).is_dir():
+        raise BigrecError(f"{dataset!r} is no folder: give the prepared set with --dataset, or its --run_dir")
+    facts = load_facts(dataset)
+    check_terms(facts.get("licence"), settings, f"the data set {facts['name']}")
+    folder = publisher.build(repo_id, "dataset")
+    permission = settings.i_have_permission and forbidden(facts.get("licence")) is not None and not settings.private
+    folders.dataset_folder(
+        Path(dataset), folder, repo_id, private=settings.private, permission=permission, models=models
+    )
+    return publisher.send(folder, repo_id, "dataset", facts.get("licence"), "data set")
+
+
+def push_metric(publisher: Publisher, repo_id: str) -> str | None:
+    folder = publisher.build(repo_id, "space")
+    folders.metric_folder(folder, repo_id)
+    return publisher.send(folder, repo_id, "space", None, "metric")
+
+
+def run_data(source: Source, settings: PublishSettings) -> tuple[str | None, dict[str, Any]]:
+    """The run's prepared set (folder or Hub id) and its facts; (None, {}) for a run from JSON files."""
+    run_dir = Path(str(source.run_dir))
+    names = read_json(run_dir / "finetuned" / "generate.json")["data"]["dataset"]
+    name = settings.published_dataset or (names[0] if names else None)
+    if name is None:
+        return None, {}
+    if not Path(split_revision(name)[0]).exists() and not is_hub_id(name) and (run_dir / "data").is_dir():
+        name = str(run_dir / "data")
+    return name, load_facts(name)
+
+
+def push_index(
+    publisher: Publisher, source: Source, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
+) -> str | None:
+    check_terms(source.config.licence, publisher.settings, "the index (it holds the catalog)")
+    folder = publisher.build(repo_id, "dataset")
+    index = folders.published_index(source, base)
+    weights = base["weights"] if base["local"] and source.config.encoder is None else None
+    folders.index_folder(index, folder, repo_id, weights=weights, data=data, dataset_repo=dataset)
+    return publisher.send(folder, repo_id, "dataset", source.config.licence, "index")
+
+
+def push_adapter(
+    publisher: Publisher,
+    source: Source,
+    base: dict[str, Any],
+    repo_id: str,
+    data: dict[str, Any],
+    *,
+    dataset: str | None,
+    metric: str | None,
+    index_repo: str | None,
+) -> str | None:
+    settings = publisher.settings
+    with_index = index_repo is None and settings.with_index
+    if with_index:
+        check_terms(source.config.licence, settings, "the adapter's index")
+    folder = publisher.build(repo_id, "model")
+    folders.adapter_folder(
+        source,
+        folder,
+        repo_id,
+        base,
+        data=data,
+        dataset_repo=dataset,
+        metric_repo=metric,
+        index=folders.published_index(source, base) if with_index else None,
+        index_repo=index_repo,
+        license=settings.model_license,
+    )
+    licence = source.config.licence if with_index else None
+    return publisher.send(folder, repo_id, "model", licence, "adapter")
+
+
+def carry_out(settings: PublishSettings) -> str | None:
+    """Publish as the settings say; returns `repo_id@commit` of the (main) repository, None after a dry run."""
+    with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
+        try:
+            return publish_kind(settings, temporary)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            place = error.filename2 or error.filename or temporary
+            raise BigrecError(
+                f"no space left on the disk to build what is published ({place}): free some, or set TMPDIR to another"
+            ) from error
+
+
+def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
+    """`carry_out` with a folder for what is pushed."""
+    kind, repo_id = settings.publish_kind, settings.repo_id
+    check_repo_id(repo_id, "--repo_id")
+    for flag, name in names_of_run(settings).items() if kind == "run" else ():
+        check_repo_id(name, flag)
+    publisher = Publisher(settings, temporary)
+    if kind == "metric":
+        return push_metric(publisher, repo_id)
+    if kind == "dataset" and settings.published_dataset:
+        return push_dataset(publisher, settings.published_dataset, repo_id, [])
+    if not settings.published_run:
+        raise BigrecError(f"nothing to publish: give --run_dir{' or --dataset' if kind == 'dataset' else ''}")
+    source = from_run(Path(settings.published_run))
+    publisher.paths += [source.config.base_model, source.adapter, source.index]
+    dataset, data = run_data(source, settings)
+    if kind == "dataset":
+        if dataset is None:
+            raise BigrecError(f"{settings.published_run} was made from JSON files, it has no prepared set to publish")
+        return push_dataset(publisher, dataset, repo_id, [])
+    base = find_base(source, settings.published_base, publisher.dry)
+    named = settings.dataset_repo_id or (dataset if dataset and is_hub_id(dataset) else None)
+    if kind == "index":
+        return push_index(publisher, source, base, repo_id, data, named)
+    if kind == "adapter":
+        own = source.index if source.index and is_hub_id(source.index) else None  # the run used one of the Hub's
+        pinned = [pin_name(name, "dataset") if name else None for name in (named, settings.index_repo_id or own)]
+        metric = settings.metric_repo_id
+        return push_adapter(
+            publisher, source, base, repo_id, data, dataset=pinned[0], metric=metric, index_repo=pinned[1]
+        )
+    return push_run(publisher, source, base, repo_id, data, dataset)
+
+
+def names_of_run(settings: PublishSettings) -> dict[str, str]:
+    """The other repositories of `publish run`, by the flag that names each."""
+    names = {
+        "--metric_repo_id": settings.metric_repo_id or f"{str(settings.repo_id).split('/')[0]}/{METRIC_NAME}",
+        "--index_repo_id": settings.index_repo_id or f"{settings.repo_id}-index",
+    }
+    return names | ({"--dataset_repo_id": settings.dataset_repo_id} if settings.dataset_repo_id else {})
+
+
+def push_run(
+    publisher: Publisher, source: Source, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
+) -> str | None:
+    """Everything of a run; the adapter last, for it names the commits of the others."""
+    settings = publisher.settings
+    named = settings.dataset_repo_id
+    if named and dataset and not is_hub_id(dataset):
+        named = push_dataset(publisher, dataset, named, [repo_id]) or named
+    elif dataset and is_hub_id(dataset):
+        named = dataset
+    names = names_of_run(settings)
+    metric, index_repo = names["--metric_repo_id"], names["--index_repo_id"]
+    push_metric(publisher, metric)
+    index_repo = push_index(publisher, source, base, index_repo, data, named) or index_repo
+    return push_adapter(publisher, source, base, repo_id, data, dataset=named, metric=metric, index_repo=index_repo)
+
+
+def options_to_settings(options: dict[str, Any]) -> PublishSettings:
+    """Keyword arguments named like the flags -> settings."""
+    names = {
+        item.metadata.get("flag", f"--{item.name}").removeprefix("--"): item.name for item in fields(PublishSettings)
+    }
+    unknown = set(options) - set(names)
+    if unknown:
+        raise BigrecError(f"{sorted(unknown)[0]!r} is no option of publishing: choose among {', '.join(sorted(names))}")
+    return PublishSettings(**{names[key]: value for key, value in options.items() if value is not None})
+
+
+def publish_adapter(run_dir: str, repo_id: str, **options: Any) -> str:
+    """`bigrec-hf publish adapter` as a function; returns the commit. Raises BigrecError without a token."""
+    settings = replace(
+        options_to_settings(options), publish_kind="adapter", published_run=run_dir, repo_id=repo_id, dry_run=False
+    )
+    return _commit(carry_out(settings))
+
+
+def publish_saved(folder: Path, repo_id: str, *, base_model: str | None = None, **options: Any) -> str:
+    """Push a folder of `Recommender.save_pretrained`; returns the commit."""
+    from bigrec_hf.hub.bundle import locate, write_config
+
+    settings = replace(options_to_settings(options), repo_id=repo_id, publish_kind="adapter")
+    source = locate(str(folder))
+    if not (folder / "README.md").is_file():
+        raise BigrecError("this recommender has no card: load it from its run folder, whose results the card shows")
+    with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
+        publisher = Publisher(settings, temporary)
+        publisher.paths.append(source.config.base_model)
+        base = find_base(source, base_model, publisher.dry)
+        check_terms(source.config.licence, settings, "the adapter's index")
+        built = publisher.build(repo_id, "model")
+        shutil.copytree(folder, built, dirs_exist_ok=True)
+        folders.name_base(built, base)
+        write_config(replace(source.config, base_model=folders.hub_name(base)), built)
+        return _commit(publisher.send(built, repo_id, "model", source.config.licence, "adapter"))
+
+
+def _commit(pushed: str | None) -> str:
+    if pushed is None:
+        raise BigrecError("nothing was pushed: no token found; `hf auth login`, or set HF_TOKEN")
+    return str(split_revision(pushed)[1])
+
+
+def main(publish: PublishSettings) -> None:
+    """The `publish` command."""
+    carry_out(publish)

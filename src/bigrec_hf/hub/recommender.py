@@ -1,0 +1,293 @@
+"""A whole recommender in one object: history titles in, catalog items out.
+
+    from bigrec_hf import Recommender
+    recommender = Recommender.from_pretrained("user/adapter")  # a Hub id, an adapter folder or a run folder
+    recommender.recommend(["Toy Story (1995)", "Heat (1995)"], top_k=10)
+
+The steps are those of a run (prompt, decoding, embedding, exact ranks) through the same functions. On a CPU the same
+histories in the same order give, bit for bit, what the run's `rankings.parquet` holds.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, overload
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.hub_names import fetch_folder, pin_name
+from bigrec_hf.data.catalog import load_catalog
+from bigrec_hf.data.prompts import fit_prompt
+from bigrec_hf.generate.batches import decode_batches, plan_batches
+from bigrec_hf.generate.constrained import Constraint, load_constraint
+from bigrec_hf.generate.decoder import Decoder, common_prefix_length
+from bigrec_hf.generate.strategy import Decoding
+from bigrec_hf.ground.distance import embed_texts
+from bigrec_hf.ground.index import CatalogIndex, build_index, differences, load_index, write_index
+from bigrec_hf.hub.bundle import (
+    ADAPTER_PATTERNS,
+    CONFIG_FILE,
+    INDEX_FOLDER,
+    TOKENIZER_PATTERNS,
+    RecommenderConfig,
+    Source,
+    load_source_index,
+    locate,
+    write_config,
+)
+from bigrec_hf.hub.histories import as_histories, check_top_k
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
+from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.models.encoder import Encode, encoder_fingerprint, lazy_encode
+from bigrec_hf.models.loading import load_generator, load_tokenizer
+
+RECORDS = ("README.md", "training.json", "results.json")  # of a published adapter: the card, and what it refers to
+PROGRESS_FROM = 32  # histories, from which on a progress bar shows
+
+
+@dataclass(frozen=True)
+class Item:
+    """One recommended item: its catalog row (0-based), id, title, and Euclidean distance to the generated title."""
+
+    row: int
+    item_id: str
+    title: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What one history gets: items, nearest first (none for an empty text), and the text they were grounded from."""
+
+    text: str
+    items: list[Item]
+    texts: list[str] = field(default_factory=list)  # all generated texts, best first; `text` is the first
+    scores: list[float] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)  # history titles that stand in no catalog row
+
+
+class Recommender:
+    """A fine-tuned language model, its prompt, and the catalog index that grounds what it writes."""
+
+    def __init__(
+        self,
+        config: RecommenderConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        index: CatalogIndex,
+        encode: Encode,
+        source: Source,
+    ) -> None:
+        """Use `from_pretrained`. `encode`: texts -> (n, d) float32, by the encoder that made the index."""
+        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.index, self.encode, self.source = index, encode, source
+        self._constraint: Constraint | None = None  # built when it is needed: the catalog's titles as a trie
+        self._generation_config = copy.deepcopy(model.generation_config)  # the Decoder empties the model's own
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | None = None,
+        quantization: str | None = None,
+        dtype: str | None = None,
+        attn_implementation: str | None = None,
+        base_model: str | None = None,
+    ) -> Recommender:
+        """Load a recommender from a Hub id (`user/name[@revision]`), an adapter folder or a run folder.
+
+        `device`: default the GPU if there is one. `quantization` (none, 8bit, 4bit), `dtype`, `attn_implementation`:
+        default as the run generated. `base_model`: another place of the same base model. Raises BigrecError in one
+        line for a name that is nothing of the kind, and where the index was made by another encoder.
+        """
+        source = locate(pin_name(str(name), "model"))
+        changes = {"quantization": quantization, "dtype": dtype, "attn_implementation": attn_implementation}
+        config = replace(source.config, **{key: value for key, value in changes.items() if value is not None})
+        base = base_model or config.base_model
+        encoder = config.encoder or base
+        encode = lazy_encode(encoder, config.encoder_dtype, config.encode_batch_tokens, device)
+        expected = encoder_fingerprint(encoder, config.encoder_dtype)
+        index = _open_index(source, encode, expected)
+        wrong = [name for name in differences(index.fingerprint, expected) if name != "encoder"]
+        if wrong == ["revision"] and config.base_weights in ("differ", "not compared"):
+            warnings.warn(
+                f"the catalog was encoded by a local copy of {split_revision(encoder)[0]}, whose weights "
+                f"{'differ from' if config.base_weights == 'differ' else 'were not compared with'} the repository's: "
+                "distances of texts that are no catalog title are approximate",
+                stacklevel=2,
+            )
+        elif wrong:
+            raise BigrecError(
+                f"the index of {name} was made with {wrong[0]} {index.fingerprint.get(wrong[0])!r}, its encoder has "
+                f"{expected[wrong[0]]!r}: give the base model it was made with (base_model=)"
+            )
+        tokenizer = load_tokenizer(base, padding_side="left")
+        model = load_generator(
+            base,
+            source.adapter,
+            dtype=config.dtype,
+            quantization=config.quantization,
+            attn_implementation=config.attn_implementation,
+            device=device,
+        )
+        return cls(config, model, tokenizer, index, encode, source)
+
+    @overload
+    def recommend(self, history: Sequence[str], top_k: int = ...) -> Recommendation: ...
+    @overload
+    def recommend(self, history: Sequence[Sequence[str]], top_k: int = ...) -> list[Recommendation]: ...
+    def recommend(self, history, top_k=10, *, example_ids=None):
+        """The `top_k` items for one history (titles, oldest first), or for each of a list of histories.
+
+        Titles that stand in no catalog row are taken as the text they are, and listed in `unknown`. A batch of no
+        histories gives an empty list; `[[]]` is one user without any. `example_ids` (one a history) seed sampled
+        answers; by default the history does, so that the draws are the same in any batch. In float32 the items do not
+        depend on the batch, only the last bits of distances; in 16 bits near-tied tokens may fall out differently.
+        Raises BigrecError for a text in place of a list, a title that is no text, and a `top_k` below 1.
+        """
+        top_k = check_top_k(top_k)
+        histories, single = as_histories(history)
+        if not histories:
+            return []
+        ids = list(example_ids) if example_ids is not None else [_history_id(titles) for titles in histories]
+        texts, scores = self._generate(histories, ids)
+        items = self._ground([row[0] for row in texts], histories, top_k)
+        known = self.index.catalog.rows_by_title
+        results = [
+            Recommendation(row[0], found, row, score, [title for title in titles if clean_title(title) not in known])
+            for row, score, found, titles in zip(texts, scores, items, histories, strict=True)
+        ]
+        return results[0] if single else results
+
+    def _generate(self, histories: list[list[str]], ids: list[str]) -> tuple[list[list[str]], list[list[float]]]:
+        """Texts and scores, each (n, n_texts), as the `generate` stage writes them."""
+        config, decoding = self.config, Decoding(**self.config.decoding)
+        if decoding.is_constrained:
+            if self._constraint is None:
+                self._constraint, _ = load_constraint(
+                    decoding.strategy,
+                    self.index.catalog,
+                    config.template,
+                    self.tokenizer,
+                    [],
+                    assistant_scores=None,
+                    lm_weight=1.0,
+                )
+            decoding = replace(decoding, max_new_tokens=self._constraint.titles.trie.depth)
+        prompts = [
+            fit_prompt(
+                config.template,
+                config.instruction,
+                config.input_prefix,
+                titles,
+                self.tokenizer,
+                max_history=config.max_history,
+                max_tokens=config.max_length - decoding.max_new_tokens,
+            )[1]
+            for titles in histories
+        ]
+        batches = plan_batches(
+            [len(prompt) for prompt in prompts],
+            batch_size=config.batch_size,
+            batch_tokens=config.batch_tokens,
+            extra_tokens=decoding.max_new_tokens,
+            copies=decoding.rows_per_prompt,
+        )
+        texts: list[list[str]] = [[] for _ in prompts]
+        scores: list[list[float]] = [[] for _ in prompts]
+
+        def keep(_: int, positions: list[int], part: list[list[str]], part_scores: list[list[float]]) -> None:
+            for position, row, score in zip(positions, part, part_scores, strict=True):
+                texts[position], scores[position] = row, score
+
+        self.model.generation_config = copy.deepcopy(self._generation_config)
+        prefix = prompts[0][: common_prefix_length(prompts)]
+        decoder = Decoder(self.model, self.tokenizer, decoding, shared_prefix=prefix, constraint=self._constraint)
+        quiet = len(prompts) < PROGRESS_FROM
+        decode_batches(decoder, prompts, ids, batches, range(len(batches)), keep, label="recommend", quiet=quiet)
+        return texts, scores
+
+    def _ground(self, texts: list[str], histories: list[list[str]], top_k: int) -> list[list[Item]]:
+        """The nearest items of every text; none for an empty one."""
+        catalog = self.index.catalog
+        full = [i for i, text in enumerate(texts) if clean_title(text)]
+        found: list[list[Item]] = [[] for _ in texts]
+        if not full:
+            return found
+        exclude = None
+        if self.config.exclude_history:  # every row with the title: a text cannot say which of them was meant
+            rows = catalog.rows_by_title
+            exclude = [[row for title in histories[i] for row in rows.get(clean_title(title), [])] for i in full]
+        vectors = embed_texts([texts[i] for i in full], self.index, self.encode)
+        ranking = rank_catalog(
+            vectors, self.index.embeddings, [0] * len(full), top_k, self.config.memory_mib, exclude=exclude
+        )
+        for i, rows, distances in zip(full, ranking.top_rows, ranking.top_distances, strict=True):
+            found[i] = [
+                Item(int(row), catalog.item_ids[row], catalog.titles[row], float(distance))
+                for row, distance in zip(rows, distances, strict=True)
+                if row >= 0
+            ]
+        return found
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write adapter, tokenizer, settings and index to `folder`, which `from_pretrained` (and PEFT) can load.
+
+        Of a published adapter also its card and records, so that pushing it back changes nothing.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        patterns = [*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS]
+        origin = fetch_folder(self.source.adapter, "model", [*patterns, *RECORDS, CONFIG_FILE])
+        if (origin / CONFIG_FILE).is_file():  # published: its records name no local paths, those of a run do
+            patterns += RECORDS
+        for file in (file for pattern in patterns for file in origin.glob(pattern)):
+            if file.resolve() != (folder / file.name).resolve():
+                shutil.copyfile(file, folder / file.name)
+        if not (folder / "tokenizer_config.json").is_file():
+            self.tokenizer.save_pretrained(folder)
+        (folder / INDEX_FOLDER).mkdir(exist_ok=True)
+        write_index(folder / INDEX_FOLDER, self.index.catalog, self.index.embeddings, self.index.fingerprint)
+        write_config(replace(self.source.config, index=INDEX_FOLDER, catalog=None), folder)
+        return folder
+
+    def push_to_hub(self, repo_id: str, *, base_model: str | None = None, **options: Any) -> str:
+        """Publish to the Hub in one commit and return the commit; `options` as the flags of `bigrec-hf publish adapter`
+        (private, revision, create_pr, message, license, i_have_permission).
+
+        From a run folder the card shows the run's results. A base model that is a local folder needs `base_model`, its
+        id on the Hub. Raises BigrecError in one line.
+        """
+        from bigrec_hf.hub.publish import publish_adapter, publish_saved
+
+        if self.source.run_dir is not None:
+            return publish_adapter(str(self.source.run_dir), repo_id, base_model=base_model, **options)
+        with tempfile.TemporaryDirectory() as temporary:
+            return publish_saved(self.save_pretrained(temporary), repo_id, base_model=base_model, **options)
+
+
+def _history_id(titles: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(titles, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _open_index(source: Source, encode: Encode, encoder: dict[str, str]) -> CatalogIndex:
+    """The source's index; where it has none, one made from its catalog."""
+    if source.index is not None:
+        return load_source_index(source.index)
+    if source.config.index == INDEX_FOLDER:  # in the adapter's own repository
+        return load_index(fetch_folder(source.adapter, "model", [f"{INDEX_FOLDER}/*"]) / INDEX_FOLDER)
+    if source.config.catalog is None:
+        raise BigrecError(f"{source.adapter} names neither an index nor a catalog: publish its index with it")
+    with tempfile.TemporaryDirectory() as temporary:
+        return build_index(temporary, load_catalog(source.config.catalog), encode, encoder)

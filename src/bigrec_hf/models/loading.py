@@ -1,0 +1,151 @@
+"""The base model, its quantization, its tokenizer, its adapter; parameter counts that are true under quantization."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, PeftModel, TaskType
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.hub_names import hub_errors, is_hub_id
+from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
+
+
+def find_model(base_model: str | None) -> tuple[str, str | None]:
+    """(folder or Hub id, revision) of a base model. Raises BigrecError where none is given or the folder is missing."""
+    if not base_model:
+        raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
+    path, revision = split_revision(base_model)
+    if not Path(path).is_dir() and not is_hub_id(base_model, bare=True):
+        raise BigrecError(f"base model folder {path!r} does not exist (quickstart: `make quickstart` fetches it)")
+    return path, revision
+
+
+def load_tokenizer(base_model: str | None, *, padding_side: str = "right") -> PreTrainedTokenizerBase:
+    """The base model's tokenizer; a missing pad token becomes EOS (padding is masked everywhere, it is never read)."""
+    path, revision = find_model(base_model)
+    with hub_errors(str(base_model)):
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise BigrecError(
+                f"the tokenizer of {base_model!r} has neither a pad nor an EOS token: set eos_token in it"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """`none`, `8bit` (LLM.int8), or `4bit`: NF4 with double quantization, as QLoRA (reference, second script)."""
+    if quantization == "none":
+        return None
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def load_base(
+    base_model: str | None,
+    *,
+    dtype: str = "auto",
+    quantization: str = "none",
+    attn_implementation: str | None = None,
+    device: str | torch.device | None = None,
+) -> PreTrainedModel:
+    """The causal LM on `device` (default: this process's). Raises BigrecError where it cannot be found."""
+    path, revision = find_model(base_model)
+    device = torch.device(device) if device is not None else PartialState().device
+    torch_dtype = resolve_dtype(dtype, device)
+    config = quantization_config(quantization, torch_dtype)
+    options: dict[str, Any] = {"dtype": torch_dtype, "revision": revision}
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    if config is not None:
+        options |= {"quantization_config": config, "device_map": {"": device}}
+    with hub_errors(str(base_model)):
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    if config is None:
+        model.to(device)
+    elif quantization == "4bit":
+        keep_4bit_differentiable(model)
+    return model
+
+
+def keep_4bit_differentiable(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit layers for AVX512-BF16 CPUs in evaluation mode.
+
+    The repacked layout has no backward, and training after the first evaluation would go on with wrong gradients.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def lora_config(
+    *, r: int, alpha: int, dropout: float, target_modules: list[str], base_name: str | None = None
+) -> LoraConfig:
+    """LoRA without bias terms (BIGRec: r 8, alpha 16, dropout 0.05 on q_proj and v_proj)."""
+    targets: str | list[str] = "all-linear" if target_modules == ["all-linear"] else list(target_modules)
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        bias="none",
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base_name,
+    )
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(trainable, total) parameters. 4-bit weights count by their true shape, not by their packed storage."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def backbone(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
+    """The causal LM's transformer without its LM head; an adapter's layers stand in it."""
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+
+
+def load_generator(
+    base_model: str,
+    adapter: str | None,
+    *,
+    dtype: str,
+    quantization: str,
+    attn_implementation: str | None,
+    device: str | torch.device | None = None,
+) -> PreTrainedModel:
+    """Base, or base + adapter, in evaluation mode. The adapter is merged into 16/32-bit weights; a quantized base keeps
+    it beside (merging would round the update to the quantization grid)."""
+    model = load_base(
+        base_model, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation, device=device
+    )
+    if adapter is not None:
+        path, revision = split_revision(adapter)
+        if not is_hub_id(adapter, bare=True) and not (Path(path) / "adapter_config.json").is_file():
+            raise BigrecError(f"{path!r} holds no adapter (adapter_config.json): train one with `bigrec-hf sft`")
+        with hub_errors(adapter):
+            model = PeftModel.from_pretrained(model, path, revision=revision)
+        if quantization == "none":
+            model = model.merge_and_unload()
+    return model.eval()

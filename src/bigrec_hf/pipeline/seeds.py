@@ -1,0 +1,62 @@
+"""Several seeds of one recipe: a run in `<run_dir>/seed-N` each, on the same prepared data, and a report over all.
+
+The intervals of one run are over its examples; only other seeds show how much of a figure is luck of the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bigrec_hf.common.environment import environment
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json, write_atomically, write_json
+from bigrec_hf.common.processes import process_state
+from bigrec_hf.report.stage import build_report
+
+
+def seed_settings(settings: Mapping[str, Any], seed: int, first: int) -> dict[str, Any]:
+    """The sections of the run with `seed`: its own folder, adapter and manifest; the first seed's catalog index.
+
+    The prepared set stays where the sections say, so it is prepared once and found unchanged by the others.
+    """
+    folder = Path(settings["run"].run_dir)
+    own = folder / f"seed-{seed}"
+    changed = dict(settings)
+    changed["run"] = replace(settings["run"], run_dir=str(own), seed=seed)
+    changed["pipeline"] = replace(settings["pipeline"], seeds=[])
+    changed["sft"] = replace(settings["sft"], adapter_dir=str(own / "adapter"))
+    if settings["ground"].index_dir is None and seed != first:
+        changed["ground"] = replace(settings["ground"], index_dir=str(folder / f"seed-{first}" / "index"))
+    return changed
+
+
+def run_seeds(run_one: Callable[..., None], settings: Mapping[str, Any]) -> None:
+    """Call `run_one(**sections)` for every seed of `settings["pipeline"]`, then write `<run_dir>/report.md` over all.
+
+    Raises BigrecError for a seed named twice, or an adapter folder of the user's that all seeds would write.
+    """
+    seeds = settings["pipeline"].seeds
+    if settings["run"].run_dir is None:
+        raise BigrecError("no run folder: give --config RECIPE or --run_dir")
+    folder = Path(settings["run"].run_dir)
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise BigrecError(f"seeds={seeds} must be distinct whole numbers from 0 on")
+    if settings["sft"].adapter_dir not in (None, str(folder / "adapter")):
+        raise BigrecError(
+            f"adapter_dir {settings['sft'].adapter_dir!r} is one folder for {len(seeds)} seeds: leave it out, each "
+            "seed's adapter goes into its own run folder"
+        )
+    state = process_state()
+    if state.is_main_process:
+        kept = read_json(folder / "manifest.json")
+        write_json(folder / "manifest.json", kept | {"seeds": seeds, "environment": environment()})
+    for seed in seeds:
+        state.print(f"==== seed {seed}", flush=True)
+        run_one(**seed_settings(settings, seed, seeds[0]))
+    if state.is_main_process:
+        text = build_report([folder])
+        write_atomically(folder / "report.md", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+        print(f"\n{text}\nreport over {len(seeds)} seeds: {folder / 'report.md'}")

@@ -1,0 +1,113 @@
+"""What is recorded about a prepared set: counts, spans, fingerprints. Nothing depends on the clock or local paths."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.prepare.splits import Examples, Sequences, repeated_targets
+
+
+def sha256_of(files: Iterable[Path]) -> dict[str, str]:
+    """File name (never its folder) -> hex digest; a name that occurs twice gets `#2`, `#3`..."""
+    digests: dict[str, str] = {}
+    for file in files:
+        with file.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        name, n = file.name, 1
+        while name in digests:
+            n += 1
+            name = f"{file.name}#{n}"
+        digests[name] = digest
+    return digests
+
+
+def duplicate_titles(titles: Iterable[str]) -> dict[str, int]:
+    """How many titles stand in more than one row, and how many rows these are."""
+    counts = [n for n in Counter(titles).values() if n > 1]
+    return {"titles": len(counts), "rows": sum(counts)}
+
+
+def time_span(times: np.ndarray | None, time_divisor: int) -> list[str] | None:
+    """[first, last] as ISO UTC times; None without timestamps or entries."""
+    if times is None or not len(times):
+        return None
+    return [_iso(int(times.min()) // time_divisor), _iso(int(times.max()) // time_divisor)]
+
+
+def _iso(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)  # outside the calendar: the source does not count seconds
+
+
+def describe_splits(
+    sequences: Sequences, splits: dict[str, Examples], catalog: Catalog, time_divisor: int
+) -> dict[str, object]:
+    """Facts that follow from the examples alone."""
+    n_users = len(sequences.starts) - 1
+    with_example = np.zeros(n_users, dtype=bool)
+    for part in splits.values():
+        with_example[sequences.users[part.targets]] = True
+    spans = {
+        split: time_span(None if sequences.times is None else sequences.times[part.targets], time_divisor)
+        for split, part in splits.items()
+    }
+    is_repeated = repeated_targets(sequences, splits.values())
+    repeated = {split: int(is_repeated[part.targets].sum()) for split, part in splits.items()}
+    n_examples = sum(map(len, splits.values()))
+    return {
+        "users": n_users,
+        "users_without_example": n_users - int(with_example.sum()),
+        "items": len(catalog),
+        "items_with_interactions": int(np.count_nonzero(np.bincount(sequences.rows))),
+        "examples": {split: len(part) for split, part in splits.items()},
+        "empty_histories": sum(int((part.begins == part.targets).sum()) for part in splits.values()),
+        "duplicate_titles": {
+            "as_spelled": duplicate_titles(catalog.titles),
+            "without_quotes_and_spaces": duplicate_titles(map(clean_title, catalog.titles)),
+        },
+        "repeated_targets": {
+            **{split: repeated[split] / max(len(part), 1) for split, part in splits.items()},
+            "all": sum(repeated.values()) / max(n_examples, 1),
+        },
+        "time_span": spans,
+    }
+
+
+def summary_table(facts: dict) -> str:
+    """The facts as aligned text, for the terminal."""
+    interactions = facts["interactions"]
+    lines = [
+        (
+            "data set",
+            f"{facts['name']} ({facts['source']}, {facts['preset']}, up to {facts['max_history']} history items)",
+        ),
+        ("raw interactions", f"{interactions['raw']:,}"),
+        *((f"dropped: {reason}", f"{n:,}") for reason, n in interactions["dropped"].items()),
+        ("kept interactions", f"{interactions['kept']:,}"),
+        ("users", f"{facts['users']:,} ({facts['users_without_example']:,} too short for an example)"),
+        ("items", f"{facts['items']:,} ({facts['items_with_interactions']:,} with interactions)"),
+        *(
+            (f"examples: {split}", f"{n:,}" + (f"  {span[0]} .. {span[1]}" if span else ""))
+            for (split, n), span in zip(facts["examples"].items(), facts["time_span"].values(), strict=True)
+        ),
+        ("empty histories", f"{facts['empty_histories']:,}"),
+        *(
+            (f"duplicate titles, {how.replace('_', ' ')}", f"{n['titles']:,} titles in {n['rows']:,} rows")
+            for how, n in facts["duplicate_titles"].items()
+        ),
+        ("targets in their history", f"{facts['repeated_targets']['all']:.4%}"),
+        *((f"note: {name}", str(n)) for name, n in facts.get("notes", {}).items()),
+        *((f"sha256 {name}", digest) for name, digest in facts["sha256"].items()),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

@@ -1,0 +1,84 @@
+"""Which files a source needs, and which reader reads them: settings are unpacked here, readers take values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.prepare import reference_json
+from bigrec_hf.prepare.protocols import d3_titles, long_titles
+from bigrec_hf.prepare.sources import amazon, movielens, sequences, tabular
+from bigrec_hf.prepare.sources.base import RawData
+from bigrec_hf.settings import PrepareSettings
+
+
+def source_files(settings: PrepareSettings) -> dict[str, Path]:
+    """Role (`ratings`, `items`, or a split) -> existing file, found by the source's conventions or as set."""
+    folder = Path(settings.raw_dir) if settings.raw_dir else None
+    ratings = Path(settings.ratings_file) if settings.ratings_file else None
+    items = Path(settings.items_file) if settings.items_file else None
+    for file in (ratings, items):
+        if file is not None and not file.is_file():
+            raise BigrecError(f"{file}: no such file: check --ratings_file and --items_file")
+    if settings.source == "movielens":
+        return movielens.find_movielens_files(folder, ratings, items)
+    if settings.source == "amazon":
+        return amazon.find_amazon_files(folder, ratings, items)
+    if settings.source == "sequences":
+        return sequences.find_sequence_files(folder, ratings, items)
+    if settings.source == "tabular":
+        return tabular.find_tabular_files(folder, ratings, items)
+    if settings.source == "reference-json":
+        return reference_json.find_reference_files(folder, items)
+    raise BigrecError(
+        f"unknown source {settings.source!r}: choose movielens, amazon, tabular, sequences, reference-json"
+    )
+
+
+def read_source(settings: PrepareSettings, files: dict[str, Path]) -> RawData:
+    """Read the files of a source of interactions. Raises BigrecError naming file, line and remedy."""
+    encoding, drop = settings.encoding, settings.drop_untitled
+    is_d3 = settings.preset == "d3"
+    if settings.source == "amazon":
+        rule = d3_titles if is_d3 else long_titles
+        return amazon.load_amazon(files["ratings"], files["items"], rule, encoding)
+    if settings.source == "movielens":
+        raw = movielens.load_movielens(files["ratings"], files["items"], encoding, drop)
+    elif settings.source == "sequences":
+        raw = sequences.load_sequences(files["ratings"], files["items"], encoding, drop)
+    else:
+        raw = tabular.load_tabular(
+            files["ratings"],
+            files.get("items"),
+            user_column=settings.user_column,
+            item_column=settings.item_column,
+            title_column=settings.title_column,
+            rating_column=settings.rating_column,
+            timestamp_column=settings.timestamp_column,
+            timestamp_unit=settings.timestamp_unit,
+            separator=settings.separator,
+            encoding=encoding,
+            drop_untitled=drop,
+        )
+    return with_d3_titles(raw) if is_d3 else raw
+
+
+def with_d3_titles(raw: RawData) -> RawData:
+    """Titles cleaned by the d3 rule; interactions with items whose title it refuses are dropped and counted."""
+    import polars as pl
+
+    titles = d3_titles(pl.Series(raw.catalog.titles, dtype=pl.String))
+    keep = ~titles.is_null().to_numpy()[raw.rows]
+    return replace(
+        raw,
+        catalog=Catalog(raw.catalog.item_ids, titles.fill_null("").to_list()),
+        users=raw.users[keep],
+        rows=raw.rows[keep],
+        ratings=None if raw.ratings is None else raw.ratings[keep],
+        times=None if raw.times is None else raw.times[keep],
+        dropped=raw.dropped | {"title refused by d3": int(np.count_nonzero(~keep))},
+    )

@@ -1,0 +1,64 @@
+"""Putting a prepared set into place in one step, and never touching a folder that is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.examples import FACTS_FILE
+
+
+def temporary_sibling(target: Path) -> Path:
+    """A new folder beside `target`, named for this process."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    temporary.mkdir()
+    return temporary
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`; an older set is moved aside first and removed last."""
+    if not target.exists():
+        temporary.replace(target)
+        return
+    older = target.parent / f".{target.name}.old-{os.getpid()}"
+    target.rename(older)
+    temporary.replace(target)
+    shutil.rmtree(older)
+
+
+def check_replaceable(target: Path) -> None:
+    """A folder that is not a prepared set is never touched. Raises BigrecError."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise BigrecError(f"{target} is not a folder: choose another prepared_dir")
+    if target.is_dir() and any(target.iterdir()) and not (target / FACTS_FILE).is_file():
+        raise BigrecError(f"{target} is not empty and no prepared set (no {FACTS_FILE}): choose another prepared_dir")
+
+
+def remove_stale(target: Path) -> None:
+    """Clean up what killed runs left beside `target`: an older set on its way out is put back, the rest removed."""
+    if not target.parent.is_dir():
+        return
+    for folder in sorted(target.parent.iterdir()):
+        if not folder.name.startswith(f".{target.name}."):
+            continue
+        kind, _, pid = folder.name.removeprefix(f".{target.name}.").partition("-")
+        if kind not in {"tmp", "old"} or not pid.isdigit() or _is_running(int(pid)):
+            continue
+        print(f"prepare: cleaning up {folder.name}, left by an interrupted run", flush=True)
+        if kind == "old" and not target.exists():
+            folder.rename(target)
+        else:
+            shutil.rmtree(folder)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

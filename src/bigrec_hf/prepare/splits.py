@@ -1,0 +1,125 @@
+"""From interactions to examples: per-user sequences, history -> target pairs, splits, samples.
+
+Everything is whole-array work on numpy; an example is two indices into the user-major interaction arrays (where its
+history begins, and its target), so ten million examples take 160 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigrec_hf.prepare.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Interactions, users in order of first appearance and each user's entries oldest first (ties: file order)."""
+
+    users: np.ndarray  # (n,) uint32 user codes, ascending
+    rows: np.ndarray  # (n,) int32 catalog rows
+    ratings: np.ndarray | None  # (n,) float32
+    times: np.ndarray | None  # (n,) int64
+    starts: np.ndarray  # (n_users + 1,) int64, where each user's entries begin
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(n,) int64, 0-based position of each entry in its user's sequence."""
+        return np.arange(len(self.users)) - self.starts[self.users]
+
+
+def build_sequences(
+    users: np.ndarray, rows: np.ndarray, ratings: np.ndarray | None, times: np.ndarray | None
+) -> Sequences:
+    """Stable sort by (user, time); user codes must be 0..m-1 in order of first appearance."""
+    order = user_time_order(users, times)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(users))]).astype(np.int64)
+    return Sequences(
+        users=users[order],
+        rows=rows[order],
+        ratings=None if ratings is None else ratings[order],
+        times=None if times is None else times[order],
+        starts=starts,
+    )
+
+
+def user_time_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
+    """(n,) int64, the stable order by (user, time); by user alone where there are no times."""
+    if times is None or not len(times):
+        return np.argsort(users, kind="stable")
+    first, span = int(times.min()), int(times.max()) - int(times.min()) + 1
+    if (int(users.max()) + 1) * span > np.iinfo(np.int64).max:
+        return np.lexsort((times, users))
+    # as one number: five times as fast where users stand in blocks, as in MovieLens' files
+    return np.argsort(users.astype(np.int64) * span + (times - first), kind="stable")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """History -> target pairs as indices into `Sequences`: the history is `begins[i] .. targets[i] - 1`."""
+
+    begins: np.ndarray  # (m,) int64
+    targets: np.ndarray  # (m,) int64
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: np.ndarray) -> Examples:
+        return Examples(self.begins[indices], self.targets[indices])
+
+    def chunks(self, size: int) -> Iterator[Examples]:
+        """Consecutive parts of at most `size` examples."""
+        for start in range(0, len(self), size):
+            yield Examples(self.begins[start : start + size], self.targets[start : start + size])
+
+    def history(self) -> tuple[np.ndarray, np.ndarray]:
+        """Arrow-style lists: (m + 1,) int32 offsets, and the flat int64 indices of all histories."""
+        lengths = self.targets - self.begins
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        flat = np.repeat(self.begins - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return offsets.astype(np.int32), flat
+
+
+def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, Examples]:
+    """Examples of train, validation and test, in their final order.
+
+    Time protocols: all users' examples in one stable sort by target time, cut at `int(n * 0.8)` and `int(n * 0.9)`.
+    Leave-one-out: each user's last item is the test target, the one before validation, earlier ones training.
+    """
+    position = sequences.positions
+    if protocol.preset == "bigrec-game":  # short users give their last position, were it without any history
+        length = np.diff(sequences.starts)[sequences.users]
+        targets = np.flatnonzero(position >= np.minimum(protocol.min_history, length - 1))
+    else:
+        targets = np.flatnonzero(position >= protocol.min_history)
+    if protocol.preset == "leave-one-out":
+        length = np.diff(sequences.starts)[sequences.users[targets]]
+        from_end = (length - position[targets])[length >= 3]
+        targets = targets[length >= 3]
+        parts = {"train": targets[from_end > 2], "validation": targets[from_end == 2], "test": targets[from_end == 1]}
+    else:
+        assert sequences.times is not None
+        targets = targets[np.argsort(sequences.times[targets], kind="stable")]
+        upto = round(protocol.train_fraction + protocol.validation_fraction, 12)
+        first, second = int(len(targets) * protocol.train_fraction), int(len(targets) * upto)
+        parts = {"train": targets[:first], "validation": targets[first:second], "test": targets[second:]}
+    return {
+        split: Examples(np.maximum(sequences.starts[sequences.users[at]], at - protocol.window), at)
+        for split, at in parts.items()
+    }
+
+
+def repeated_targets(sequences: Sequences, splits: Iterable[Examples]) -> np.ndarray:
+    """(n,) bool: the entries that are the target of an example whose history holds their row already.
+
+    No entry may be the target of two examples.
+    """
+    lengths = np.zeros(len(sequences.rows), dtype=np.int32)  # of the history of the example with this target, or 0
+    for examples in splits:
+        lengths[examples.targets] = examples.targets - examples.begins
+    found = np.zeros(len(lengths), dtype=bool)
+    for back in range(1, int(lengths.max(initial=0)) + 1):
+        found[back:] |= (lengths[back:] >= back) & (sequences.rows[back:] == sequences.rows[:-back])
+    return found

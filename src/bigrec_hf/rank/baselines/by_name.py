@@ -1,0 +1,41 @@
+"""A baseline's rankings, by its name, over the examples that the language model answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import catalog_source, load_catalog
+from bigrec_hf.data.examples import load_config
+from bigrec_hf.data.generations import GENERATIONS_FILE, read_generations
+from bigrec_hf.data.sequences import training_sequences
+from bigrec_hf.rank.baselines.cooccurrence import cooccurrence_rankings, count_neighbors
+from bigrec_hf.rank.baselines.popularity import popularity_rankings
+from bigrec_hf.rank.baselines.random import random_rankings
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings
+
+
+def baseline_table(
+    name: str, folder: Path, data: DataSettings, *, seed: int, top_k: int, exclude_history: bool, duplicates: str
+) -> Any:
+    """Rankings of `random`, `popularity` or `cooccurrence` over the very examples in `folder`/generations.parquet."""
+    catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+    answers = read_generations(folder / GENERATIONS_FILE, catalog)
+    examples = (answers.example_ids, answers.targets, answers.histories)
+    options = {"top_k": top_k, "exclude_history": exclude_history, "duplicates": duplicates}
+    if name == "random":
+        return random_rankings(catalog, *examples, seed=seed, **options)
+    if not data.dataset:
+        raise BigrecError(
+            f"the {name} baseline needs the training split: give a prepared set, or leave it out of `baselines`"
+        )
+    counts = load_config(data.dataset[0], "items", "train")[C.TRAIN_COUNT]
+    if name == "cooccurrence":
+        trained_on = training_sequences(load_config(data.dataset[0], "default", "train").data.table)
+        neighbors = count_neighbors(trained_on.items, trained_on.starts, len(catalog))
+        return cooccurrence_rankings(catalog, neighbors, counts, *examples, **options)
+    return popularity_rankings(catalog, counts, *examples, **options)

@@ -1,0 +1,53 @@
+"""Popularity baseline: the items that were training targets most often, the same list for everyone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.rank.from_scores import baseline_rankings
+
+
+def popularity_rankings(
+    catalog: Catalog,
+    train_counts: Sequence[int],
+    example_ids: Sequence[str],
+    targets: Sequence[int],
+    histories: Sequence[Sequence[int]] | None = None,
+    *,
+    top_k: int = 50,
+    exclude_history: bool = False,
+    duplicates: str = "best",
+) -> pa.Table:
+    """Order by descending train count (`Columns.TRAIN_COUNT`, one a catalog row), ties by row.
+
+    Raises BigrecError where the counts do not fit the catalog or are all zero.
+    """
+    counts = np.asarray(train_counts, np.float64)  # (n_items,)
+    if counts.shape != (len(catalog),):
+        raise BigrecError(
+            f"popularity: {counts.shape} train counts for {len(catalog)} catalog rows: one a row is needed"
+        )
+    if not np.isfinite(counts).all() or counts.min() < 0 or counts.max() == 0:
+        raise BigrecError(
+            "popularity: train counts must be numbers of at least 0, not all 0: is the train split empty?"
+        )
+
+    def scores(start: int, stop: int) -> np.ndarray:
+        return np.broadcast_to(counts, (stop - start, len(counts)))
+
+    return baseline_rankings(
+        "popularity",
+        scores,
+        catalog,
+        example_ids,
+        targets,
+        histories,
+        top_k=top_k,
+        exclude_history=exclude_history,
+        duplicates=duplicates,
+    )

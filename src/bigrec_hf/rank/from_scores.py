@@ -1,0 +1,104 @@
+"""Baselines that score every item without any text; they go through the same rankings and the same scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import Catalog, catalog_sha256
+from bigrec_hf.data.rankings import rankings_table, target_rows
+from bigrec_hf.metrics.ndcg_hr.ranking import Ranking, flat_rows
+
+CHUNK = 256  # examples scored together
+
+
+def rank_scores(
+    scores: Callable[[int, int], np.ndarray],
+    targets: Sequence[Sequence[int]],
+    n_items: int,
+    top_k: int = 50,
+    exclude: Sequence[Sequence[int]] | None = None,
+    chunk: int = CHUNK,
+) -> Ranking:
+    """Exact ranks by descending score, ties by catalog row.
+
+    `scores(start, stop)` gives (stop - start, n_items) finite floats of the examples start..stop; `targets` are the
+    rows at which each target counts as found (the best one does); `exclude` are rows that are no candidates. A target
+    whose rows are all excluded gets rank n_items. `chunk` examples are asked for together. `top_distances` holds the
+    negated scores.
+    """
+    n, k = len(targets), min(top_k, n_items)
+    ranking = Ranking(np.full(n, n_items, np.int64), np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
+    for start in range(0, n, chunk):
+        stop = min(start + chunk, n)
+        cost = -np.asarray(scores(start, stop), np.float64)  # (b, n_items), ascending is better
+        if cost.shape != (stop - start, n_items) or not np.isfinite(cost).all():
+            raise BigrecError(
+                f"scores of examples {start}..{stop - 1} must be finite and of shape (examples, {n_items})"
+            )
+        if exclude is not None:
+            query, row = flat_rows("exclude", exclude[start:stop], stop - start, n_items, skip_negative=True)
+            cost[query, row] = np.inf
+        for i in range(stop - start):
+            rows = np.asarray(targets[start + i])
+            best = rows[np.lexsort((rows, cost[i, rows]))[0]]
+            if np.isfinite(cost[i, best]):
+                before = np.count_nonzero(cost[i] < cost[i, best])
+                ranking.rank[start + i] = before + np.count_nonzero(cost[i, :best] == cost[i, best])
+        if k:
+            _top(cost, ranking.top_rows[start:stop], ranking.top_distances[start:stop])
+    return ranking
+
+
+def _top(cost: np.ndarray, top_rows: np.ndarray, top_costs: np.ndarray) -> None:
+    """Fill the k cheapest of each example, ties by row, without sorting the catalog."""
+    k = top_rows.shape[1]
+    kth = np.partition(cost, k - 1, axis=1)[:, k - 1]
+    for i in range(len(cost)):
+        below = np.flatnonzero(cost[i] < kth[i])
+        equal = np.flatnonzero(cost[i] == kth[i])[: k - len(below)]
+        rows = np.concatenate([below, equal])
+        rows = rows[np.lexsort((rows, cost[i, rows]))]
+        rows = rows[np.isfinite(cost[i, rows])]
+        top_rows[i, : len(rows)], top_costs[i, : len(rows)] = rows, cost[i, rows]
+
+
+def baseline_rankings(
+    name: str,
+    scores: Callable[[int, int], np.ndarray],
+    catalog: Catalog,
+    example_ids: Sequence[str],
+    targets: Sequence[int],
+    histories: Sequence[Sequence[int]] | None = None,
+    *,
+    top_k: int = 50,
+    exclude_history: bool = False,
+    duplicates: str = "best",
+    **settings: Any,
+) -> pa.Table:
+    """A rankings table (ground.RANKINGS_SCHEMA) of a baseline; it writes no text, so the text flags are null."""
+    if exclude_history and histories is None:
+        raise BigrecError(f"{name}: exclude_history needs the examples' histories")
+    ranking = rank_scores(
+        scores,
+        target_rows(targets, catalog, duplicates),
+        len(catalog),
+        top_k,
+        exclude=histories if exclude_history else None,
+    )
+    facts = {
+        "baseline": name,
+        "n_items": len(catalog),
+        "duplicates": duplicates,
+        "exclude_history": exclude_history,
+        "catalog_sha256": catalog_sha256(catalog),
+        **settings,
+    }
+    none = [None] * len(targets)
+    return rankings_table(
+        example_ids, targets, ranking, facts, empty=[False] * len(targets), in_catalog=none, in_history=none
+    )

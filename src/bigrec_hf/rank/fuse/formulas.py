@@ -1,0 +1,273 @@
+"""Fusion: one exact ranking of the catalog from all texts of an example, or from two indexes.
+
+With d_b(i) the Euclidean distance (float64) of item i to the example's b-th text and s_b that text's score (a
+length-normalized log-probability, in nats a token), the cost of an item, ascending is better, is
+
+- `min`: min_b d_b(i), over the first `beams` texts;
+- `weighted`: min_b (d_b(i) + penalty * R * (max_c s_c - s_b)), R the root mean square distance of the catalog from its
+  mean, so that `penalty` has no unit: 0 gives `min`, a large one the best text alone. It is the limit tau -> 0 of
+  -tau log sum_b exp((lambda s_b - d_b) / tau), and among texts that are catalog titles (distance 0) it follows their
+  scores where `min` follows catalog rows;
+- `rrf`: -sum_b 1 / (k0 + rank_b(i)), rank_b the exact 1-based rank by d_b (reciprocal-rank fusion, Cormack, Clarke and
+  Buettcher 2009). Terms are rounded to multiples of 2^-44, so that a sum does not depend on the order of the texts;
+- `keywords`: a * rank(i) + b * keyword_rank(i), 0-based ranks by the first text and by its keywords in a keyword index
+  (the reference's merged evaluation).
+
+Equal costs stand in catalog order. Empty texts are left out; an example without any other text is a miss. `beams`,
+`penalty`, `k0`, `a` and `b` are parameters: `choose` takes the best ones on the examples it is given.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.distances import catalog_mean, centered_norms, squared_distances
+from bigrec_hf.metrics.ndcg_hr.ranking import Ranking
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.rank.from_scores import rank_scores
+from bigrec_hf.rank.model_selection import metric_curve, split_key
+
+FUSIONS = ("min", "weighted", "rrf", "keywords")
+RRF_UNIT = 2.0**44  # sums of up to 512 such terms are whole numbers below 2^53: exact in any order
+MIX_STEPS = 10  # a + b of the keyword mix
+
+Parameters = dict[str, float | int]
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The texts of n examples, as places among the distinct ones."""
+
+    texts: list[str]  # distinct, cleaned (titles.clean_title), none empty
+    places: np.ndarray  # (n, B) int32, index into `texts`, best text first; -1 = empty or absent
+    scores: np.ndarray  # (n, B) float64; NaN where absent
+
+
+def gather_beams(texts: Sequence[Sequence[str | None]], scores: Sequence[Sequence[float | None] | None]) -> Beams:
+    """`Beams` of the lists of a generations.parquet; rows may have different lengths, scores may be missing."""
+    width = max((len(row) for row in texts), default=0)
+    places = np.full((len(texts), max(width, 1)), -1, np.int32)
+    values = np.full(places.shape, np.nan)
+    known: dict[str, int] = {}
+    for i, row in enumerate(texts):
+        for b, text in enumerate(row):
+            if cleaned := clean_title(text or ""):
+                places[i, b] = known.setdefault(cleaned, len(known))
+        given = [np.nan if score is None else score for score in (scores[i] or [])][: len(row)]
+        values[i, : len(given)] = given
+    return Beams(list(known), places, values)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Fused costs of n examples, computed when asked for: `ground`'s distances of a method that reads several texts."""
+
+    costs: Callable[[int, int], np.ndarray]  # (start, stop) -> (stop - start, n_items) float64, finite, ascending
+    empty: np.ndarray  # (n,) bool: no text to use; its costs are all 0 and it counts as a miss
+    n_items: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the texts of n examples say about every item of a catalog; large arrays may lie on disk (`row_store`)."""
+
+    beams: Beams
+    distances: np.ndarray  # (distinct texts, n_items) float64, Euclidean
+    scale: float  # root mean square distance of the catalog's vectors from their mean
+    keyword_places: np.ndarray | None = None  # (n,) int32, row of `keyword_ranks` of the first text, -1 = empty
+    keyword_distances: np.ndarray | None = None  # (distinct keyword texts, n_items) float64
+    memory_mib: int = 256
+    spill_dir: str | Path | None = None
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """(distinct texts, n_items) int32, 0-based, ties by row."""
+        return row_ranks(self.distances, self.memory_mib, self.spill_dir)
+
+    @cached_property
+    def keyword_ranks(self) -> np.ndarray:
+        if self.keyword_distances is None:
+            raise BigrecError("the keyword fusion needs keywords: write them with `bigrec-hf keywords`")
+        return row_ranks(self.keyword_distances, self.memory_mib, self.spill_dir)
+
+
+def row_store(shape: tuple[int, int], dtype: Any, memory_mib: int, spill_dir: str | Path | None = None) -> np.ndarray:
+    """An array of that shape, in memory where it takes at most `memory_mib`, else mapped to an unnamed file in
+    `spill_dir` (the system's temporary folder by default) that vanishes with the array, even after a kill."""
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if n_bytes <= memory_mib * 2**20:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=spill_dir) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def text_distances(
+    vectors: np.ndarray,
+    items: np.ndarray,
+    memory_mib: int = 256,
+    spill_dir: str | Path | None = None,
+    *,
+    quiet: bool = True,
+) -> np.ndarray:
+    """(t, m) float64, Euclidean distance of every text to every item: the float64 distance that defines a rank
+    (ndcg_hr/distances.py), from differences of the given vectors, so that nothing cancels and equal vectors tie.
+
+    `vectors` (t, d), `items` (m, d) float32.
+    """
+    out = row_store((len(vectors), len(items)), np.float64, memory_mib, spill_dir)
+    rows = np.arange(len(items))
+    for t in tqdm(range(len(vectors)), desc="distances", unit=" texts", disable=quiet):
+        out[t] = np.sqrt(squared_distances(vectors, items, np.full(len(items), t), rows))
+    return out
+
+
+def row_ranks(costs: np.ndarray, memory_mib: int = 256, spill_dir: str | Path | None = None) -> np.ndarray:
+    """(t, m) int32, the 0-based rank of every item by ascending cost, ties by row. `costs` (t, m) float64."""
+    out = row_store(costs.shape, np.int32, memory_mib, spill_dir)
+    places = np.arange(costs.shape[1], dtype=np.int32)
+    for row, cost in zip(out, costs, strict=True):
+        row[np.argsort(cost, kind="stable")] = places
+    return out
+
+
+def catalog_scale(items: np.ndarray) -> float:
+    """Root mean square distance of the catalog's vectors from their mean. `items` (m, d) float32."""
+    return float(np.sqrt(np.mean(centered_norms(items, catalog_mean(items)) ** 2)))
+
+
+def fuse(name: str, parameters: Parameters, evidence: Evidence) -> Fused:
+    """The fused costs of one of FUSIONS. Raises BigrecError for an unknown name, missing scores or keywords."""
+    if name == "min":
+        return _nearest(evidence, int(parameters["beams"]), None)
+    if name == "weighted":
+        gaps = score_gaps(evidence.beams, int(parameters["beams"]))
+        return _nearest(evidence, int(parameters["beams"]), parameters["penalty"] * evidence.scale * gaps)
+    if name == "rrf":
+        return _reciprocal(evidence, int(parameters["beams"]), float(parameters["k0"]))
+    if name == "keywords":
+        return _mixed(evidence, float(parameters["a"]), float(parameters["b"]))
+    raise BigrecError(f"fusion is {name!r}: choose one of {', '.join(FUSIONS)}")
+
+
+def score_gaps(beams: Beams, n_beams: int) -> np.ndarray:
+    """(n, n_beams) float64, how far each used text's score lies below the best one's; 0 for texts left out."""
+    used = beams.places[:, :n_beams] >= 0
+    scores = beams.scores[:, :n_beams]
+    wrong = used & ~np.isfinite(scores)
+    if wrong.any():
+        example, beam = np.argwhere(wrong)[0]
+        raise BigrecError(
+            f"text {beam} of example {example} has the score {scores[example, beam]} ({int(wrong.sum())} such): "
+            "the weighted fusion needs a finite score a text; use fusion min or rrf"
+        )
+    best = np.where(used, scores, -np.inf).max(axis=1, keepdims=True)
+    return np.where(used, best - scores, 0.0)
+
+
+def _by_example(empty: np.ndarray, n_items: int, cost: Callable[[int], np.ndarray]) -> Fused:
+    """`cost(i)` gives the (n_items,) costs of example i; it is not asked for an empty one."""
+
+    def costs(start: int, stop: int) -> np.ndarray:
+        out = np.zeros((stop - start, n_items))
+        for i in range(start, stop):
+            if not empty[i]:
+                out[i - start] = cost(i)
+        return out
+
+    return Fused(costs, empty, n_items)
+
+
+def _nearest(evidence: Evidence, n_beams: int, penalties: np.ndarray | None) -> Fused:
+    """Minimum over the used texts of distance + penalty ((n, n_beams), of that distance's unit)."""
+    places = evidence.beams.places[:, :n_beams]
+
+    def cost(i: int) -> np.ndarray:
+        used = places[i] >= 0
+        rows = evidence.distances[places[i, used]]  # (texts used, n_items), a copy
+        if penalties is not None:
+            rows += penalties[i, used, None]
+        return rows.min(axis=0)
+
+    return _by_example((places < 0).all(axis=1), evidence.distances.shape[1], cost)
+
+
+def _reciprocal(evidence: Evidence, n_beams: int, k0: float) -> Fused:
+    places, ranks = evidence.beams.places[:, :n_beams], evidence.ranks
+    n_items = ranks.shape[1]
+    terms = -np.rint(RRF_UNIT / (k0 + 1.0 + np.arange(n_items))) / RRF_UNIT  # by 0-based rank
+    return _by_example((places < 0).all(axis=1), n_items, lambda i: terms[ranks[places[i, places[i] >= 0]]].sum(axis=0))
+
+
+def _mixed(evidence: Evidence, a: float, b: float) -> Fused:
+    first, second = evidence.beams.places[:, 0], evidence.keyword_places
+    ranks, keyword_ranks = evidence.ranks, evidence.keyword_ranks
+    return _by_example(
+        first < 0, ranks.shape[1], lambda i: a * ranks[first[i]] + b * keyword_ranks[second[i]].astype(np.float64)
+    )
+
+
+def rank_fused(
+    fused: Fused,
+    targets: Sequence[Sequence[int]],
+    top_k: int = 50,
+    exclude: Sequence[Sequence[int]] | None = None,
+) -> Ranking:
+    """Exact ranks by ascending fused cost, ties by row; examples without a text are misses (rank n_items, no rows).
+
+    `top_distances` holds the costs. `targets` and `exclude` as in `baselines.rank_scores`.
+    """
+    ranking = rank_scores(lambda start, stop: -fused.costs(start, stop), targets, fused.n_items, top_k, exclude)
+    ranking.rank[fused.empty] = fused.n_items
+    ranking.top_rows[fused.empty] = -1
+    ranking.top_distances[fused.empty] = np.inf
+    return ranking
+
+
+def parameter_grid(
+    name: str, n_beams: int, penalties: Sequence[float] = (0.0,), k0s: Sequence[int] = (60,)
+) -> list[Parameters]:
+    """Every setting to be tried for one fusion, the plain first text (or few texts) first."""
+    if any(not np.isfinite(p) or p < 0 for p in penalties) or any(k0 < 0 for k0 in k0s):
+        raise BigrecError(f"penalties {list(penalties)} and rrf constants {list(k0s)} must be finite and at least 0")
+    beams = range(1, n_beams + 1)
+    if name == "min":
+        return [{"beams": b} for b in beams]
+    if name == "weighted":
+        return [{"beams": b, "penalty": float(p)} for b in beams for p in penalties]
+    if name == "rrf":
+        return [{"beams": b, "k0": int(k0)} for b in beams for k0 in k0s]
+    if name == "keywords":
+        return [{"a": MIX_STEPS - b, "b": b} for b in range(MIX_STEPS + 1)]
+    raise BigrecError(f"fusion is {name!r}: choose one of {', '.join(FUSIONS)}")
+
+
+def choose(
+    name: str,
+    grid: Sequence[Parameters],
+    evidence: Evidence,
+    targets: Sequence[Sequence[int]],
+    metric: str,
+    exclude: Sequence[Sequence[int]] | None = None,
+    *,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """The first best setting of the grid on these examples: {"parameters", "value", "table"}; call it with validation
+    examples. The table holds every setting with its `metric`."""
+    split_key(metric)  # an unknown metric is told before the search
+    if not grid:
+        raise BigrecError(f"the grid of fusion {name!r} is empty: give at least one value a parameter")
+    table = []
+    for parameters in tqdm(grid, desc=f"choose {name}", unit=" settings", disable=quiet):
+        ranks = rank_fused(fuse(name, parameters, evidence), targets, 0, exclude).rank
+        table.append({**parameters, metric: float(metric_curve(ranks[:, None], metric)[0])})
+    best = max(range(len(table)), key=lambda i: table[i][metric])  # max keeps the first of equals
+    return {"parameters": dict(grid[best]), "value": table[best][metric], "table": table}

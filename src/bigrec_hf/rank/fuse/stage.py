@@ -1,0 +1,274 @@
+"""Fuse: rank the catalog by all texts of every example; parameters come from the run's validation examples.
+
+Reads `<run_dir>/validation/<method>/generations.parquet` to choose and `<run_dir>/<method>/generations.parquet` to
+apply; writes `<run_dir>/<method>_fused_<fusion>/`: `fusion.json` (the chosen parameters and the whole table of the
+search), `rankings.parquet` and the scores. The plain first text stays what it was: `<run_dir>/<method>`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.common.fingerprints import file_fingerprint
+from bigrec_hf.data.catalog import catalog_source, load_catalog
+from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations, read_ids
+from bigrec_hf.data.rankings import RANKINGS_FILE, target_rows, write_rankings
+from bigrec_hf.data.run_folder import VALIDATION_DIR
+from bigrec_hf.generate.keywords import (
+    KEYWORDS_FILE,
+    KEYWORDS_FOLDER,
+    KEYWORDS_INDEX,
+    keyword_catalog,
+    look_up,
+    read_keywords,
+)
+from bigrec_hf.ground.distance import answers_table, embed_texts
+from bigrec_hf.ground.index import CatalogIndex, open_index
+from bigrec_hf.models.encoder import Encode
+from bigrec_hf.rank.fuse.formulas import (
+    FUSIONS,
+    Evidence,
+    Parameters,
+    catalog_scale,
+    choose,
+    fuse,
+    gather_beams,
+    parameter_grid,
+    rank_fused,
+    text_distances,
+)
+from bigrec_hf.rank.model_selection import check_disjoint, check_same_adapter, check_validation
+from bigrec_hf.score.stage import results_table, score_folder, score_rankings
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings, FuseSettings, GroundSettings, ModelSettings, RunSettings, ScoreSettings
+
+
+FUSION_FILE = "fusion.json"
+
+
+def load_evidence(
+    path: Path,
+    index: CatalogIndex,
+    encode: Encode,
+    *,
+    keywords: dict[str, str] | None = None,
+    keyword_index: CatalogIndex | None = None,
+    memory_mib: int = 256,
+    quiet: bool = False,
+) -> tuple[Answers, Evidence]:
+    """The examples of a generations.parquet and the distances of all their texts; each distinct text is encoded and
+    compared with the catalog once. What exceeds `memory_mib` goes to a temporary file beside the generations."""
+    answers = read_generations(path, index.catalog)
+    if C.SCORES not in pq.read_schema(path).names:
+        raise BigrecError(f"{path} lacks the column {C.SCORES!r}: it is no file of `bigrec-hf generate`")
+    table = pq.read_table(path, columns=[C.TEXTS, C.SCORES])
+    beams = gather_beams([row or [] for row in table[C.TEXTS].to_pylist()], table[C.SCORES].to_pylist())
+    options: dict[str, Any] = {"memory_mib": memory_mib, "spill_dir": path.parent}
+    vectors = embed_texts(beams.texts, index, encode)
+    distances = text_distances(vectors, index.embeddings, **options, quiet=quiet)
+    extra: dict[str, Any] = {}
+    if keywords is not None and keyword_index is not None:
+        written = look_up(answers.texts, keywords, str(path))
+        first = gather_beams([[text] for text in written], [None] * len(written))
+        vectors = embed_texts(first.texts, keyword_index, encode)
+        extra = {
+            "keyword_places": first.places[:, 0],
+            "keyword_distances": text_distances(vectors, keyword_index.embeddings, **options, quiet=quiet),
+        }
+    return answers, Evidence(beams, distances, catalog_scale(index.embeddings), **extra, **options)
+
+
+def fuse_method(
+    run_dir: str | Path,
+    method: str,
+    index: CatalogIndex,
+    encode: Encode,
+    fusions: Sequence[str],
+    *,
+    metric: str = "ndcg@10",
+    max_beams: int = 0,
+    penalties: Sequence[float] = (0.0,),
+    k0s: Sequence[int] = (60,),
+    keywords: dict[str, str] | None = None,
+    keyword_index: CatalogIndex | None = None,
+    top_k: int = 50,
+    memory_mib: int = 256,
+    exclude_history: bool = False,
+    duplicates: str = "best",
+    quiet: bool = False,
+) -> dict[str, Parameters]:
+    """Choose each fusion's parameters on the run's validation examples, then rank its test examples with them.
+
+    Writes `<run_dir>/<method>_fused_<fusion>/fusion.json` and `rankings.parquet`; returns the parameters by fusion.
+    `max_beams`: 0 = all texts there are. The test examples are read once everything is chosen and written. Raises
+    BigrecError where validation generations are missing, overlap with the test ones, or have one text an example.
+    """
+    run_dir = Path(run_dir)
+    validation, test = (folder / method / GENERATIONS_FILE for folder in (run_dir / VALIDATION_DIR, run_dir))
+    for path in (validation, test):
+        if not path.is_file():
+            raise BigrecError(
+                f"{path} does not exist: parameters are chosen on validation examples; generate them, too"
+            )
+    check_disjoint(*map(read_ids, (validation, test)))
+    check_same_adapter(validation, test)
+    options: dict[str, Any] = {"memory_mib": memory_mib, "quiet": quiet}
+    if "keywords" in fusions:
+        if keywords is None or keyword_index is None:
+            raise BigrecError("the keyword fusion needs keywords: write them with `bigrec-hf keywords`")
+        options |= {"keywords": keywords, "keyword_index": keyword_index}
+
+    answers, evidence = load_evidence(validation, index, encode, **options)
+    n_beams = evidence.beams.places.shape[1]
+    if n_beams == 1 and set(fusions) - {"keywords"}:
+        raise BigrecError(
+            f"{validation} holds one text an example, nothing to fuse: generate with --num_beams 4, or several samples "
+            "(--num_return_sequences)"
+        )
+    n_beams = min(n_beams, max_beams or n_beams)
+    chosen: dict[str, Parameters] = {}
+    for name in fusions:
+        result = choose(
+            name,
+            parameter_grid(name, n_beams, penalties, k0s),
+            evidence,
+            target_rows(answers.targets, index.catalog, duplicates),
+            metric,
+            answers.histories if exclude_history else None,
+            quiet=quiet,
+        )
+        chosen[name] = result["parameters"]
+        facts = {
+            "fusion": name,
+            "method": method,
+            "metric": metric,
+            **result,
+            "n_validation": len(answers.example_ids),
+            "validation_generations": file_fingerprint(validation),
+            "scale": evidence.scale,
+            "exclude_history": exclude_history,
+            "duplicates": duplicates,
+        }
+        write_json(run_dir / f"{method}_fused_{name}" / FUSION_FILE, facts)
+    del answers, evidence  # from here on nothing is chosen
+
+    answers, evidence = load_evidence(test, index, encode, **options)
+    for name, parameters in chosen.items():
+        table = fused_table(
+            name,
+            parameters,
+            answers,
+            evidence,
+            index,
+            {"chosen_on_validation_by": metric},
+            top_k=top_k,
+            exclude_history=exclude_history,
+            duplicates=duplicates,
+        )
+        write_rankings(table, run_dir / f"{method}_fused_{name}")
+    return chosen
+
+
+def fused_table(
+    name: str,
+    parameters: Parameters,
+    answers: Answers,
+    evidence: Evidence,
+    index: CatalogIndex,
+    facts: dict[str, Any],
+    *,
+    top_k: int,
+    exclude_history: bool,
+    duplicates: str,
+) -> pa.Table:
+    """A rankings table (ground.RANKINGS_SCHEMA) of fused texts; `top_distances` holds the costs. The flags speak of the
+    first text that is used."""
+    fused = fuse(name, parameters, evidence)
+    exclude = answers.histories if exclude_history else None
+    ranking = rank_fused(fused, target_rows(answers.targets, index.catalog, duplicates), top_k, exclude)
+    used = evidence.beams.places[:, : int(parameters.get("beams", 1))]
+    texts = [next((evidence.beams.texts[place] for place in row if place >= 0), "") for row in used]
+    options = {
+        "duplicates": duplicates,
+        "exclude_history": exclude_history,
+        "fusion": name,
+        **{f"fusion_{key}": value for key, value in parameters.items()},
+        **facts,
+    }
+    return answers_table(replace(answers, texts=texts), index, ranking, options)
+
+
+def keywords_path(fuse: FuseSettings, run_dir: Path) -> Path:
+    return Path(fuse.keywords_file or run_dir / KEYWORDS_FOLDER / KEYWORDS_FILE)
+
+
+def wanted_fusions(fuse: FuseSettings, run_dir: Path) -> list[str]:
+    """The fusions that are set; of `all`, that of keywords only where keywords were written."""
+    if fuse.fusion != "all":
+        return [fuse.fusion]
+    return [name for name in FUSIONS if name != "keywords" or keywords_path(fuse, run_dir).is_file()]
+
+
+def main(
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    ground: GroundSettings,
+    score: ScoreSettings,
+    fuse: FuseSettings,
+) -> None:
+    """Write and score `<run_dir>/<method>_fused_<fusion>`; print the table, the plain first text above it."""
+    if run.run_dir is None:
+        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    run_dir = Path(run.run_dir)
+    catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+    validation = run_dir / VALIDATION_DIR / run.method / GENERATIONS_FILE
+    if validation.is_file():  # its absence is told by fuse_method
+        check_validation(read_ids(validation), data)
+    index, encode = open_index(catalog, model, ground, run_dir / "index")
+    fusions = wanted_fusions(fuse, run_dir)
+    extra: dict[str, Any] = {}
+    if "keywords" in fusions:
+        keywords = read_keywords(keywords_path(fuse, run_dir))
+        keyword_index, _ = open_index(
+            keyword_catalog(catalog, keywords), model, replace(ground, index_dir=None), run_dir / KEYWORDS_INDEX
+        )
+        extra = {"keywords": keywords, "keyword_index": keyword_index}
+    chosen = fuse_method(
+        run_dir,
+        run.method,
+        index,
+        encode,
+        fusions,
+        metric=fuse.fusion_metric,
+        max_beams=fuse.fusion_beams,
+        penalties=fuse.fusion_penalties,
+        k0s=fuse.fusion_k0,
+        **extra,
+        top_k=ground.top_k,
+        memory_mib=ground.memory_mib,
+        exclude_history=ground.exclude_history,
+        duplicates=ground.duplicates,
+    )
+    plain = run_dir / run.method / RANKINGS_FILE
+    rows = {}
+    if plain.is_file():
+        rows[run.method], _ = score_rankings(pq.read_table(plain), **vars(score), seed=run.seed)
+    for name, parameters in chosen.items():
+        folder = run_dir / f"{run.method}_fused_{name}"
+        value = read_json(folder / FUSION_FILE)["value"]
+        note = "" if value else " (0 for every setting: use more validation examples)"
+        print(f"fuse: {name} {json.dumps(parameters)}, {fuse.fusion_metric} {value:.4f} on validation{note}")
+        rows[folder.name] = score_folder(folder, **vars(score), seed=run.seed)
+    print(results_table(rows, sorted(set(score.ks))))

@@ -1,0 +1,159 @@
+"""Parameters are chosen on validation examples: the grids, the curves, the choice and its files, and the checks that no
+test example is among those it was made on. Every stage with something to choose calls them before it reads a test
+target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json, write_atomically, write_table
+from bigrec_hf.data.examples import load_config
+from bigrec_hf.data.run_folder import VALIDATION_DIR
+from bigrec_hf.metrics.ndcg_hr.scores import check_ks, hr_per_example, ndcg_per_example
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings
+
+CURVE_FILE = "curve.parquet"
+PLOT_FILE = "curve.png"
+PRIMARY = "ndcg@10"  # where one choice must stand for all
+GRIDS = {  # of the reference's scripts, and 0, 0.01 .. 1 for a share
+    "movie": (*(i / 100 for i in range(100)), *map(float, range(1, 100))),
+    "game": (*(i / 100 for i in range(1, 101)), *(float(i) for i in range(2, 100))),
+    "popularity": tuple(map(float, range(100))),
+    "unit": tuple(i / 100 for i in range(101)),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The value chosen for each `metric@K`, and what it was chosen from."""
+
+    grid: list[float]  # (g,)
+    curves: dict[str, np.ndarray]  # "ndcg@10" -> (g,) float64, the validation metric at each grid value
+    chosen: dict[str, float]
+
+
+def metric_keys(ks: Sequence[int]) -> list[str]:
+    """ndcg@K and hr@K for each cut-off, ascending."""
+    return [f"{metric}@{k}" for metric in ("ndcg", "hr") for k in sorted(set(ks))]
+
+
+def split_key(key: str) -> tuple[str, int]:
+    """`ndcg@10` -> ("ndcg", 10). Raises BigrecError for anything but ndcg@K or hr@K."""
+    metric, _, k = key.partition("@")
+    if metric not in ("ndcg", "hr") or not k.isdigit() or int(k) < 1:
+        raise BigrecError(f"{key!r} is no metric: write ndcg@K or hr@K, such as ndcg@10")
+    return metric, int(k)
+
+
+def metric_curve(ranks: np.ndarray, key: str) -> np.ndarray:
+    """(g,) float64: the mean metric of each column of `ranks`, (n, g) int64 0-based.
+
+    Summed over how often each rank occurs, so that grid values with the same ranks, in whatever examples, get the very
+    same mean and the first of them is the first best.
+    """
+    metric, k = split_key(key)
+    gain = (ndcg_per_example if metric == "ndcg" else hr_per_example)(np.arange(k + 1), k)  # the last is a miss: 0
+    counts = [np.bincount(np.minimum(column, k), minlength=k + 1) for column in ranks.T]
+    return np.array([float(gain @ count) / len(ranks) for count in counts])
+
+
+def choose(ranks: np.ndarray, grid: Sequence[float], ks: Sequence[int], choose_by: str = "each") -> Choice:
+    """The best grid value for every metric and K on *validation* ranks, (n, len(grid)) int64.
+
+    The first best in grid order wins; a metric that is 0 everywhere gives 0. `choose_by`: "each" metric and K by
+    itself, or one of them, e.g. "ndcg@10", for all. Besides the `ks`, ndcg@10 is chosen: the ranking that is stored
+    whole. Raises BigrecError for no example or a wrong `choose_by`.
+    """
+    if len(ranks) == 0:
+        raise BigrecError("there is no validation example to choose on: generate for the validation split first")
+    keys = metric_keys(check_ks(ks))
+    measured = list(dict.fromkeys([*keys, PRIMARY, *([choose_by] if choose_by != "each" else [])]))
+    curves = {key: metric_curve(ranks, key) for key in measured}
+    best = {key: float(grid[int(np.argmax(curve))]) if curve.any() else 0.0 for key, curve in curves.items()}
+    chosen = {key: best[key if choose_by == "each" else choose_by] for key in dict.fromkeys([*keys, PRIMARY])}
+    return Choice([float(value) for value in grid], curves, chosen)
+
+
+def save_curves(choice: Choice, folder: str | Path, parameter: str) -> None:
+    """Write curve.parquet: the parameter's values in grid order and a column a metric and K."""
+    table = pa.table({parameter: choice.grid, **choice.curves})
+    write_table(table, Path(folder) / CURVE_FILE)
+
+
+def plot_curves(choice: Choice, path: Path, *, parameter: str, title: str) -> bool:
+    """Draw the curves as PNG, a panel a metric, the chosen values as dots. False where matplotlib is not installed.
+
+    A grid that goes beyond 1 is drawn by position: the reference's are fine below 1 and coarse above.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    order = np.argsort(choice.grid)
+    values = np.asarray(choice.grid)[order]
+    evenly = values[-1] > 1.0
+    at = np.arange(len(values), dtype=float) if evenly else values
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, metric in zip(figure.subplots(1, 2), ("ndcg", "hr"), strict=True):
+        for key, curve in choice.curves.items():
+            if split_key(key)[0] != metric:
+                continue
+            (line,) = axes.plot(at, curve[order], label=f"@{split_key(key)[1]}", linewidth=1.2)
+            place = np.flatnonzero(values == choice.chosen.get(key))
+            axes.plot(at[place], curve[order][place], "o", color=line.get_color(), markersize=4)
+        if evenly:
+            marks = np.unique(np.linspace(0, len(values) - 1, 6).astype(int))
+            axes.set_xticks(marks, [f"{values[mark]:g}" for mark in marks])
+        axes.set(xlabel=parameter, ylabel=f"{metric.upper()} on validation", ylim=(0, None))
+        axes.legend(fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    return True
+
+
+def check_validation(validation_ids: Sequence[str], data: DataSettings) -> None:
+    """Raise BigrecError where the examples to choose on are not of the validation split, as far as the data tell."""
+    if data.split == "validation":
+        raise BigrecError(
+            "split is 'validation': a parameter chosen there cannot be evaluated there; evaluate on --split test"
+        )
+    if data.dataset and not (data.test_json or data.validation_json):
+        known = set(load_config(data.dataset[0], "default", "validation")[C.EXAMPLE_ID])
+        other = [example_id for example_id in validation_ids if example_id not in known]
+        if other:
+            raise BigrecError(
+                f"{len(other)} of {len(validation_ids)} examples to choose on (such as {other[0]!r}) are not in the "
+                f"validation split of {data.dataset[0]!r}: generate {VALIDATION_DIR}/ with --split validation"
+            )
+
+
+def check_disjoint(validation_ids: Sequence[str], test_ids: Sequence[str]) -> None:
+    """Raise BigrecError where an example to choose on is one to be evaluated."""
+    shared = sorted(set(validation_ids) & set(test_ids))
+    if shared:
+        raise BigrecError(
+            f"{len(shared)} of {len(validation_ids)} validation examples are evaluated, too (such as {shared[0]!r}): "
+            "parameters are never chosen on what they are evaluated on; generate for the validation split"
+        )
+
+
+def check_same_adapter(validation: Path, test: Path) -> None:
+    """Raise BigrecError where two generations files were written by different adapters (generate.json tells)."""
+    facts = [read_json(path.with_name("generate.json")) for path in (validation, test)]
+    if all(facts) and facts[0].get("adapter_sha256") != facts[1].get("adapter_sha256"):
+        raise BigrecError(
+            f"{validation} and {test} were written by different adapters: generate the validation examples again"
+        )

@@ -1,0 +1,257 @@
+"""Reranking, without files of a run: a parameter chosen on one split's examples, applied to another's.
+
+A split is its answers and what every item costs for them; the costs may be distances of texts (`text_split`) or any
+others, such as those of several fused beams. An example whose text is empty is a miss under every formula, as in plain
+grounding: no distance, no rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_json, write_table
+from bigrec_hf.common.fingerprints import fingerprint
+from bigrec_hf.data.catalog import Catalog, catalog_sha256
+from bigrec_hf.data.generations import Answers, answer_flags
+from bigrec_hf.data.rankings import METADATA_KEY, RANKS_BY_METRIC_FILE, rankings_table, target_rows, write_rankings
+from bigrec_hf.ground.distance import embed_texts
+from bigrec_hf.ground.index import CatalogIndex
+from bigrec_hf.metrics.ndcg_hr.scores import check_ks
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.models.encoder import Encode
+from bigrec_hf.rank.from_scores import rank_scores
+from bigrec_hf.rank.model_selection import (
+    CURVE_FILE,
+    PLOT_FILE,
+    PRIMARY,
+    Choice,
+    check_disjoint,
+    choose,
+    plot_curves,
+    save_curves,
+)
+from bigrec_hf.rank.rerank.costs import closest_costs, distance_costs
+from bigrec_hf.rank.rerank.formulas import PARAMETERS, Rows, chunk_size, combine, min_max, parts, ranks_on_grid
+
+CHOICE_FILE = "choice.json"
+WEIGHTS = ("popularity", "scores", "both")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split and what every item costs for them: `costs(start, stop)` -> (stop - start, n_items).
+
+    The costs of an example whose text is empty have no say, but must be finite like all others.
+    """
+
+    answers: Answers
+    costs: Rows
+
+    @property
+    def empty(self) -> np.ndarray:
+        """(n,) bool: the text is empty, the example a miss."""
+        return np.array([not clean_title(text) for text in self.answers.texts], bool)
+
+
+def text_split(answers: Answers, index: CatalogIndex, encode: Encode) -> Split:
+    """Costs = the distances of each text to all titles (float64, Euclidean)."""
+    full = [i for i, text in enumerate(answers.texts) if clean_title(text)]
+    vectors = np.zeros((len(answers.texts), index.embeddings.shape[1]), np.float32)
+    vectors[full] = embed_texts([answers.texts[i] for i in full], index, encode)
+    return Split(answers, distance_costs(vectors, index.embeddings))
+
+
+def history_split(answers: Answers, index: CatalogIndex, n_items: int) -> Split:
+    """Costs = the distance to the closest title among each example's latest `n_items` history items, the text = the
+    latest one; `answers.texts` are not read. An example without a history is a miss."""
+    latest = [[row for row in rows if row >= 0][-n_items:] for rows in answers.histories]
+    texts = [index.catalog.titles[rows[-1]] if rows else "" for rows in latest]
+    vectors = [index.embeddings[rows] for rows in latest]
+    return Split(replace(answers, texts=texts), closest_costs(vectors, index.embeddings))
+
+
+def weight_rows(weights: str, n: int, counts: Sequence[int] | None = None, scores: np.ndarray | None = None) -> Rows:
+    """`rows(start, stop)` -> (stop - start, n_items) float64: W of n examples, in [0, 1].
+
+    Args:
+        weights: popularity = min-max of `counts`, the same row for all; scores = row-wise min-max of `scores`; both =
+            the mean of the two.
+        counts: (n_items,) how often an item is a training target.
+        scores: (n, n_items) finite, one row an example, in the examples' order.
+    """
+    popularity = np.zeros((1, 0))
+    if weights in ("popularity", "both"):
+        if counts is None:
+            raise BigrecError("popularity weights need train counts: give a prepared set with --dataset")
+        popularity = min_max(np.asarray(counts, np.float64)[None], "train counts")
+    if weights in ("scores", "both") and (scores is None or len(scores) != n):
+        found = "none" if scores is None else len(scores)
+        raise BigrecError(f"weights {weights!r} need a row of scores for each of {n} examples, there are {found}")
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        if weights == "popularity":
+            return np.broadcast_to(popularity, (stop - start, popularity.shape[1]))
+        own = min_max(scores[start:stop], "scores")
+        return own if weights == "scores" else (own + popularity) / 2.0
+
+    return rows
+
+
+def search(
+    formula: str,
+    validation: Split,
+    weights: Rows,
+    catalog: Catalog,
+    grid: Sequence[float],
+    ks: Sequence[int],
+    *,
+    choose_by: str = "each",
+    exclude_history: bool = False,
+    duplicates: str = "best",
+    memory_mib: int = 256,
+) -> Choice:
+    """Choose the parameter on validation examples, the only ones this function is given (see `choice.choose`)."""
+    ranks = _ranks(formula, validation, weights, catalog, grid, exclude_history, duplicates, memory_mib)
+    return choose(ranks, grid, ks, choose_by)
+
+
+def _ranks(formula, split: Split, weights: Rows, catalog: Catalog, grid, exclude_history, duplicates, memory_mib):
+    """(n, g) int64 ranks of a split's targets at every grid value; empty texts are misses."""
+    ranks = ranks_on_grid(
+        formula,
+        split.costs,
+        weights,
+        target_rows(split.answers.targets, catalog, duplicates),
+        len(catalog),
+        grid,
+        exclude=split.answers.histories if exclude_history else None,
+        memory_mib=memory_mib,
+    )
+    ranks[split.empty] = len(catalog)
+    return ranks
+
+
+def apply_choice(
+    formula: str,
+    chosen: dict[str, float],
+    test: Split,
+    weights: Rows,
+    catalog: Catalog,
+    *,
+    top_k: int = 50,
+    exclude_history: bool = False,
+    duplicates: str = "best",
+    memory_mib: int = 256,
+    **facts: Any,
+) -> tuple[pa.Table, pa.Table]:
+    """Rank the catalog with chosen parameters (`metric@K` -> value).
+
+    Returns the rankings (ground.RANKINGS_SCHEMA) at the value chosen for NDCG@10, `top_distances` holding combined
+    costs, and the ranks by metric: example_id and an int64 column a key. `facts` join the settings in both.
+    """
+    options = {"exclude_history": exclude_history, "duplicates": duplicates, "memory_mib": memory_mib}
+    values = sorted(set(chosen.values()))
+    ranks = _ranks(formula, test, weights, catalog, values, **options)
+
+    def combined(start: int, stop: int) -> np.ndarray:
+        return combine(formula, *parts(formula, test.costs(start, stop), weights(start, stop)), chosen[PRIMARY])
+
+    facts |= {"formula": formula, "parameter": PARAMETERS[formula], "parameters": chosen}
+    table = rank_costs(replace(test, costs=combined), catalog, top_k=top_k, **options, **facts)
+    columns = {key: pa.array(ranks[:, values.index(value)], pa.int64()) for key, value in chosen.items()}
+    by_metric = pa.table({C.EXAMPLE_ID: pa.array(test.answers.example_ids, pa.string()), **columns})
+    return table, by_metric.replace_schema_metadata({METADATA_KEY: table.schema.metadata[METADATA_KEY]})
+
+
+def rank_costs(
+    split: Split,
+    catalog: Catalog,
+    *,
+    top_k: int = 50,
+    exclude_history: bool = False,
+    duplicates: str = "best",
+    memory_mib: int = 256,
+    **facts: Any,
+) -> pa.Table:
+    """The catalog by a split's costs alone, as ground.RANKINGS_SCHEMA; `facts` join the settings in its metadata."""
+    answers = split.answers
+    ranking = rank_scores(
+        lambda start, stop: -split.costs(start, stop),
+        target_rows(answers.targets, catalog, duplicates),
+        len(catalog),
+        top_k,
+        exclude=answers.histories if exclude_history else None,
+        chunk=chunk_size(memory_mib, len(catalog)),
+    )
+    ranking.rank[split.empty], ranking.top_rows[split.empty] = len(catalog), -1
+    history_titles = [[catalog.titles[row] for row in rows if row >= 0] for rows in answers.histories]
+    flags = answer_flags([[text] for text in answers.texts], history_titles, catalog.titles)
+    settings = {
+        "n_items": len(catalog),
+        "exclude_history": exclude_history,
+        "duplicates": duplicates,
+        "catalog_sha256": catalog_sha256(catalog),
+        **facts,
+    }
+    return rankings_table(
+        answers.example_ids,
+        answers.targets,
+        ranking,
+        settings,
+        empty=flags[C.EMPTY],
+        in_catalog=flags[C.IN_CATALOG],
+        in_history=flags[C.IN_HISTORY],
+    )
+
+
+def rerank_method(
+    folder: str | Path,
+    formula: str,
+    validation: tuple[Split, Rows],
+    test: tuple[Split, Rows],
+    catalog: Catalog,
+    grid: Sequence[float],
+    ks: Sequence[int],
+    *,
+    choose_by: str = "each",
+    top_k: int = 50,
+    exclude_history: bool = False,
+    duplicates: str = "best",
+    memory_mib: int = 256,
+    **facts: Any,
+) -> Choice:
+    """Choose on validation, apply to test, write everything but the scores into `folder`; returns the choice.
+
+    `validation`, `test`: a split and its weights (`weight_rows`); a split's costs may be any, such as fused ones.
+    `facts` (JSON-able) say what the costs and weights are. Raises BigrecError where the two share an example.
+    """
+    check_disjoint(validation[0].answers.example_ids, test[0].answers.example_ids)
+    folder = Path(folder)
+    check_ks(ks, len(catalog))
+    options = {"exclude_history": exclude_history, "duplicates": duplicates, "memory_mib": memory_mib}
+    choice = search(formula, *validation, catalog, grid, ks, choose_by=choose_by, **options)
+    facts |= {
+        "choose_by": choose_by,
+        "grid": fingerprint(choice.grid),
+        "validation_examples": len(validation[0].answers.example_ids),
+        "validation_ids": fingerprint(validation[0].answers.example_ids),
+    }
+    table, by_metric = apply_choice(formula, choice.chosen, *test, catalog, top_k=top_k, **options, **facts)
+    write_rankings(table, folder)
+    write_table(by_metric, folder / RANKS_BY_METRIC_FILE)
+    write_json(folder / CHOICE_FILE, {**json.loads(table.schema.metadata[METADATA_KEY]), "grid": choice.grid})
+    save_curves(choice, folder, PARAMETERS[formula])
+    plot = folder / PLOT_FILE
+    if not plot_curves(choice, plot, parameter=PARAMETERS[formula], title=folder.name):
+        plot.unlink(missing_ok=True)
+        print(f"rerank ({folder.name}): no plot without matplotlib (pip install 'bigrec_hf[bench]'); see {CURVE_FILE}")
+    return choice

@@ -1,0 +1,225 @@
+"""Distances and weights in one ranking: BIGRec's Eq. 3 and two additive mixes; exact ranks for a whole grid at once.
+
+D is the row-wise min-max of what an item costs (its distance to the generated text), W the min-max of how popular it is
+or of what a collaborative model thinks of it, both in [0, 1]. The combined cost, ascending is better:
+
+    reweight   D * (1 + W) ** -gamma                   Eq. 3; the closest item has D = 0 and stays first
+    mix        (1 - share) * D + share * (1 - W)       can move every item
+    rrf        the same of reciprocal ranks: 1 - 61 / (61 + r), r the 0-based rank by cost and by descending weight
+
+For one example an item stands before the target on one side of a single threshold: both the logarithm of `reweight` and
+the mixes are lines in the parameter, `item before target <=> a < parameter * b`. So the thresholds a / b, sorted into
+the grid, give the target's rank at every grid point without a sort or a pass for each. An item whose comparison at a
+grid point next to its threshold is too close for the rounding of a and b is compared there by the formula itself, in
+float64: ranks equal those of `combine` to the last bit (strictly smaller, plus equal in earlier rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.metrics.ndcg_hr.ranking import flat_rows
+
+Rows = Callable[[int, int], np.ndarray]  # (start, stop) -> (stop - start, n_items) floats of these examples
+
+PARAMETERS = {"reweight": "gamma", "mix": "share", "rrf": "share"}  # formula -> name of its parameter
+RRF_CONSTANT = 61  # 60 + 1: reciprocal rank fusion counts from 1 (Cormack, Clarke and Buettcher, 2009)
+GAMMA_LIMIT = 300.0  # 2 ** -300 times the smallest D (below) is still a normal float64
+SMALLEST = 1e-200  # a smaller D is 0
+TOLERANCE = {"reweight": 1e-11, "mix": 1e-13, "rrf": 1e-13}  # above the rounding of a, b and the formula, see _lines
+CELL_BYTES = 64  # float64 arrays that exist at once for one example and item
+DOUBTFUL = 4096  # items compared by the formula together
+
+
+def min_max(values: np.ndarray, what: str = "costs") -> np.ndarray:
+    """Rows scaled to [0, 1]: (v - min) / (max - min), float64, same shape (n, m).
+
+    A constant row tells nothing and becomes zeros; what is below 1e-200 becomes 0. Raises BigrecError for NaN or
+    infinity.
+    """
+    values = np.asarray(values, np.float64)
+    low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        span = high - low
+    if not np.isfinite(span).all():  # as they are wherever a row holds NaN or infinity
+        row = int(np.flatnonzero(~np.isfinite(span))[0])
+        raise BigrecError(f"{what} of example {row} hold NaN, infinity or values beyond float64: mend what gives them")
+    scaled = values - low
+    scaled /= np.where(span > 0, span, 1.0)
+    scaled[scaled < SMALLEST] = 0.0
+    return scaled
+
+
+def reciprocal_rank_costs(costs: np.ndarray) -> np.ndarray:
+    """1 - 61 / (61 + r) in [0, 1), (n, m) float64; r = number of items of the row with a smaller cost."""
+    out = np.empty(costs.shape, np.float64)
+    for row, cost in zip(out, costs, strict=True):
+        order = np.argsort(cost)
+        ascending = cost[order]
+        first = np.concatenate([[True], ascending[1:] != ascending[:-1]])
+        rank = np.maximum.accumulate(np.where(first, np.arange(len(cost)), 0))
+        row[order] = 1.0 - RRF_CONSTANT / (RRF_CONSTANT + rank)
+    return out
+
+
+def parts(formula: str, costs: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `combine` takes, (n, m) float64 each, from raw costs (finite) and weights W in [0, 1]."""
+    weights = np.asarray(weights, np.float64)
+    if costs.shape != weights.shape:
+        raise BigrecError(f"costs of shape {costs.shape} and weights of shape {weights.shape}: they must be alike")
+    if not (weights.min() >= 0.0 and weights.max() <= 1.0):  # NaN fails, too
+        raise BigrecError(
+            "weights must lie between 0 and 1, without NaN: scale them with bigrec_hf.rank.rerank.formulas.min_max"
+        )
+    distance = min_max(costs)
+    if formula == "reweight":
+        return distance, weights
+    if formula == "mix":
+        return distance, 1.0 - weights
+    if weights.strides[0] == 0:  # one row of weights for all examples
+        return reciprocal_rank_costs(distance), np.broadcast_to(reciprocal_rank_costs(-weights[:1]), weights.shape)
+    return reciprocal_rank_costs(distance), reciprocal_rank_costs(-weights)
+
+
+def combine(formula: str, x: np.ndarray, y: np.ndarray, parameter: float | np.ndarray) -> np.ndarray:
+    """The combined cost in float64, broadcast: the formula that defines every rank. `x`, `y` as from `parts`."""
+    if formula == "reweight":
+        return x * np.power(1.0 + y, np.negative(parameter))
+    return np.subtract(1.0, parameter) * x + np.multiply(parameter, y)
+
+
+def chunk_size(memory_mib: int, n_items: int) -> int:
+    """Examples whose costs, weights and what is made of them fit the memory."""
+    return max(1, memory_mib * 2**20 // (CELL_BYTES * n_items))
+
+
+def check_grid(formula: str, grid: Sequence[float]) -> np.ndarray:
+    """The parameter values as (g,) float64, in the order given. Raises BigrecError for none, repeats, or out of range:
+    gamma within -300..300, a share within 0..1."""
+    values = np.asarray(grid, np.float64)
+    low, high = (-GAMMA_LIMIT, GAMMA_LIMIT) if formula == "reweight" else (0.0, 1.0)
+    if values.ndim != 1 or not values.size or len(np.unique(values)) < len(values):
+        raise BigrecError(f"the grid of {PARAMETERS[formula]} must be a list of distinct numbers, at least one")
+    wrong = values[~((values >= low) & (values <= high))]
+    if wrong.size:
+        raise BigrecError(f"{PARAMETERS[formula]} = {wrong[0]:g} is on the grid: give values from {low:g} to {high:g}")
+    return values
+
+
+def ranks_on_grid(
+    formula: str,
+    costs: Rows,
+    weights: Rows,
+    targets: Sequence[Sequence[int]],
+    n_items: int,
+    grid: Sequence[float],
+    *,
+    exclude: Sequence[Sequence[int]] | None = None,
+    memory_mib: int = 256,
+) -> np.ndarray:
+    """(n, g) int64: the 0-based rank of each example's target at every value of the grid, exact (see the module).
+
+    Args:
+        formula: reweight, mix or rrf.
+        costs: raw costs, smaller is better, finite; any chunk of examples at a time.
+        weights: W in [0, 1].
+        targets: the catalog rows at which each example's target counts as found; the best one does.
+        grid: parameter values, in any order.
+        exclude: rows an example that are no candidates (negative ones are skipped); a target whose rows are all
+            excluded gets rank n_items.
+        memory_mib: working memory for chunks of costs and weights.
+
+    Raises BigrecError for shapes that do not fit, NaN or infinity, weights outside [0, 1].
+    """
+    values = check_grid(formula, grid)
+    order = np.argsort(values)
+    n = len(targets)
+    ranks = np.full((n, len(values)), n_items, np.int64)
+    chunk = chunk_size(memory_mib, n_items)
+    with tqdm(total=n, desc=f"ranks for {len(values)} values", unit="example", leave=False, disable=None) as bar:
+        for start in range(0, n, chunk):
+            stop = min(start + chunk, n)
+            given = [np.asarray(rows(start, stop)) for rows in (costs, weights)]
+            if any(array.shape != (stop - start, n_items) for array in given):
+                raise BigrecError(
+                    f"costs {given[0].shape} and weights {given[1].shape} of examples {start}..{stop - 1}: "
+                    f"expected {(stop - start, n_items)}"
+                )
+            x, y = parts(formula, *given)
+            banned = [None] * (stop - start) if exclude is None else exclude[start:stop]
+            for i in range(stop - start):
+                out = np.array([n_items], np.int64)
+                for target in _candidates(targets[start + i], banned[i], n_items):
+                    out = np.minimum(out, _ranks(formula, x[i], y[i], target, values[order], banned[i]))
+                ranks[start + i, order] = out
+                bar.update()
+    return ranks
+
+
+def _candidates(target: Sequence[int], banned: Sequence[int] | None, n_items: int) -> np.ndarray:
+    """The target's rows that are candidates; ValueError where a row lies outside the catalog."""
+    rows = flat_rows("targets", [list(target)], 1, n_items)[1]
+    return rows if banned is None else np.setdiff1d(rows, np.asarray(banned, np.int64))
+
+
+def _ranks(formula: str, x: np.ndarray, y: np.ndarray, target: int, grid: np.ndarray, banned) -> np.ndarray:
+    """(g,) int64 for one example, target row and ascending grid; `x`, `y`  # (m,)."""
+    banned = np.asarray([] if banned is None else banned, np.int64)
+    banned = banned[banned >= 0]
+    if formula == "reweight" and x[target] == 0.0:  # stays 0: only other zeros in earlier rows stand before it
+        before = np.flatnonzero(x[:target] == 0.0)
+        return np.full(len(grid), len(np.setdiff1d(before, banned)), np.int64)
+    a, b = _lines(formula, x, y, target)
+    a[banned], b[banned] = np.inf, 0.0  # never before
+    rank, doubtful = _count_before(a, b, grid, TOLERANCE[formula])
+    doubtful = doubtful[doubtful != target]
+    own = combine(formula, x[target], y[target], grid)
+    for start in range(0, len(doubtful), DOUBTFUL):
+        items = doubtful[start : start + DOUBTFUL, None]
+        cost = combine(formula, x[items], y[items], grid)  # (items, g)
+        rank += np.count_nonzero((cost < own) | ((cost == own) & (items < target)), axis=0)
+    return rank
+
+
+def _lines(formula: str, x: np.ndarray, y: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """(a, b), (m,) each: in exact arithmetic an item stands before the target where a < parameter * b.
+
+    Rounding, with u = 2^-53 and logarithms good to 4 u: x >= 1e-200 and gamma <= 300 keep |log x| below 461 and
+    |gamma log(1 + y)| below 208, so a - gamma * b and the formula's own logarithm are off by less than
+    10 u (2 * 461 + 2 * 208) + 20 u < 2e-12; the mixes, with all terms in [0, 1], by less than 20 u < 3e-15. TOLERANCE
+    is at least five times that.
+    """
+    if formula == "reweight":
+        with np.errstate(divide="ignore"):
+            log_x = np.log(x)  # -inf: an item with D = 0 is always before
+        weight = np.log(1.0 + y)
+        return log_x - log_x[target], weight - weight[target]
+    a = x - x[target]
+    return a, a - (y - y[target])
+
+
+def _count_before(a: np.ndarray, b: np.ndarray, grid: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """How many items have a < grid * b ((g,) int64), and which are not counted: those too close to tell at some point.
+
+    A line that is clear, on one side, at both ends of the grid is decided. For the others |a - g b| is smallest at the
+    grid points on either side of the root a / b: if both are clear, all are.
+    """
+    last = len(grid) - 1
+    low, high = grid[0] * b, grid[last] * b
+    np.subtract(a, low, out=low)
+    np.subtract(a, high, out=high)
+    always = np.count_nonzero(np.maximum(low, high) < -tolerance)
+    open_ = np.flatnonzero((np.minimum(low, high) <= tolerance) & (np.maximum(low, high, out=high) >= -tolerance))
+    a, b = a[open_], b[open_]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        place = np.searchsorted(grid, a / b)  # first grid point at or above the root; NaN comes last
+    near = np.abs(a - grid[np.maximum(place - 1, 0)] * b) <= tolerance
+    near |= np.abs(a - grid[np.minimum(place, last)] * b) <= tolerance
+    place += (b < 0.0) * (last + 2)
+    counts = np.bincount(place[~near], minlength=2 * (last + 2))
+    above, below = counts[: last + 1], counts[last + 2 :]  # before the target above the root, or below it
+    return always + np.cumsum(above) + below.sum() - np.cumsum(below)[: last + 1], open_[near]

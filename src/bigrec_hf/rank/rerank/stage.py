@@ -1,0 +1,172 @@
+"""Rerank: what the text is close to, weighted by popularity or by a collaborative model (BIGRec's Eq. 3 and mixes).
+
+Chooses the strength on `<run_dir>/validation/<method>/generations.parquet`, per metric and K, and applies it to
+`<run_dir>/<method>/generations.parquet`. Every combination of `formulas` and `weights` is a method of its own, in
+`<run_dir>/<method>_<weights>` (reweight), `<method>_mix_<weights>` or `<method>_rrf_<weights>`; `scores` goes by the
+collaborative model's name there. Files: rankings.parquet (at the value chosen for NDCG@10), ranks_by_metric.parquet (at
+each metric's own), choice.json, curve.parquet, curve.png, and the score stage's.
+
+With `texts: history` no LM's answer is needed: an item costs what it is away from the closest title of the history. The
+methods are `history` (that distance alone) and `history_...` as above, for the examples that `sasrec` scores.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json
+from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
+from bigrec_hf.data.examples import catalog_train_counts, own_items
+from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations
+from bigrec_hf.data.item_scores import find_scores, read_facts, read_scores
+from bigrec_hf.data.rankings import write_rankings
+from bigrec_hf.data.run_folder import VALIDATION_DIR
+from bigrec_hf.ground.index import open_index
+from bigrec_hf.rank.model_selection import GRIDS, check_disjoint, check_same_adapter, check_validation
+from bigrec_hf.rank.rerank.apply import (
+    WEIGHTS,
+    Split,
+    history_split,
+    rank_costs,
+    rerank_method,
+    text_split,
+    weight_rows,
+)
+from bigrec_hf.rank.rerank.formulas import PARAMETERS, check_grid
+from bigrec_hf.score.stage import RESULTS_FILE, results_table, score_folder
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import (
+        DataSettings,
+        GroundSettings,
+        ModelSettings,
+        RerankSettings,
+        RunSettings,
+        ScoreSettings,
+    )
+
+
+HISTORY = "history"  # the setting `texts`, and the method's folder
+
+
+def method_name(method: str, formula: str, weights: str, scores: str | None) -> str:
+    """`finetuned_popularity`, `finetuned_mix_sasrec`, ...: the folder of a reranked method."""
+    name = Path(scores or "scores").name if weights == "scores" else weights
+    return "_".join([method, *([] if formula == "reweight" else [formula]), name])
+
+
+def grid_of(formula: str, weights: str, rerank: RerankSettings) -> list[float]:
+    """The grid of a formula: the values given, else the reference's for gamma and 0, 0.01 .. 1 for a share."""
+    if formula != "reweight":
+        return list(rerank.share_values or GRIDS["unit"])
+    auto = "popularity" if weights == "popularity" else "movie"
+    return list(rerank.gamma_values or GRIDS[auto if rerank.gamma_grid == "auto" else rerank.gamma_grid])
+
+
+def history_examples(place: Path, split: str, data: DataSettings, catalog: Catalog) -> Answers:
+    """The examples that `sasrec` scores in `place`, without texts."""
+    from bigrec_hf.data.generations import evaluated_examples
+
+    if not data.dataset:
+        raise BigrecError("no data set given: histories come from a prepared set, name it with --dataset")
+    own_items(data.dataset[0], catalog)
+    split = data.split if split == "test" else split
+    ids, targets, histories = evaluated_examples(place, catalog, data.dataset[0], split, data.eval_sample)
+    return Answers(ids, [""] * len(ids), targets, histories)
+
+
+def check_settings(rerank: RerankSettings) -> None:
+    """Raise BigrecError for an unknown formula or weights, or weights without a model, before any work."""
+    for name, values, known in (("formulas", rerank.formulas, PARAMETERS), ("weights", rerank.weights, WEIGHTS)):
+        unknown = [value for value in values if value not in known]
+        if unknown or not values:
+            what = repr(unknown[0]) if unknown else "empty"
+            raise BigrecError(f"{name}: {what}: choose among {', '.join(known)}")
+    if set(rerank.weights) - {"popularity"} and not (
+        rerank.scores or (rerank.validation_scores and rerank.test_scores)
+    ):
+        raise BigrecError("these weights need a collaborative model: name it with --scores, e.g. --scores sasrec")
+    for formula in rerank.formulas:
+        for weights in rerank.weights:
+            check_grid(formula, grid_of(formula, weights, rerank))
+
+
+def main(
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    ground: GroundSettings,
+    score: ScoreSettings,
+    rerank: RerankSettings,
+) -> None:
+    """The `rerank` command: every combination of formulas and weights chosen, applied, scored; prints the table."""
+    if run.run_dir is None:
+        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    check_settings(rerank)
+    if rerank.texts == HISTORY and not ground.exclude_history:
+        raise BigrecError("texts is 'history': nothing is closer than the history itself; add --exclude_history true")
+    folder = Path(run.run_dir)
+    catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+    places = {"validation": folder / VALIDATION_DIR, "test": folder}
+    if rerank.texts == HISTORY:
+        method = HISTORY
+        answers = {split: history_examples(place, split, data, catalog) for split, place in places.items()}
+    else:
+        method = run.method
+        files = {split: place / method / GENERATIONS_FILE for split, place in places.items()}
+        answers = {split: read_generations(file, catalog) for split, file in files.items()}
+        check_same_adapter(*files.values())
+    check_validation(answers["validation"].example_ids, data)
+    check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
+
+    scores: dict[str, np.ndarray | None] = dict.fromkeys(places)
+    facts: dict[str, Any] = {"base_method": method}
+    if set(rerank.weights) - {"popularity"}:
+        given = {"validation": rerank.validation_scores, "test": rerank.test_scores}
+        for split, place in places.items():
+            file = find_scores(place / (rerank.scores or ""), given[split])
+            scores[split] = read_scores(file, answers[split].example_ids, catalog)
+            facts[f"{split}_scores"] = read_facts(file)
+    counts = catalog_train_counts(data, catalog) if set(rerank.weights) - {"scores"} else None
+    index, encode = open_index(catalog, model, ground, folder / "index")
+    facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
+    splits: dict[str, Split]
+    if rerank.texts == HISTORY:
+        facts["history_items"] = rerank.history_items
+        splits = {split: history_split(found, index, rerank.history_items) for split, found in answers.items()}
+    else:
+        splits = {split: text_split(found, index, encode) for split, found in answers.items()}
+    options = {key: getattr(ground, key) for key in ("exclude_history", "duplicates", "memory_mib")}
+    results = {}
+    if rerank.texts == HISTORY:  # else `ground` and `score` have done it
+        write_rankings(rank_costs(splits["test"], catalog, top_k=ground.top_k, **options, **facts), folder / HISTORY)
+        score_folder(folder / HISTORY, **vars(score), seed=run.seed)
+    plain = read_json(folder / method / RESULTS_FILE)
+    if plain and {f"hr@{k}" for k in score.ks} <= set(plain):
+        results[method] = plain
+    for formula in rerank.formulas:
+        for weights in rerank.weights:
+            name = method_name(method, formula, weights, rerank.scores)
+            rows = {s: weight_rows(weights, len(answers[s].example_ids), counts, scores[s]) for s in places}
+            choice = rerank_method(
+                folder / name,
+                formula,
+                (splits["validation"], rows["validation"]),
+                (splits["test"], rows["test"]),
+                catalog,
+                grid_of(formula, weights, rerank),
+                score.ks,
+                choose_by=rerank.choose_by,
+                top_k=ground.top_k,
+                **options,
+                weighted_by=weights,
+                **facts,
+            )
+            shown = ", ".join(f"{key} {value:g}" for key, value in choice.chosen.items())
+            print(f"rerank ({name}): {PARAMETERS[formula]} chosen on validation: {shown}")
+            results[name] = score_folder(folder / name, **vars(score), seed=run.seed)
+    print(results_table(results, sorted(set(score.ks))))

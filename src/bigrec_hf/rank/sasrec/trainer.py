@@ -1,0 +1,179 @@
+"""Training of SASRec with `transformers.Trainer`, and scores of every item from histories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.sequences import ItemSequences
+from bigrec_hf.metrics.ndcg_hr.scores import mean_scores
+from bigrec_hf.rank.from_scores import rank_scores
+from bigrec_hf.rank.sasrec.model import SasRecConfig, SasRecModel, inclusion_probabilities
+from bigrec_hf.rank.sasrec.windows import WindowDataset, collate, pad_histories, windows
+
+SCORE_BATCH = 512  # histories scored together
+EVAL_K = 10  # NDCG@10 on validation decides which epoch is kept
+
+
+def score_histories(
+    model: SasRecModel, histories: Sequence[Sequence[int]], *, counts: np.ndarray, progress: bool = False
+) -> np.ndarray:
+    """(n, n_items) float32: the model's logit of every item as the next one; softmax makes them probabilities.
+
+    An empty history, of which the model knows nothing, is scored by popularity: log(1 + `counts`).
+    """
+    padded = pad_histories(histories, model.config.max_length, model.config.padding_id)
+    scores = np.empty((len(padded), model.config.n_items), np.float32)
+    model.eval()
+    starts = range(0, len(padded), SCORE_BATCH)
+    with torch.inference_mode():
+        for start in tqdm(starts, desc="SASRec scores", disable=not progress):
+            batch = torch.from_numpy(padded[start : start + SCORE_BATCH]).to(model.device)
+            scores[start : start + len(batch)] = model(batch).logits.float().cpu().numpy()
+    scores[(padded == model.config.padding_id).all(axis=1)] = np.log1p(np.asarray(counts, np.float32))
+    return scores
+
+
+class SasRecTrainer(Trainer):
+    """Trainer whose loss may be sampled, and whose evaluation ranks the whole catalog at the last position.
+
+    `chances` (n_items,): the probability of each item to be a negative of a batch (`inclusion_probabilities`), or None
+    for the full softmax. `histories`, `targets`: the validation examples.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        chances: torch.Tensor | None,
+        counts: np.ndarray,
+        histories: Sequence[Sequence[int]],
+        targets: Sequence[int],
+        **options: Any,
+    ):
+        super().__init__(*args, **options)
+        self.chances, self.counts, self.histories, self.targets = chances, counts, histories, targets
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.chances is not None:
+            sampled = (torch.rand(len(self.chances)) < self.chances).nonzero().flatten()
+            log_expected = self.chances[sampled].log()
+            inputs = {**inputs, "sampled": sampled, "log_expected": log_expected}
+            inputs = self._prepare_inputs(inputs)
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """NDCG@10 and HR@10 of the validation examples over the whole catalog."""
+        scores = score_histories(self.model, self.histories, counts=self.counts)
+        n_items = scores.shape[1]
+        rank = rank_scores(lambda a, b: scores[a:b], [[t] for t in self.targets], n_items, top_k=0).rank
+        found = mean_scores(rank, [min(EVAL_K, n_items)])
+        metrics = {f"{metric_key_prefix}_{name.split('@')[0]}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def train_sasrec(
+    sequences: ItemSequences,
+    counts: np.ndarray,
+    validation: tuple[Sequence[Sequence[int]], Sequence[int]],
+    checkpoints: str | Path,
+    *,
+    seed: int,
+    dim: int,
+    layers: int,
+    heads: int,
+    dropout: float,
+    max_length: int,
+    stride: int,
+    epochs: int,
+    patience: int,
+    lr: float,
+    batch_size: int,
+    weight_decay: float,
+    negatives: int,
+    catalog_sha256: str | None = None,
+    callbacks: Sequence[Any] = (),
+) -> tuple[SasRecModel, dict[str, Any]]:
+    """Train (or go on from the last checkpoint in `checkpoints`) and return the model of the best validation NDCG@10.
+
+    `counts` (n_items,) how often each item is a training target; `validation` histories and targets, which stop the
+    training (`patience` epochs without a better one) and are never learned from. `negatives`: items sampled a batch, on
+    average; 0, or not fewer than the catalog's: full softmax. Raises BigrecError for settings that do not fit, and
+    where no sequence has two items.
+    """
+    if not 1 <= stride <= max_length:
+        raise BigrecError(f"stride {stride} lies outside 1 to max_length, {max_length}: items would be left out")
+    if dim % heads:
+        raise BigrecError(f"hidden size {dim} is no multiple of {heads} attention heads: choose another number")
+    checkpoints = Path(checkpoints)
+    n_items = len(counts)
+    set_seed(seed)
+    config = SasRecConfig(
+        n_items=n_items,
+        hidden_size=dim,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_length=max_length,
+        dropout=dropout,
+        catalog_sha256=catalog_sha256,
+    )
+    model = SasRecModel(config)
+    inputs, labels = windows(sequences, max_length, stride, config.padding_id)
+    if not len(inputs):
+        raise BigrecError("no training sequence has two items: there is no next item to learn; prepare more data")
+    has_validation = len(validation[1]) > 0
+    interval = "epoch" if has_validation else "no"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        learning_rate=lr,
+        lr_scheduler_type="constant",
+        weight_decay=weight_decay,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy=interval,
+        save_strategy="epoch",
+        save_total_limit=2,
+        logging_strategy="epoch",
+        report_to="none",
+        load_best_model_at_end=has_validation,
+        metric_for_best_model="eval_ndcg" if has_validation else None,
+        greater_is_better=True if has_validation else None,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+    stopping = [EarlyStoppingCallback(patience)] if patience > 0 and has_validation else []
+    trainer = SasRecTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=WindowDataset(inputs, labels),
+        eval_dataset=WindowDataset(inputs[:1], labels[:1]) if has_validation else None,  # a place holder for Trainer
+        data_collator=collate,
+        callbacks=[*stopping, *callbacks],
+        chances=inclusion_probabilities(torch.as_tensor(counts), negatives) if 0 < negatives < n_items else None,
+        counts=counts,
+        histories=validation[0],
+        targets=validation[1],
+    )
+    resumable = any(checkpoints.glob("checkpoint-*/trainer_state.json"))
+    result = trainer.train(resume_from_checkpoint=True if resumable else None)
+    return trainer.model.eval(), {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "windows": len(inputs),
+        "optimizer_steps": trainer.state.global_step,
+        "epochs_done": trainer.state.epoch,
+        "train_loss": result.training_loss,
+        f"best_validation_ndcg@{EVAL_K}": trainer.state.best_metric,
+        "history": trainer.state.log_history,
+    }

@@ -1,0 +1,251 @@
+"""Breakdown of a run's results: by history length, by popularity of the target, and how varied the lists are.
+
+Written to `breakdown.json` in every method's folder. A mean over all examples hides a method that is good at
+blockbusters only, or that gives everyone the same list.
+
+Popularity groups, by how often an item is a training target (`Columns.TRAIN_COUNT`): an item is **head** where the
+items more popular than it make up less than a third of all training targets, **middle** where less than two thirds,
+**tail** otherwise, and **unseen** where it never is a training target. So equally popular items are in one group, and
+the first three groups have about a third of the training targets each.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_json
+from bigrec_hf.report.rows import METRICS, Row, markdown_table, row_labels
+from bigrec_hf.score.significance import bootstrap_means, read_scores
+
+BREAKDOWN_FILE = "breakdown.json"
+HISTORY_BINS = (0, 1, 3, 6, 10, 20, 50)  # the least length of each bin
+POPULARITY_GROUPS = ("head", "middle", "tail", "unseen")
+LIST_KS = (1, 5, 10, 50)  # cut-offs of coverage and diversity
+
+
+def popularity_groups(train_counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(n_items,) int, index into POPULARITY_GROUPS of every catalog row. `train_counts`  # (n_items,), at least 0."""
+    counts = np.asarray(train_counts, np.int64)
+    levels, level = np.unique(counts, return_inverse=True)
+    mass = np.bincount(level, weights=counts, minlength=len(levels))  # training targets at each level of popularity
+    above = mass.sum() - np.cumsum(mass)  # ... at higher levels
+    group = np.searchsorted([mass.sum() / 3, 2 * mass.sum() / 3], above, side="right")
+    return np.where(counts == 0, 3, group[level])
+
+
+def history_groups(lengths: Sequence[int] | np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """(index of each length's bin, labels of all bins), bins as HISTORY_BINS: `0`, `1-2`, ..., `50+`."""
+    group = np.searchsorted(HISTORY_BINS, lengths, side="right") - 1
+    labels = [f"{low}" if high - low == 1 else f"{low}-{high - 1}" for low, high in itertools.pairwise(HISTORY_BINS)]
+    return group, [*labels, f"{HISTORY_BINS[-1]}+"]
+
+
+def group_scores(
+    values: np.ndarray, metrics: Sequence[str], group: np.ndarray, labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One record a non-empty group: its label, n, and each metric's mean with its 95 % bootstrap interval.
+
+    values: (n, n_metrics) float64 per-example scores. group: (n,) int, index into labels.
+    """
+    records = []
+    for index, label in enumerate(labels):
+        mine = values[group == index]
+        if len(mine) == 0:
+            continue
+        low, high = bootstrap_means(mine)
+        record: dict[str, Any] = {"group": label, "n": len(mine)}
+        for column, metric in enumerate(metrics):
+            record[metric] = float(mine[:, column].mean())
+            record[f"{metric}_low"], record[f"{metric}_high"] = float(low[column]), float(high[column])
+        records.append(record)
+    return records
+
+
+def list_facts(top_rows: Sequence[Sequence[int]], n_items: int, k: int) -> dict[str, float]:
+    """How varied the first k items of all lists are, together.
+
+    coverage: share of the catalog in any list. entropy: of the recommended items' frequencies, divided by log n_items:
+    1 where every item is recommended equally often; the same list for everyone gives log k / log n_items. gini: of the
+    items' frequencies, 0 = all equal, near 1 = a few items take all; items never recommended count.
+    """
+    rows = np.concatenate([np.asarray(row[:k], np.int64) for row in top_rows] or [np.empty(0, np.int64)])
+    counts = np.sort(np.bincount(rows, minlength=n_items)).astype(np.float64)
+    if counts.sum() == 0:
+        return {"coverage": 0.0, "entropy": 0.0, "gini": 1.0}
+    share = counts[counts > 0] / counts.sum()
+    entropy = -(share * np.log(share)).sum() / np.log(n_items) if n_items > 1 else 0.0
+    gini = (2.0 * np.arange(1, n_items + 1) - n_items - 1.0) @ counts / (n_items * counts.sum())
+    return {
+        "coverage": float(np.count_nonzero(counts) / n_items),
+        "entropy": float(abs(entropy)),  # no -0.0
+        "gini": float(gini),
+    }
+
+
+def read_histories(run_folder: str | Path) -> dict[str, list[int]]:
+    """Example id -> history (catalog rows) from the run's generations; empty where it has none."""
+    for file in sorted(Path(run_folder).glob("*/generations.parquet")):
+        table = pq.read_table(file, columns=[C.EXAMPLE_ID, C.HISTORY])
+        return dict(zip(table[C.EXAMPLE_ID].to_pylist(), table[C.HISTORY].to_pylist(), strict=True))
+    return {}
+
+
+def read_items(run_folder: str | Path) -> tuple[np.ndarray, list[str]] | None:
+    """(train counts, titles), one a catalog row, of the prepared set the run's recipe names; None without one.
+
+    Raises BigrecError where the set is gone.
+    """
+    from bigrec_hf.data.examples import load_config
+
+    recipe = Path(run_folder) / "recipe.yaml"
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    dataset = content.get("data", {}).get("dataset")
+    if not dataset:
+        return None
+    items = load_config(dataset[0], "items", "train")
+    return np.asarray(items[C.TRAIN_COUNT]), list(items[C.TITLE])
+
+
+def break_down(
+    folder: str | Path, histories: dict[str, list[int]], items: tuple[np.ndarray, list[str]] | None
+) -> dict[str, Any]:
+    """The breakdown of one method folder (rankings.parquet and per_example.parquet); what is unknown is null."""
+    from bigrec_hf.data.rankings import RANKINGS_FILE, table_settings
+    from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+
+    scores = read_scores([folder])
+    path = Path(folder) / RANKINGS_FILE
+    if not path.is_file():
+        raise BigrecError(f"{path} does not exist: run `bigrec-hf ground` first")
+    table = pq.read_table(path)
+    if table[C.EXAMPLE_ID].to_pylist() != scores.example_ids:
+        raise BigrecError(f"{path} and the scores beside it are over other examples: run `bigrec-hf score` again")
+    targets = table[C.TARGET].to_numpy()
+    top_rows = table[C.TOP_ROWS].to_pylist()
+    n_items = table_settings(table)["n_items"]
+    known = [histories.get(example) for example in scores.example_ids]
+    found: dict[str, Any] = {
+        "n_examples": len(targets),
+        "history": None,
+        "popularity": None,
+        "repeated_targets": None,
+        "duplicate_title_targets": None,
+    }
+    if None not in known:
+        group, labels = history_groups([len(history) for history in known])
+        found["history"] = group_scores(scores.values, scores.metrics, group, labels)
+        found["repeated_targets"] = float(
+            np.mean([target in history for target, history in zip(targets, known, strict=True)])
+        )
+    if items is not None:
+        counts, titles = items
+        if len(counts) != n_items:
+            raise BigrecError(
+                f"{path} ranks {n_items} items, the prepared set has {len(counts)}: name a run whose data are unchanged"
+            )
+        group = popularity_groups(counts)[targets]
+        found["popularity"] = group_scores(scores.values, scores.metrics, group, POPULARITY_GROUPS)
+        _, title, n_rows = np.unique([clean_title(t) for t in titles], return_inverse=True, return_counts=True)
+        found["duplicate_title_targets"] = float((n_rows[title[targets]] > 1).mean())
+    longest = max(map(len, top_rows), default=0)
+    found["lists"] = {str(k): list_facts(top_rows, n_items, k) for k in LIST_KS if k <= longest}
+    found["distinct_first_items"] = len({row[0] for row in top_rows if row})
+    return found
+
+
+def break_down_rows(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    """Row key -> the breakdown of each of its folders, written there as breakdown.json."""
+    of_run: dict[Path, tuple[dict[str, list[int]], Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        for folder in row.folders:
+            run = folder.parent
+            if run not in of_run:
+                of_run[run] = read_histories(run), read_items(run)
+            record = break_down(folder, *of_run[run])
+            write_json(folder / BREAKDOWN_FILE, record)
+            found.setdefault(row.key, []).append(record)
+    return found
+
+
+def breakdown_tables(rows: Sequence[Row], breakdowns: dict[str, list[dict[str, Any]]], k: int = 10) -> list[str]:
+    """Paragraphs and tables of the breakdown, at the K nearest to `k` that was scored; means over several seeds."""
+    labels = row_labels(rows)
+    records = [record for found in breakdowns.values() for record in found]
+    parts = ["Breakdown of the same examples" + _shares(records) + "."]
+    titles = {
+        "history": "By number of history items:",
+        "popularity": "By popularity of the target (head, middle, tail: items of about a third of the training targets "
+        "each, the most popular first; unseen: never a training target):",
+    }
+    for part, title in titles.items():
+        groups = {group["group"]: group["n"] for record in records for group in record[part] or []}
+        if not groups:
+            parts.append(f"{title} unknown, for want of the run's {_SOURCES[part]}.")
+            continue
+        order = [g for g in (*POPULARITY_GROUPS, *history_groups([])[1]) if g in groups]
+        for metric, name in METRICS.items():
+            key = _nearest(records, part, metric, k)
+            header = [f"{name}@{key.partition('@')[2]}", *(f"{group} (n = {groups[group]})" for group in order)]
+            body = [[labels[row.key], *(_cell(breakdowns[row.key], part, g, key) for g in order)] for row in rows]
+            parts += [title, markdown_table(header, body)] if metric == "ndcg" else [markdown_table(header, body)]
+    ks = sorted({int(key) for record in records for key in record["lists"]})
+    header = ["", *(f"{name}@{key}" for name in ("coverage", "entropy", "Gini") for key in ks), "distinct first items"]
+    body = []
+    for row in rows:
+        found = breakdowns[row.key]
+        cells = [
+            "-"
+            if any(str(key) not in r["lists"] for r in found)
+            else f"{np.mean([r['lists'][str(key)][name] for r in found]):{form}}"
+            for name, form in (("coverage", ".1%"), ("entropy", ".3f"), ("gini", ".3f"))
+            for key in ks
+        ]
+        body.append([labels[row.key], *cells, f"{np.mean([r['distinct_first_items'] for r in found]):.0f}"])
+    parts += [
+        "How varied the lists are: coverage = share of the catalog in any list; entropy of the recommended items, 1 = "
+        "all equally often; Gini = 0 where all equally often, near 1 where a few take all:",
+        markdown_table(header, body),
+    ]
+    return parts
+
+
+_SOURCES = {"history": "generations.parquet", "popularity": "prepared set"}
+
+
+def _shares(records: Sequence[dict[str, Any]]) -> str:
+    """The shares of targets that stand in their history or share their title; the same for all methods of a run."""
+    texts = []
+    for key, text in (
+        ("repeated_targets", "of the targets stand in their history"),
+        ("duplicate_title_targets", "have a title that several items share"),
+    ):
+        shares = sorted({record[key] for record in records if record[key] is not None})
+        if shares:
+            texts.append(" to ".join(f"{share:.1%}" for share in dict.fromkeys([shares[0], shares[-1]])) + f" {text}")
+    return f": {', '.join(texts)}" if texts else ""
+
+
+def _nearest(records: Sequence[dict[str, Any]], part: str, metric: str, k: int) -> str:
+    """The scored metric@K with K nearest to `k`."""
+    keys = {key for record in records for group in record[part] or [] for key in group}
+    ks = [int(key.partition("@")[2]) for key in keys if key.startswith(f"{metric}@") and "_" not in key]
+    return f"{metric}@{min(ks, key=lambda candidate: (abs(candidate - k), candidate))}"
+
+
+def _cell(records: Sequence[dict[str, Any]], part: str, group: str, key: str) -> str:
+    """Mean of a group, with its interval where there is one seed."""
+    found = [g for record in records for g in record[part] or [] if g["group"] == group and key in g]
+    if not found:
+        return "-"
+    mean = f"{np.mean([g[key] for g in found]):.4f}"
+    return mean if len(found) > 1 else f"{mean} [{found[0][f'{key}_low']:.4f}, {found[0][f'{key}_high']:.4f}]"

@@ -1,0 +1,118 @@
+"""A report's differences: each row against the reference row, which of them are real, and how that was tested."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.report.rows import METRICS, Row, cutoffs, markdown_table, row_labels
+from bigrec_hf.score.significance import Comparison, Scores, compare, matched, read_scores
+
+NO_REFERENCE = "none"
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The comparisons of a table with its reference; empty where there is none."""
+
+    alpha: float
+    reference: Row | None = None
+    comparisons: dict[tuple[str, str], Comparison] = field(default_factory=dict)  # (row key, metric) ->
+    permutations: int = 0
+    n_examples: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)  # row key -> why
+
+    def mark(self, row: Row, metric: str) -> str:
+        comparison = self.comparisons.get((row.key, metric))
+        return comparison.mark(self.alpha) if comparison else ""
+
+
+def find_reference(rows: Sequence[Row], compare_to: str | None) -> Row | None:
+    """The row that `compare_to` names: METHOD (of the first run that has it), RUN/METHOD, or none.
+
+    Without a name: the first fine-tuned row, if any. Raises BigrecError where no row has the name.
+    """
+    if compare_to == NO_REFERENCE:
+        return None
+    wanted = compare_to or "finetuned"
+    found = next((row for row in rows if wanted in (row.key, row.method)), None)
+    if found is None and compare_to is not None:
+        raise BigrecError(
+            f"compare_to is {compare_to!r}, which is no row: choose among {', '.join(row.key for row in rows)}, "
+            f"or {NO_REFERENCE}"
+        )
+    return found
+
+
+def compare_rows(
+    rows: Sequence[Row], compare_to: str | None = None, alpha: float = 0.05, permutations: int = 10_000
+) -> Differences:
+    """Test every row against the reference on the same examples; rows over other examples are left out and named."""
+    if not 0.001 <= alpha <= 0.5:  # a smaller one would need millions of permutations to mark anything
+        raise BigrecError(f"significance_level={alpha} must lie between 0.001 and 0.5, such as 0.05")
+    reference = find_reference(rows, compare_to)
+    if reference is None:
+        return Differences(alpha)
+    scores: dict[str, Scores] = {}
+    left_out = {}
+    for row in [reference, *(row for row in rows if row is not reference)]:
+        try:
+            scores[row.key] = read_scores(row.folders)
+            matched(scores[row.key], scores[reference.key], row.key, reference.key)
+        except BigrecError as error:
+            scores.pop(row.key, None)
+            left_out[row.key] = str(error)
+            if row is reference:
+                return Differences(alpha, reference, left_out=left_out)
+    comparisons, permutations = compare(scores, reference.key, alpha=alpha, permutations=permutations)
+    found = {(comparison.name, comparison.metric): comparison for comparison in comparisons}
+    n = len(scores[reference.key].example_ids)
+    return Differences(alpha, reference, found, permutations, n, left_out)
+
+
+def legend(rows: Sequence[Row], differences: Differences) -> list[str]:
+    """What the marks mean, in sentences; and which rows could not be compared, and why."""
+    lines = []
+    labels = row_labels(rows)
+    if differences.comparisons and differences.reference is not None:
+        several = any(len(row.folders) > 1 for row in rows)
+        lines.append(
+            f"▲ / ▼: better / worse than *{labels[differences.reference.key]}* (corrected p < {differences.alpha:g}). "
+            f"Two-sided paired permutation test (sign flips: all where few examples differ, else "
+            f"{differences.permutations:,} random ones) over {differences.n_examples:,} examples, an empty answer "
+            f"counting as a miss; Holm's correction over all {len(differences.comparisons)} comparisons of these "
+            "tables. No mark: not distinguishable on these examples. "
+            + (
+                "Each example's score is averaged over the row's seeds first."
+                if several
+                else "The test speaks of other examples, not of another training seed."
+            )
+        )
+    lines += [f"Not compared: {labels[key]} ({reason})." for key, reason in differences.left_out.items()]
+    return lines
+
+
+def differences_tables(rows: Sequence[Row], differences: Differences) -> list[str]:
+    """One table a metric: the difference to the reference, its paired bootstrap interval, the corrected p."""
+    labels = row_labels(rows)
+    tables = []
+    for metric, title in METRICS.items():
+        keys = [f"{metric}@{k}" for k in cutoffs(rows) if any(m == f"{metric}@{k}" for _, m in differences.comparisons)]
+        body = []
+        for row in rows:
+            found = [differences.comparisons.get((row.key, key)) for key in keys]
+            if any(found):
+                body.append(
+                    [labels[row.key], *("-" if c is None else _difference(c, differences.alpha) for c in found)]
+                )
+        if body:
+            header = ["", *(f"{title}@{key.partition('@')[2]}" for key in keys)]
+            tables.append(markdown_table(header, body))
+    return tables
+
+
+def _difference(comparison: Comparison, alpha: float) -> str:
+    text = f"{comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]"
+    p = "p < 0.0001" if comparison.p_corrected < 1e-4 else f"p = {comparison.p_corrected:.4f}"
+    return f"{text}, {p} {comparison.mark(alpha)}".rstrip()

@@ -1,0 +1,188 @@
+"""Report: tables over runs and their baselines, from the files the stages wrote, beside the published figures.
+
+Every figure has its spread: bootstrap intervals over the examples or, for a run of several seeds, the spread over them.
+Marks say which differences to a reference row are real (bigrec_hf.differences).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bigrec_hf.common.files import read_json, write_atomically
+from bigrec_hf.data.run_folder import run_name, seed_folders
+from bigrec_hf.report.breakdown import break_down_rows, breakdown_tables
+from bigrec_hf.report.differences import Differences, compare_rows, differences_tables, legend
+from bigrec_hf.report.plots import plot_rows
+from bigrec_hf.report.published import published_table
+from bigrec_hf.report.readme_tables import update_readme
+from bigrec_hf.report.rows import (
+    METRICS,
+    Row,
+    cutoffs,
+    format_number,
+    format_score,
+    load_rows,
+    markdown_table,
+    row_labels,
+)
+from bigrec_hf.settings import ReportSettings
+
+
+def score_tables(rows: Sequence[Row], differences: Differences) -> list[str]:
+    """One table a metric: a row a run and method, a column a K, intervals and marks in the cells; then the answers."""
+    labels, ks = row_labels(rows), cutoffs(rows)
+    tables = []
+    for metric, title in METRICS.items():
+        keys = [f"{metric}@{k}" for k in ks]
+        body = [
+            [labels[row.key], *(format_score(row, key, differences.mark(row, key)) for key in keys)] for row in rows
+        ]
+        tables.append(markdown_table(["", *(f"{title}@{k}" for k in ks)], body))
+    body = [
+        [
+            labels[row.key],
+            *(format_number(row, key) for key in ("n_examples", "n_empty", "n_distinct")),
+            *(format_number(row, key, "{:.1%}") for key in ("in_catalog", "in_history")),
+            f"{format_number(row, 'median_rank')} of {format_number(row, 'n_items')}",
+        ]
+        for row in rows
+    ]
+    header = ["", "examples", "empty answers", "distinct answers", "in the catalog", "from the history", "median rank"]
+    return [*tables, markdown_table(header, body)]
+
+
+def run_facts(run_dir: str | Path) -> list[str]:
+    """What a reader needs to know to trust the table: data, seeds, training, machine, from the manifest."""
+    folders = seed_folders(run_dir)
+    manifest = read_json(folders[0] / "manifest.json")
+    lines = []
+    data = manifest.get("data", {})
+    if data:
+        line = (
+            f"- data: {data['name']} ({data['preset']}), {data['users']:,} users, {data['items']:,} items; "
+            f"{data['repeated_targets']['all']:.1%} of targets already stand in their history"
+        )
+        duplicates = data.get("duplicate_titles", {}).get("without_quotes_and_spaces")
+        if duplicates:
+            share = duplicates["rows"] / max(data["items"], 1)
+            line += f"; {duplicates['rows']:,} items ({share:.1%}) share their title with another"
+        lines.append(line)
+    if folders != [Path(run_dir)]:
+        seeds = ", ".join(folder.name.removeprefix("seed-") for folder in folders)
+        lines.append(f"- seeds: {seeds}; training and time below are those of the first")
+    training = manifest.get("training", {})
+    if training:
+        lines.append(
+            f"- training: {training['n_train']:,} examples, {training['optimizer_steps']} steps, "
+            f"{training['trainable_parameters']:,} of {training['total_parameters']:,} parameters, "
+            f"{training['seconds']:.0f} s"
+        )
+    stages = manifest.get("stages", {})
+    if stages:
+        seconds = sum(stage["seconds"] for stage in stages.values())
+        machine = manifest["environment"]
+        lines.append(
+            f"- time: {seconds:.0f} s over all stages on {machine['cpus']} CPU(s)"
+            + (f", {', '.join(machine['gpus'])}" if machine.get("gpus") else "")
+            + f", torch {machine['packages']['torch']}, trl {machine['packages']['trl']}"
+        )
+    return lines
+
+
+def cell_notes(rows: Sequence[Row]) -> list[str]:
+    """What the cells hold, and whether the rows are over the same number of examples."""
+    notes = []
+    results = [results for row in rows for results in row.results]
+    levels = [row.results[0]["confidence"] for row in rows if len(row.folders) == 1 and row.results[0].get("bootstrap")]
+    if levels:
+        notes.append(f"In brackets: {max(levels):.0%} bootstrap intervals over the examples.")
+    if any(len(row.folders) > 1 for row in rows):
+        notes.append("With several seeds: mean ± standard deviation (least..greatest) over the seeds.")
+    if len({found.get("n_examples") for found in results}) > 1:
+        notes.append("The rows are over different numbers of examples: they are not comparable one by one.")
+    without = [row for row in rows if row.results[0].get("exclude_history")]
+    if 0 < len(without) < len(rows):
+        named = ", ".join(row_labels(rows)[row.key] for row in without)
+        notes.append(f"The history is no candidate in: {named}; in the other rows it is: an easier and a harder task.")
+    return notes
+
+
+def build_report(
+    run_dirs: Sequence[str | Path],
+    published: str | None = None,
+    *,
+    compare_to: str | None = None,
+    significance_level: float = 0.05,
+    permutations: int = 10_000,
+    differences: bool = False,
+    breakdown: bool = False,
+) -> str:
+    """The whole report as Markdown (the arguments: settings.ReportSettings)."""
+    rows = load_rows(run_dirs)
+    compared = compare_rows(rows, compare_to, significance_level, permutations)
+    return report_text(run_dirs, rows, compared, published, differences, breakdown)
+
+
+def report_text(
+    run_dirs: Sequence[str | Path],
+    rows: Sequence[Row],
+    compared: Differences,
+    published: str | None,
+    differences: bool,
+    breakdown: bool,
+) -> str:
+    """The report of rows that are loaded and compared already."""
+    names = [run_name(run_dir) for run_dir in run_dirs]
+    parts = [f"# {', '.join(names)}", ""]
+    for name, run_dir in zip(names, run_dirs, strict=True):
+        parts += ([f"{name}:", ""] if len(names) > 1 else []) + run_facts(run_dir) + [""]
+    for paragraph in [*cell_notes(rows), *legend(rows, compared), *score_tables(rows, compared)]:
+        parts += [paragraph, ""]
+    if differences and compared.comparisons and compared.reference:
+        label = row_labels(rows)[compared.reference.key]
+        least = min(1.0, len(compared.comparisons) / (1 + compared.permutations))
+        parts += [
+            f"Differences to *{label}*, with {1 - compared.alpha:.0%} paired bootstrap intervals (not corrected) and "
+            f"corrected p (random sign flips cannot show one below {least:.4f}, the correction's share of one in "
+            f"{compared.permutations + 1:,}):",
+            "",
+        ]
+        for table in differences_tables(rows, compared):
+            parts += [table, ""]
+    if breakdown:
+        for paragraph in breakdown_tables(rows, break_down_rows(rows)):
+            parts += [paragraph, ""]
+    if published:
+        parts += [published_table(published), ""]
+        parts += ["Published rows: 5,000 examples of the full data sets, llama-7b encoder; other data, other rows.", ""]
+    return "\n".join(parts)
+
+
+def command_line(report: ReportSettings) -> list[str]:
+    """The command that makes a README's tables: the runs and every setting that differs and has a say."""
+    command = ["bigrec-hf", "report", *report.runs]
+    usual = asdict(ReportSettings())
+    for name in ("compare_to", "significance_level", "permutations", "readme_columns", "update_readme"):
+        value = getattr(report, name)
+        if value != usual[name]:
+            command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return command
+
+
+def main(report: ReportSettings) -> None:
+    """The `report` stage: print the report; write it, plots and README tables where asked for."""
+    rows = load_rows(report.runs)
+    compared = compare_rows(rows, report.compare_to, report.significance_level, report.permutations)
+    text = report_text(report.runs, rows, compared, report.published, report.differences, report.breakdown)
+    print(text)
+    if report.report_path:
+        write_atomically(report.report_path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    if report.plots:
+        for run_dir in report.runs:
+            for line in plot_rows(run_dir, [row for row in rows if row.run == run_name(run_dir)]):
+                print(line)
+    if report.update_readme:
+        update_readme(report.update_readme, rows, compared, report.readme_columns, command_line(report))
+        print(f"updated {report.update_readme}")

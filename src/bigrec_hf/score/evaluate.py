@@ -1,0 +1,172 @@
+"""Evaluate: ground and score any prediction file, ours or the reference's.
+
+Takes generations.parquet, a run folder, the reference's prediction JSON (an array of {"instruction", "input", "output",
+"predict": [...]}), or folders of such files. One input writes results.json, per_example.parquet and rankings.parquet
+into the output folder itself; several write a subfolder each, named after the file.
+
+Half a surrogate pair in a prediction (`"\\ud83d"`, which no UTF-8 file can hold) is read as U+FFFD; the number of such
+answers is printed. An `input` that is no list of titles is an error with --exclude_history only; without it such
+records count as without history, and their number is printed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
+from bigrec_hf.data.examples import read_input, read_json_file
+from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations, resolve_targets
+from bigrec_hf.data.rankings import write_rankings
+from bigrec_hf.ground.distance import ground_answers
+from bigrec_hf.ground.index import open_index
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.score.stage import results_table, score_rankings, write_results
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings, EvaluateSettings, GroundSettings, ModelSettings, ScoreSettings
+
+
+def find_generations(paths: Sequence[str]) -> dict[str, Path]:
+    """Name -> file of every prediction file in `paths` (files, run folders, folders of files), names made distinct.
+
+    Raises BigrecError for a path without any.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            files.append(path)
+            continue
+        if not path.is_dir():
+            raise BigrecError(
+                f"{path} does not exist: give generations.parquet, a prediction JSON, or a folder of them"
+            )
+        runs = [path / GENERATIONS_FILE, *sorted(path.glob(f"*/{GENERATIONS_FILE}"))]
+        found = [file for file in runs if file.is_file()] or [f for f in sorted(path.glob("*.json")) if has_predict(f)]
+        if not found:
+            raise BigrecError(f"{path} holds neither {GENERATIONS_FILE} nor a JSON file with a `predict` field")
+        files.extend(found)
+    if not files:
+        raise BigrecError("no predictions given: name them with --generations")
+    named: dict[str, Path] = {}
+    for file in files:
+        base = file.parent.name if file.name == GENERATIONS_FILE else file.stem
+        name, number = base or "predictions", 2
+        while name in named:
+            name, number = f"{base}-{number}", number + 1
+        named[name] = file
+    return named
+
+
+def has_predict(file: Path) -> bool:
+    """Whether a JSON file looks like the reference's predictions: an array whose first record has `predict`.
+
+    Raises BigrecError for a file that is no JSON: it may be a prediction file that was cut off.
+    """
+    records = read_json_file(file)
+    return isinstance(records, list) and bool(records) and isinstance(records[0], dict) and C.PREDICT in records[0]
+
+
+def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False) -> Answers:
+    """Answers of the reference's prediction JSON; ids are `{file stem}:{record number}`, as `load_json_examples` gives.
+
+    The first of `predict` is grounded (stripped of spaces and quotes, as the reference does); history titles of no
+    catalog row are left out. Raises BigrecError naming file and record; for a history that cannot be read only where it
+    is needed.
+    """
+    records = read_json_file(path)
+    if not isinstance(records, list) or not records:
+        raise BigrecError(f"{path} must hold a JSON array of at least one record with `output` and `predict`")
+    known = catalog.rows_by_title
+    texts, outputs, histories = [], [], []
+    n_repaired = n_unread = 0
+    for number, record in enumerate(records):
+        place = f"{path}, record {number}"
+        text = _first_text(record, place)
+        texts.append(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        n_repaired += texts[-1] != text
+        outputs.append(clean_title(record[C.OUTPUT]))
+        try:
+            titles = _history(record, place)
+        except BigrecError:
+            if need_history:
+                raise
+            titles, n_unread = [], n_unread + 1
+        histories.append([known[clean_title(title)][0] for title in titles if clean_title(title) in known])
+    for n, what in (
+        (n_repaired, "answers hold half a surrogate pair, read as U+FFFD"),
+        (n_unread, "records have no readable history, they count as without one"),
+    ):
+        if n:
+            print(f"evaluate: {path}: {n} of {len(records)} {what}", file=sys.stderr)
+    targets = resolve_targets(outputs, None, catalog, str(path))
+    return Answers([f"{path.stem}:{number}" for number in range(len(records))], texts, targets, histories)
+
+
+def _history(record: dict[str, Any], place: str) -> list[str]:
+    """The history titles in a record's `input`."""
+    if not isinstance(record.get(C.INPUT), str):
+        raise BigrecError(f"{place}: no text field 'input': --exclude_history needs it")
+    return read_input(record, place)[1]
+
+
+def _first_text(record: Any, place: str) -> str:
+    """The text to ground: the first of `predict` (a list, or a lone string)."""
+    if not isinstance(record, dict) or not isinstance(record.get(C.OUTPUT), str):
+        raise BigrecError(f"{place}: no text field 'output': expected instruction, input, output and predict")
+    predict = record.get(C.PREDICT)
+    predict = [predict] if isinstance(predict, str) else predict
+    if not isinstance(predict, list) or not all(isinstance(text, str) for text in predict):
+        raise BigrecError(f"{place}: 'predict' must be a list of texts: run the inference that writes it first")
+    return clean_title(predict[0]) if predict else ""
+
+
+def evaluate_file(path: Path, catalog: Catalog, *, need_history: bool) -> Answers:
+    """Answers of one prediction file, by its suffix."""
+    if path.suffix == ".parquet":
+        return read_generations(path, catalog)
+    return read_predictions(path, catalog, need_history=need_history)
+
+
+def main(
+    evaluate: EvaluateSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    ground: GroundSettings,
+    score: ScoreSettings,
+) -> None:
+    """Ground and score every prediction file; print one table."""
+    if evaluate.output_dir is None:
+        raise BigrecError("no output folder given: name it with --output_dir")
+    output = Path(evaluate.output_dir)
+    files = find_generations(evaluate.generations)
+    catalog = load_catalog(catalog_source(data.catalog, data.dataset), evaluate.catalog_encoding)
+    # all are read before the model loads
+    answers = {name: evaluate_file(file, catalog, need_history=ground.exclude_history) for name, file in files.items()}
+    index, encode = open_index(catalog, model, ground, output / "index")
+    rows = {}
+    for name, answer in answers.items():
+        folder = output if len(files) == 1 else output / name
+        table = ground_answers(
+            answer,
+            index,
+            encode,
+            top_k=ground.top_k,
+            memory_mib=ground.memory_mib,
+            exclude_history=ground.exclude_history,
+            duplicates=ground.duplicates,
+        )
+        rows[name], per_example = score_rankings(
+            table,
+            score.ks,
+            drop_empty=score.drop_empty,
+            bootstrap=score.bootstrap,
+            confidence=score.confidence,
+        )
+        write_rankings(table, folder)
+        write_results(rows[name], per_example, folder)
+    print(results_table(rows, sorted(set(score.ks))))

@@ -1,0 +1,192 @@
+"""Score: NDCG@K and HR@K of a rankings.parquet, per example first, then means with bootstrap intervals.
+
+Reads `<run_dir>/<method>/rankings.parquet`, writes `results.json` (flat) and `per_example.parquet` beside it. A method
+whose parameter is chosen per metric and K has a rank for each: `ranks_by_metric.parquet` (example_id and an int64
+column a key, such as `ndcg@10`) then gives the scores, `rankings.parquet` the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_json, write_table
+from bigrec_hf.common.fingerprints import file_fingerprint
+from bigrec_hf.data.generations import GENERATIONS_FILE
+from bigrec_hf.data.rankings import (
+    GENERATIONS_KEY,
+    HYBRID,
+    RANKINGS_FILE,
+    RANKS_BY_METRIC_FILE,
+    SCORE_FILES,
+    table_settings,
+)
+from bigrec_hf.metrics.ndcg_hr.scores import (
+    bootstrap_intervals,
+    check_ks,
+    hr_per_example,
+    mean_scores,
+    ndcg_per_example,
+)
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import RunSettings, ScoreSettings
+
+
+RESULTS_FILE, PER_EXAMPLE_FILE = SCORE_FILES
+
+
+def score_rankings(
+    table: pa.Table,
+    ks: Sequence[int],
+    *,
+    drop_empty: bool = False,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    by_metric: pa.Table | None = None,
+) -> tuple[dict[str, Any], pa.Table]:
+    """Results (flat, JSON-able) and per-example scores of a rankings table (ground.RANKINGS_SCHEMA).
+
+    `by_metric`: the ranks that each metric and K is computed from (see the module), instead of the table's.
+
+    Results: `ndcg@K`, `hr@K`, `..._low`/`..._high` where bootstrap > 0, n_examples (all), n_scored (in the mean),
+    n_empty, the shares in_catalog and in_history over all examples (null for a baseline, which writes no text), and
+    every setting that has a say. Raises BigrecError for no example, K larger than the catalog, or `by_metric` without a
+    metric and K asked for or of other rankings.
+    """
+    settings = table_settings(table)
+    rank = table[C.RANK].to_numpy()
+    empty = table[C.EMPTY].to_numpy(zero_copy_only=False).astype(bool)
+    try:
+        ks = check_ks(ks, settings["n_items"])
+        if "ranks_known_to" in settings:  # approximate search
+            ks = check_ks(ks, settings["ranks_known_to"], "what is known of the ranks")
+        if drop_empty and empty.all():
+            raise ValueError(f"all {len(rank)} answers are empty: with drop_empty nothing is left to score")
+        kept = ~empty if drop_empty else np.ones(len(rank), bool)
+        ranks = {f"{metric}@{k}": rank for metric in ("ndcg", "hr") for k in ks}
+        if by_metric is None:
+            results: dict[str, Any] = mean_scores(rank[kept], ks)
+            if bootstrap:
+                results |= bootstrap_intervals(rank[kept], ks, bootstrap, confidence, seed)
+        else:
+            ranks = _ranks_by_metric(table, by_metric, list(ranks))
+            results = {key: mean_scores(own[kept], [_cutoff(key)])[key] for key, own in ranks.items()}
+            for key, own in ranks.items() if bootstrap else ():
+                ends = bootstrap_intervals(own[kept], [_cutoff(key)], bootstrap, confidence, seed)
+                results |= {name: value for name, value in ends.items() if name.startswith(f"{key}_")}
+    except ValueError as error:
+        raise BigrecError(f"scoring: {error}") from error
+    results |= {
+        "n_examples": len(rank),
+        "n_scored": int(kept.sum()),
+        "n_empty": int(empty.sum()),
+        "in_catalog": _share(table[C.IN_CATALOG]),
+        "in_history": _share(table[C.IN_HISTORY]),
+        "median_rank": float(np.median(rank)),
+        "drop_empty": drop_empty,
+        "bootstrap": bootstrap,
+        "confidence": confidence,
+        "seed": seed,
+        **settings,
+    }
+    per_example = table.select([C.EXAMPLE_ID, C.RANK, C.EMPTY, C.IN_CATALOG, C.IN_HISTORY])
+    for k in ks:
+        for metric, score in (("ndcg", ndcg_per_example), ("hr", hr_per_example)):
+            key = f"{metric}@{k}"
+            per_example = per_example.append_column(key, pa.array(score(ranks[key], k)))
+    return results, per_example
+
+
+def _cutoff(key: str) -> int:
+    return int(key.partition("@")[2])
+
+
+def _ranks_by_metric(table: pa.Table, by_metric: pa.Table, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Key -> (n,) int64 ranks, once they are known to belong to this rankings table."""
+    same = table_settings(by_metric) == table_settings(table)
+    if not same or by_metric[C.EXAMPLE_ID].to_pylist() != table[C.EXAMPLE_ID].to_pylist():
+        raise BigrecError(f"{RANKS_BY_METRIC_FILE} belongs to other rankings: make both again with `bigrec-hf rerank`")
+    missing = [key for key in keys if key not in by_metric.column_names]
+    if missing:
+        raise BigrecError(f"{missing[0]} has no parameter chosen for it: run `bigrec-hf rerank` with these --ks")
+    return {key: by_metric[key].to_numpy() for key in keys}
+
+
+def _share(column: pa.ChunkedArray) -> float | None:
+    values = [value for value in column.to_pylist() if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def write_results(results: dict[str, Any], per_example: pa.Table, folder: str | Path) -> None:
+    """Write results.json and per_example.parquet into `folder`, each moved into place."""
+    folder = Path(folder)
+    write_table(per_example, folder / PER_EXAMPLE_FILE)
+    write_json(folder / RESULTS_FILE, results)
+
+
+def results_table(rows: dict[str, dict[str, Any]], ks: Sequence[int]) -> str:
+    """A Markdown table, a row a name: NG@K and HR@K (with 4 digits), examples, and the share of catalog titles."""
+    head = ["", *(f"NG@{k}" for k in ks), *(f"HR@{k}" for k in ks), "examples", "empty", "in catalog"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, results in rows.items():
+        share = results["in_catalog"]
+        cells = [f"{results[f'{metric}@{k}']:.4f}" for metric in ("ndcg", "hr") for k in ks]
+        cells += [str(results["n_scored"]), str(results["n_empty"]), "-" if share is None else f"{share:.1%}"]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def check_rankings_are_current(rankings: Path) -> None:
+    """Raise BigrecError where the generations beside the rankings (or those of the plain method, for a hybrid ranking)
+    are not the ones that were ranked. Rankings of baselines name none."""
+    ranked = table_settings(pq.read_table(rankings, columns=[])).get(GENERATIONS_KEY)
+    generations = rankings.parent.with_name(rankings.parent.name.removesuffix(HYBRID)) / GENERATIONS_FILE
+    if ranked is not None and generations.is_file() and file_fingerprint(generations) != ranked:
+        raise BigrecError(
+            f"{rankings} ranks other texts than {generations} holds now: run `bigrec-hf ground` again, then `score`"
+        )
+
+
+def score_folder(
+    folder: str | Path,
+    ks: Sequence[int],
+    *,
+    drop_empty: bool = False,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score `folder`/rankings.parquet into results.json and per_example.parquet beside it; returns the results."""
+    rankings = Path(folder) / RANKINGS_FILE
+    if not rankings.is_file():
+        raise BigrecError(f"{rankings} does not exist: run `bigrec-hf ground` first")
+    check_rankings_are_current(rankings)
+    by_metric = rankings.with_name(RANKS_BY_METRIC_FILE)
+    results, per_example = score_rankings(
+        pq.read_table(rankings),
+        ks,
+        drop_empty=drop_empty,
+        bootstrap=bootstrap,
+        confidence=confidence,
+        seed=seed,
+        by_metric=pq.read_table(by_metric) if by_metric.is_file() else None,
+    )
+    write_results(results, per_example, folder)
+    return results
+
+
+def main(run: RunSettings, score: ScoreSettings) -> None:
+    """Write `<run_dir>/<method>/results.json` and `per_example.parquet`; print the table."""
+    if run.run_dir is None:
+        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    results = score_folder(Path(run.run_dir) / run.method, **vars(score), seed=run.seed)
+    print(results_table({run.method: results}, sorted(set(score.ks))))

@@ -1,0 +1,257 @@
+"""Recipes: one YAML file = one run. Parsed strictly; the command line overrides the file.
+
+A recipe holds sections (`settings.SECTIONS`), each a mapping of that section's fields, and may name parents with
+`extends: PATH` or `extends: [PATH, ...]` (relative to the recipe): they come first, in order, later ones win over
+earlier ones and the recipe's own values over all. So what several recipes share is written once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import types
+import typing
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.settings import SECTIONS
+from bigrec_hf.settings.field import check_value, limits_text
+
+METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 as `safe_load` reads it; a key that stands twice in one mapping is an error, not the last one's win."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {key.value!r} stands twice, remove one"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+def field_types(section: str) -> dict[str, Any]:
+    """Field name -> resolved type of one section."""
+    return typing.get_type_hints(SECTIONS[section])
+
+
+def _section_of(key: str) -> str | None:
+    return next((name for name, cls in SECTIONS.items() if key in {f.name for f in fields(cls)}), None)
+
+
+def _unknown_key(key: str, valid: list[str], where: str) -> BigrecError:
+    near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
+    home = _section_of(str(key))
+    if home is not None:
+        remedy = f"it belongs in section `{home}`"
+    elif near:
+        remedy = f"did you mean {near[0]!r}?"
+    else:
+        remedy = f"valid keys: {', '.join(valid)}"
+    return BigrecError(f"unknown key {key!r} in {where}: {remedy}")
+
+
+def coerce(value: Any, kind: Any, where: str) -> Any:
+    """`value` as `kind` (str, int, float, bool, list[...], dict, or one of these | None); BigrecError names `where`."""
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        origin = typing.get_origin(kind)
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        return [coerce(item, typing.get_args(kind)[0], where) for item in items]
+    if (origin or kind) is dict and isinstance(value, dict):
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if kind in (int, float) and isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-4 as a string
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = None
+        if number is not None and (kind is float or number.is_integer()):
+            return kind(number)
+    name = getattr(origin or kind, "__name__", str(kind))
+    raise BigrecError(f"{where} is {value!r}: expected {name}")
+
+
+def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dict[str, Any]]:
+    """The sections of a recipe and its parents, merged, every key and value checked. Raises BigrecError."""
+    path = Path(path)
+    if not path.is_file():
+        raise BigrecError(f"recipe {str(path)!r} does not exist: see recipes/README.md for those we ship")
+    if path.resolve() in _seen:
+        raise BigrecError(f"recipe {str(path)!r} extends itself: remove the circle of `extends`")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BigrecError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise BigrecError(f"recipe {str(path)!r} must map sections to settings, it holds a {type(content).__name__}")
+    merged: dict[str, dict[str, Any]] = {}
+    parents = content.pop("extends", None) or []
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise BigrecError(f"`extends` of {path} is {parents!r}: expected a path or a list of paths")
+    for parent in parents:
+        for section, values in read_recipe(path.parent / parent, (*_seen, path.resolve())).items():
+            merged.setdefault(section, {}).update(values)
+    for section, values in content.items():
+        if section not in SECTIONS:
+            raise _unknown_key(section, [*SECTIONS, "extends"], str(path))
+        hints = field_types(section)
+        if not isinstance(values, dict):
+            raise BigrecError(f"section `{section}` of {path} must be a mapping of settings, it is {values!r}")
+        for key, value in values.items():
+            where = f"section `{section}` of {path}"
+            if key not in hints:
+                raise _unknown_key(key, list(hints), where)
+            checked = coerce(value, hints[key], f"{key} in {where}")
+            check_value(SECTIONS[section], key, checked, f"{key} in {where}")
+            merged.setdefault(section, {})[key] = checked
+    return merged
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _parse_mapping(text: str) -> dict[str, Any]:
+    try:
+        value = yaml.load(text, _RecipeLoader)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no mapping: expected e.g. '{{max_grad_norm: 0.3}}'")
+    return value
+
+
+def add_section_arguments(parser: argparse.ArgumentParser, section: str, aliases: dict[str, str]) -> None:
+    """Add one flag a field (absent unless given), its help with the default. `aliases`: field -> second flag."""
+    cls = SECTIONS[section]
+    group = parser.add_argument_group(section, (cls.__doc__ or "").strip())
+    hints = field_types(section)
+    for item in fields(cls):
+        kind = hints[item.name]
+        if typing.get_origin(kind) is types.UnionType:
+            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        shown = item.metadata["help"].replace("%", "%%")
+        if {"above", "most", "below"} & set(item.metadata):  # at least 0 or 1 goes without saying
+            shown += f"; {limits_text(item.metadata)}"
+        if default not in (None, [], {}):
+            shown_default = " ".join(map(str, default)) if isinstance(default, list) else default
+            shown += f" (default: {str(shown_default).lower() if isinstance(default, bool) else shown_default})"
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": shown}
+        if kind is bool:
+            options |= {"type": _parse_bool, "nargs": "?", "const": True, "metavar": "true|false"}
+        elif typing.get_origin(kind) is list:
+            options |= {"nargs": "*", "type": typing.get_args(kind)[0], "metavar": item.name.upper()}
+        elif typing.get_origin(kind) is dict:
+            options |= {"type": _parse_mapping, "metavar": "YAML"}
+        else:
+            options |= {"type": kind}
+            if item.metadata.get("choices"):
+                options["choices"] = item.metadata["choices"]
+            else:
+                options["metavar"] = kind.__name__.upper()
+        if item.metadata.get("positional"):
+            group.add_argument(item.name, **options)
+        else:
+            flags = [flag_of(section, item.name)]
+            if item.name in aliases:
+                flags.append(aliases[item.name])
+            group.add_argument(*flags, dest=item.name, **options)
+
+
+def flag_of(section: str, key: str) -> str:
+    """The flag that sets a field on the command line."""
+    return next(f for f in fields(SECTIONS[section]) if f.name == key).metadata.get("flag", f"--{key}")
+
+
+def default_run_dir(recipe: Path) -> str:
+    """`recipes/movie/llama-7b/sft_8bit.yaml` -> `runs/movie-llama-7b-sft_8bit`."""
+    parts = recipe.with_suffix("").parts
+    if "recipes" in parts:
+        last = len(parts) - 1 - parts[::-1].index("recipes")
+        parts = parts[last + 1 :]
+    else:
+        parts = parts[-1:]
+    return str(Path("runs") / "-".join(parts))
+
+
+def _check_folder(folder: Path, flag: str) -> None:
+    """Raise BigrecError where a folder to write into is a file, or lies in one; it need not exist."""
+    file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+    if file is not None:
+        raise BigrecError(f"{flag} is {str(folder)!r}, but {file} is a file: name another folder")
+
+
+def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
+    """All sections as settings objects: defaults, then the recipe, then `overrides` (field name -> value).
+
+    Places that depend on others are filled in here, once: the run folder from the recipe's name, the prepared set and
+    the adapter inside the run folder.
+    """
+    merged = read_recipe(recipe) if recipe is not None else {}
+    for key, value in overrides.items():
+        section = _section_of(key)
+        if section is None:
+            raise _unknown_key(key, [f.name for cls in SECTIONS.values() for f in fields(cls)], "the command line")
+        check_value(SECTIONS[section], key, value, flag_of(section, key))
+        merged.setdefault(section, {})[key] = value
+    run = merged.setdefault("run", {})
+    if run.get("run_dir") is None and recipe is not None:
+        run["run_dir"] = default_run_dir(Path(recipe))
+    if run.get("run_dir") is not None:
+        folder = Path(run["run_dir"])
+        prepare = merged.setdefault("prepare", {})
+        if prepare.get("source") and not prepare.get("prepared_dir"):
+            prepare["prepared_dir"] = str(folder / "data")
+        data = merged.setdefault("data", {})
+        if prepare.get("source") and not data.get("dataset"):
+            # a set that is still to be made must not be taken for a Hub id such as run/data
+            prepared = Path(prepare["prepared_dir"])
+            data["dataset"] = [str(prepared) if len(prepared.parts) > 2 else f"./{prepared}"]
+        sft = merged.setdefault("sft", {})
+        sft["adapter_dir"] = sft.get("adapter_dir") or str(folder / "adapter")
+        merged.setdefault("publish", {}).setdefault("published_run", str(folder))
+    for section, key in (("run", "run_dir"), ("sft", "adapter_dir"), ("evaluate", "output_dir")):
+        if merged.get(section, {}).get(key) is not None:
+            _check_folder(Path(merged[section][key]), flag_of(section, key))
+    method = run.get("method", "finetuned")
+    if not METHOD_NAME.fullmatch(method) or method in TAKEN_NAMES:
+        raise BigrecError(
+            f"method {method!r} cannot name a method's folder in the run: use letters, digits, - and _, and none of "
+            f"{', '.join(sorted(TAKEN_NAMES))}"
+        )
+    secret = [key for key in merged.get("sft", {}).get("trainer_args", {}) if key in ("hub_token", "push_to_hub_token")]
+    if secret:
+        raise BigrecError(
+            f"trainer_args {secret[0]!r} would be written into the run's records: set HF_TOKEN, or `hf auth login`"
+        )
+    return {name: cls(**merged.get(name, {})) for name, cls in SECTIONS.items()}
+
+
+def to_yaml(settings: dict[str, Any], sections: tuple[str, ...]) -> str:
+    """The resolved recipe as YAML, to be kept with the run."""
+    return yaml.safe_dump({name: asdict(settings[name]) for name in sections}, sort_keys=False, allow_unicode=True)

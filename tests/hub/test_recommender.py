@@ -1,0 +1,210 @@
+"""`Recommender`: the run's own recommendations bit for bit, batches, unknown titles, saving, and its errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bigrec_hf import Recommender, cli
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.examples import load_examples
+from tests.helpers.tiny import TITLES, save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_run):
+    return tiny_run
+
+
+@pytest.fixture(scope="module")
+def recommender(run_dir):
+    return Recommender.from_pretrained(run_dir)
+
+
+def run_histories(run_dir):
+    examples = load_examples(str(run_dir / "data"), "test", sample=10)
+    return [list(titles) for titles in examples["history_titles"]], list(examples["example_id"])
+
+
+def as_rows(results):
+    return [([item.row for item in r.items], [item.distance for item in r.items]) for r in results]
+
+
+def rankings(run_dir):
+    table = pq.read_table(run_dir / "finetuned" / "rankings.parquet")
+    return list(zip(table["top_rows"].to_pylist(), table["top_distances"].to_pylist(), strict=True))
+
+
+def test_the_runs_rankings_bit_for_bit(run_dir, recommender):
+    histories, _ = run_histories(run_dir)
+    results = recommender.recommend(histories, top_k=5)
+    generated = pq.read_table(run_dir / "finetuned" / "generations.parquet")
+    assert [r.texts for r in results] == generated["texts"].to_pylist()
+    assert [r.text for r in results] == [texts[0] for texts in generated["texts"].to_pylist()]
+    assert as_rows(results) == rankings(run_dir)
+    assert all(item.title == TITLES[item.row] for r in results for item in r.items)
+
+
+def test_one_by_one_gives_the_same_items(run_dir, recommender):
+    histories, _ = run_histories(run_dir)
+    for history, (rows, distances) in zip(histories, rankings(run_dir), strict=True):
+        result = recommender.recommend(history, top_k=5)
+        assert [item.row for item in result.items] == rows
+        assert [item.distance for item in result.items] == pytest.approx(distances, rel=1e-5)
+
+
+def copy_of(run_dir, folder, *flags):
+    """The run in another place, its answers generated and grounded again with other settings."""
+    shutil.copytree(run_dir, folder)
+    places = ["--run_dir", str(folder), "--dataset", str(folder / "data")]
+    recipe = ["--config", str(run_dir.parent / "recipe.yaml"), "--debug"]
+    for stage in ("generate", "ground"):
+        own = [flag for flag in flags if flag[0] == stage]
+        assert cli.main([stage, *recipe, *places, *(word for flag in own for word in flag[1:])]) == 0
+    return folder
+
+
+def test_sampled_answers_are_the_runs_with_its_example_ids(run_dir, tmp_path):
+    flags = ("generate", "--decoding", "sample", "--temperature", "1.5", "--sample_top_k", "0")
+    run_dir = copy_of(run_dir, tmp_path / "sampled", flags)
+    histories, ids = run_histories(run_dir)
+    recommender = Recommender.from_pretrained(run_dir / "adapter")
+    assert as_rows(recommender.recommend(histories, 5, example_ids=ids)) == rankings(run_dir)
+    own = recommender.recommend(histories, 5)
+    assert [r.text for r in recommender.recommend(histories[::-1], 5)] == [r.text for r in own][::-1]
+
+
+def test_unknown_titles_are_accepted_and_reported(recommender):
+    result = recommender.recommend([TITLES[0], "A Film Nobody Knows (2031)", f'"{TITLES[3]}" '])
+    assert result.unknown == ["A Film Nobody Knows (2031)"]
+    assert len(result.items) == 10
+
+
+def test_shapes_of_input(recommender):
+    assert recommender.recommend([]) == []
+    (alone,) = recommender.recommend([[]], top_k=3)
+    assert len(alone.items) == 3 and alone.unknown == []
+    assert len(recommender.recommend([TITLES[0]], top_k=1000).items) == len(TITLES)
+    assert len(recommender.recommend(np.array([TITLES[0]]), top_k=np.int64(2)).items) == 2
+    assert recommender.recommend([TITLES[0]] * 3).unknown == []  # the same title several times
+    assert len(recommender.recommend(["", "x" * 5000, "\U0001f600", 'a\n"</s>']).unknown) == 4
+
+
+A = TITLES[0]
+
+
+@pytest.mark.parametrize("history", [A, None, 3, {A}, {A: 1}, [None], [[A], A], [A, [A]], [[A, None]], [[1]], [1, 2]])
+def test_what_is_no_history_is_refused(recommender, history):
+    with pytest.raises(BigrecError, match=r"nothing to recommend from|which is no title"):
+        recommender.recommend(history)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, "3", True, None])
+def test_what_is_no_number_of_items_is_refused(recommender, top_k):
+    with pytest.raises(BigrecError, match="top_k is"):
+        recommender.recommend([A], top_k=top_k)
+
+
+def test_an_empty_text_gets_no_items(recommender, monkeypatch):
+    from bigrec_hf.generate.decoder import Decoder
+
+    monkeypatch.setattr(Decoder, "_text", lambda self, answer: '""')
+    assert recommender.recommend([TITLES[0]]).items == []
+
+
+def test_a_catalog_title_comes_first_at_distance_zero(recommender, monkeypatch):
+    from bigrec_hf.generate.decoder import Decoder
+
+    monkeypatch.setattr(Decoder, "_text", lambda self, answer: TITLES[7])
+    first = recommender.recommend([TITLES[0]], top_k=2).items[0]
+    assert (first.row, first.item_id, first.title, first.distance) == (7, "8", TITLES[7], 0.0)
+
+
+def test_constrained_beams_are_the_runs(run_dir, tmp_path):
+    run_dir = copy_of(run_dir, tmp_path / "constrained", ("generate", "--decoding", "constrained"))
+    histories, _ = run_histories(run_dir)
+    results = Recommender.from_pretrained(run_dir).recommend(histories, 5)
+    assert as_rows(results) == rankings(run_dir)
+    assert all(result.text in TITLES and result.items[0].distance == 0 for result in results)
+
+
+def test_a_run_of_several_seeds_needs_one_to_be_named(run_dir, tmp_path):
+    for seed in (0, 1):
+        shutil.copytree(run_dir, tmp_path / f"seed-{seed}")
+    shutil.copyfile(run_dir / "recipe.yaml", tmp_path / "recipe.yaml")
+    with pytest.raises(BigrecError, match="seed-0"):
+        Recommender.from_pretrained(tmp_path)
+
+
+def test_history_is_excluded_where_the_run_did(run_dir, tmp_path):
+    run_dir = copy_of(run_dir, tmp_path / "excluding", ("ground", "--exclude_history"))
+    histories, _ = run_histories(run_dir)
+    results = Recommender.from_pretrained(run_dir).recommend(histories, 5)
+    assert as_rows(results) == rankings(run_dir)
+    assert not any(item.title in history for r, history in zip(results, histories, strict=True) for item in r.items)
+
+
+def test_saved_and_loaded_again(run_dir, recommender, tmp_path):
+    folder = recommender.save_pretrained(tmp_path / "saved")
+    assert (folder / "bigrec.json").is_file() and (folder / "index" / "embeddings.safetensors").is_file()
+    histories, _ = run_histories(run_dir)
+    again = Recommender.from_pretrained(folder)
+    assert again.recommend(histories, 5) == recommender.recommend(histories, 5)
+    shutil.move(folder, tmp_path / "moved")
+    assert Recommender.from_pretrained(tmp_path / "moved").recommend(histories[0], 5).items
+
+
+def test_an_adapter_that_was_only_trained(run_dir, recommender, tmp_path, monkeypatch):
+    """No generations, no index: prompt and base from training.json, the catalog encoded on loading."""
+    shutil.copytree(run_dir / "adapter", tmp_path / "adapter")
+    histories, _ = run_histories(run_dir)
+    alone = Recommender.from_pretrained(tmp_path / "adapter")
+    assert alone.config.decoding["num_beams"] == 4 and len(alone.index) == len(TITLES)
+    assert [item.row for item in alone.recommend(histories[0], 5).items]
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantized_bases(run_dir, quantization):
+    recommender = Recommender.from_pretrained(run_dir, quantization=quantization, device="cpu")
+    result = recommender.recommend([TITLES[0], TITLES[1]], top_k=3)
+    assert len(result.items) == 3 and recommender.config.quantization == quantization
+
+
+def test_another_base_is_refused(run_dir, tmp_path):
+    other = save_tiny_model(tmp_path / "other", seed=9)
+    with pytest.raises(BigrecError, match=r"index of .* was made with revision"):
+        Recommender.from_pretrained(run_dir, base_model=other)
+
+
+def test_errors_of_loading(run_dir, tmp_path):
+    with pytest.raises(BigrecError, match="neither a run folder"):
+        Recommender.from_pretrained(tmp_path)
+    with pytest.raises(BigrecError, match="does not exist"):
+        Recommender.from_pretrained("./nowhere")
+    with pytest.raises(BigrecError, match="not in the cache"):
+        Recommender.from_pretrained("nobody/nothing")
+    shutil.copytree(run_dir, tmp_path / "half")
+    (tmp_path / "half" / "finetuned" / "rankings.parquet").unlink()
+    with pytest.raises(BigrecError, match="no finished generate and ground"):
+        Recommender.from_pretrained(tmp_path / "half")
+    saved = tmp_path / "newer"
+    saved.mkdir()
+    (saved / "bigrec.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(BigrecError, match="newer bigrec_hf"):
+        Recommender.from_pretrained(saved)
+
+
+def test_the_package_imports_nothing_heavy_until_asked():
+    code = "import sys, bigrec_hf; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    start = time.perf_counter()
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert time.perf_counter() - start < 5
+    with pytest.raises(ImportError):
+        from bigrec_hf import Nothing  # noqa: F401

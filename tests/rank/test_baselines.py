@@ -1,0 +1,73 @@
+"""Random and popularity baselines: by hand, against brute force, and through the common scorer."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.rank.baselines.popularity import popularity_rankings
+from bigrec_hf.rank.baselines.random import random_rankings
+from bigrec_hf.rank.from_scores import baseline_rankings, rank_scores
+from bigrec_hf.score.stage import score_rankings
+
+CATALOG = Catalog(["a", "b", "c", "d"], ["A", "B", "A", "D"])
+
+
+def test_popularity_hand_computed():
+    table = popularity_rankings(CATALOG, [5, 7, 9, 5], ["x", "y", "z"], [0, 1, 3], top_k=3)
+    assert table["rank"].to_pylist() == [0, 1, 3]  # title A also stands in row 2, the most popular one
+    assert table["top_rows"].to_pylist()[0] == [2, 1, 0]  # ties by row
+    assert table["in_catalog"].to_pylist() == [None] * 3
+    exact = popularity_rankings(CATALOG, [5, 7, 9, 5], ["x"], [0], duplicates="exact")
+    assert exact["rank"].to_pylist() == [2]
+
+
+def test_history_can_be_left_out():
+    inputs = (CATALOG, [5, 7, 9, 5], ["x", "y"], [3, 1], [[2, -1], [1]])
+    table = popularity_rankings(*inputs, exclude_history=True)
+    assert table["rank"].to_pylist() == [2, 4]  # the second target is in its own history: never recommended
+    assert table["top_rows"].to_pylist() == [[1, 0, 3], [2, 0, 3]]
+    with pytest.raises(BigrecError, match="needs the examples' histories"):
+        popularity_rankings(*inputs[:4], exclude_history=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 12), st.integers(0, 30))
+def test_equals_brute_force(seed, m, n, k):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, (n, m)).astype(float)  # many ties
+    targets = [rng.integers(0, m, rng.integers(1, 4)).tolist() for _ in range(n)]
+    exclude = [rng.integers(0, m, rng.integers(0, 3)).tolist() for _ in range(n)]
+    ranking = rank_scores(lambda a, b: scores[a:b], targets, m, k, exclude)
+    for i in range(n):
+        order = [j for j in np.lexsort((np.arange(m), -scores[i])) if j not in exclude[i]]
+        assert ranking.rank[i] == min((order.index(t) for t in targets[i] if t in order), default=m)
+        assert [row for row in ranking.top_rows[i].tolist() if row >= 0] == order[: min(k, m)]
+
+
+def test_random_is_uniform_reproducible_and_scored():
+    catalog = Catalog([str(i) for i in range(100)], [f"t{i}" for i in range(100)])
+    ids, targets = [str(i) for i in range(3000)], [i % 100 for i in range(3000)]
+    table = random_rankings(catalog, ids, targets, seed=1, top_k=10)
+    results, _ = score_rankings(table, [10, 50], bootstrap=0)
+    assert results["hr@10"] == pytest.approx(0.1, abs=0.02) and results["hr@50"] == pytest.approx(0.5, abs=0.03)
+    assert (results["baseline"], results["baseline_seed"]) == ("random", 1)
+    again = random_rankings(catalog, ids, targets, seed=1, top_k=10)
+    assert again.equals(table)
+    assert not random_rankings(catalog, ids, targets, seed=2, top_k=10).equals(table)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [([1, 2], "for 4 catalog rows"), ([0, 0, 0, 0], "not all 0"), ([1, -1, 0, 0], "at least 0")],
+)
+def test_faults_of_counts(counts, message):
+    with pytest.raises(BigrecError, match=message):
+        popularity_rankings(CATALOG, counts, ["x"], [0])
+
+
+def test_faults_of_scores():
+    with pytest.raises(BigrecError, match="must be finite and of shape"):
+        baseline_rankings("broken", lambda a, b: np.full((b - a, 4), np.nan), CATALOG, ["x"], [0])

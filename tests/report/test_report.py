@@ -1,0 +1,237 @@
+"""The report over hand-made runs: marks, references, several runs, seeds, README tables, plots."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pyarrow as pa
+import pytest
+
+from bigrec_hf import cli
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_table
+from bigrec_hf.report.plots import curves_figure, metrics_figure, plot_rows, read_curves
+from bigrec_hf.report.readme_tables import replace_block
+from bigrec_hf.report.rows import Row, format_score, load_rows, spread
+from bigrec_hf.report.stage import build_report
+from tests.helpers.run_folders import make_run
+
+N = 60
+# of 60 examples: the fine-tuned model finds 30 at rank 0, a better one 55, a worse one 5, one of equal merit 30 others
+FINETUNED = [0] * 30 + [15] * 30
+BETTER, WORSE, SAME = [0] * 55 + [15] * 5, [0] * 5 + [15] * 55, [15] * 30 + [0] * 30
+
+
+@pytest.fixture
+def run(tmp_path):
+    methods = {"finetuned": FINETUNED, "popularity": WORSE, "our_method": BETTER, "random": SAME}
+    return make_run(tmp_path / "study", methods)
+
+
+def rows_of(text: str, label: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(f"| {label} |")]
+
+
+def test_real_differences_are_marked_and_the_test_is_named(run):
+    text = build_report([run])
+    assert all(line.count("▲") == 2 for line in rows_of(text, "our method")[:2])
+    assert all(line.count("▼") == 2 for line in rows_of(text, "popularity")[:2])
+    for label in ("random", "fine-tuned LM"):
+        assert not any(mark in line for line in rows_of(text, label) for mark in "▲▼")
+    assert "better / worse than *fine-tuned LM* (corrected p < 0.05)" in text
+    assert "60 examples" in text and "Holm's correction over all 12 comparisons" in text
+    labels = [
+        line.split("|")[1].strip()
+        for line in text.splitlines()
+        if line.startswith("| ") and "@" not in line and "---" not in line
+    ]
+    assert labels[:4] == ["random", "popularity", "fine-tuned LM", "our method"]  # baselines first, then what is new
+
+
+def test_any_row_can_be_the_reference(run):
+    text = build_report([run], compare_to="our_method", differences=True)
+    assert "worse than *our method*" in text
+    assert rows_of(text, "fine-tuned LM")[0].count("▼") == 2
+    table = text[text.index("Differences to *our method*") :]
+    assert f"{(30 - 55) / N:+.4f} [-0." in rows_of(table, "fine-tuned LM")[1]  # HR@1
+    assert "p < 0.0001 ▼" in rows_of(table, "popularity")[0] or "p = 0.00" in rows_of(table, "popularity")[0]
+    assert "▼" not in build_report([run], compare_to="none")
+    with pytest.raises(BigrecError, match="'oracle', which is no row: choose among study/random"):
+        build_report([run], compare_to="oracle")
+    with pytest.raises(BigrecError, match="significance_level=5"):
+        build_report([run], significance_level=5)
+
+
+def test_a_looser_level_marks_more(tmp_path):
+    # nine of ten differing examples in favor: p = 22 / 1024 for each of four comparisons, 0.086 corrected
+    run = make_run(tmp_path / "r", {"finetuned": [15] * 9 + [0] * 21, "m": [0] * 9 + [15] + [0] * 20})
+    assert not any("▲" in line for line in rows_of(build_report([run]), "m"))
+    assert rows_of(build_report([run], significance_level=0.1), "m")[0].count("▲") == 2
+
+
+def test_several_runs_share_one_reference(run, tmp_path):
+    other = make_run(tmp_path / "other", {"finetuned": BETTER})
+    text = build_report([run, other])
+    assert "than *study: fine-tuned LM*" in text
+    assert rows_of(text, "other: fine-tuned LM")[0].count("▲") == 2
+    assert rows_of(build_report([run, other], compare_to="other/finetuned"), "study: fine-tuned LM")[0].count("▼") == 2
+
+
+def test_rows_over_other_examples_are_not_compared(run, tmp_path):
+    other = make_run(tmp_path / "other", {"finetuned": BETTER}, ids=[f"x{i}" for i in range(N)])
+    text = build_report([run, other])
+    assert "Not compared: other: fine-tuned LM (other/finetuned and study/finetuned are not over the same" in text
+    assert "▲" not in rows_of(text, "other: fine-tuned LM")[0] and "▲" in rows_of(text, "study: our method")[0]
+    (run / "finetuned" / "per_example.parquet").unlink()
+    text = build_report([run])
+    assert "Not compared: fine-tuned LM" in text and "▲" not in text
+
+
+# --- several seeds --------------------------------------------------------------------------------------------------
+
+
+def test_unlike_candidates_are_told(run):
+    assert "is no candidate" not in build_report([run])
+    for method in ("our_method", "random"):
+        file = run / method / "results.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"exclude_history": True}))
+    assert "The history is no candidate in: random, our method; in the other rows it is" in build_report([run])
+
+
+def test_seeds_are_summarized_by_mean_and_spread(tmp_path):
+    hits = {0: 30, 1: 36, 10: 33}
+    for seed, n in hits.items():
+        make_run(
+            tmp_path / "s" / f"seed-{seed}", {"finetuned": [0] * n + [15] * (N - n), "popularity": [15] * 50 + [0] * 10}
+        )
+    text = build_report([tmp_path / "s"])
+    # 0.50, 0.60, 0.55: mean 0.55, sample standard deviation 0.05
+    assert "0.5500 ± 0.0500 (0.5000..0.6000)" in rows_of(text, "fine-tuned LM")[1]
+    assert "0.1667 ± 0.0000 (0.1667..0.1667) ▼" in rows_of(text, "popularity")[1]
+    assert "- seeds: 0, 1, 10" in text and "averaged over the row's seeds first" in text
+    assert "mean ± standard deviation (least..greatest) over the seeds" in text
+    # the manifest names the seeds that count; without it all do
+    (tmp_path / "s" / "manifest.json").write_text(json.dumps({"seeds": [0, 1]}))
+    assert "0.5500 ± 0.0707 (0.5000..0.6000)" in build_report([tmp_path / "s"])
+    make_run(tmp_path / "s" / "seed-0", {"extra": FINETUNED})
+    rows = rows_of(build_report([tmp_path / "s"]), "extra (1 seed)")
+    assert "0.5000 [" in rows[0]
+
+
+def test_spread_by_hand():
+    assert spread([2.0, 4.0]) == pytest.approx((3.0, 2**0.5, 2.0, 4.0))
+    assert spread([2.0]) == (2.0, 0.0, 2.0, 2.0)
+
+
+# --- README ---------------------------------------------------------------------------------------------------------
+
+
+def test_readme_tables_come_from_the_runs_files(run, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    before, after = "# Title\r\n\r\nIntro ü\r\n<!-- results:study -->", "<!-- /results -->\r\n\r\nOutro, no newline"
+    readme.write_bytes((before + "\r\nold\r\n" + after).encode())
+    command = ["report", str(run), "--update_readme", str(readme), "--readme_columns", "hr@1", "ndcg@10"]
+    assert cli.main(command) == 0
+    text = readme.read_bytes().decode()
+    assert text.startswith(before + "\r\n|") and text.endswith("\r\n" + after) and "old" not in text
+    results = json.loads((run / "our_method" / "results.json").read_text())
+    row = rows_of(text, "our method")[0]
+    assert f"{results['hr@1']:.4f} [{results['hr@1_low']:.4f}, {results['hr@1_high']:.4f}] ▲" in row
+    assert f"Made by `bigrec-hf report {run} --readme_columns hr@1 ndcg@10 --update_readme {readme}`" in text
+    assert "Holm" in text
+    assert cli.main(command) == 0 and readme.read_bytes().decode() == text  # nothing to change
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing", "holds no mark '<!-- results:study -->'"),
+        ("<!-- results:study -->", "is not closed"),
+        ("<!-- results:study --><!-- results:other --><!-- /results -->", "is not closed"),
+        ("<!-- results:study --><!-- /results --><!-- results:study --><!-- /results -->", "holds 2 times the mark"),
+    ],
+)
+def test_missing_marks_are_errors_and_change_nothing(run, tmp_path, capsys, text, message):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    columns = ["--readme_columns", "hr@1"]
+    assert cli.main(["report", str(run), "--update_readme", str(readme), *columns]) == 2
+    assert message in capsys.readouterr().err and readme.read_text() == text
+
+
+def test_readme_faults(run, tmp_path, capsys):
+    assert cli.main(["report", str(run), "--update_readme", str(tmp_path / "none.md")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "r.md").write_text("<!-- results:study -->\n<!-- /results -->")
+    assert cli.main(["report", str(run), "--update_readme", str(tmp_path / "r.md"), "--readme_columns", "hr@2"]) == 2
+    assert "'hr@2', which no row has: choose among hr@1, hr@10" in capsys.readouterr().err
+
+
+def test_only_the_named_block_changes():
+    text = "<!-- results:a -->\n1\n<!-- /results -->\n<!-- results:b -->\n2\n<!-- /results -->\n"
+    changed = replace_block(text, "b", "x\ny", "README")
+    assert changed == text.replace("2", "x\ny")
+
+
+# --- plots ----------------------------------------------------------------------------------------------------------
+
+
+def test_plots(run, capsys):
+    pytest.importorskip("matplotlib")
+    unordered = {"gamma": [0.0, 2.0, 1.0], "ndcg@10": [0.1, 0.3, 0.2], "hr@10": [0.0, 0.5, 0.25]}
+    write_table(pa.table(unordered), run / "our_method" / "curve.parquet")
+    write_table(pa.table({"share": [0.0, 1.0], "ndcg@10": [0.4, 0.1]}), run / "random" / "curve.parquet")
+    assert cli.main(["report", str(run), "--plots"]) == 0
+    assert f"plot: {run / 'metrics.png'}" in capsys.readouterr().out
+    for name in ("metrics.png", "curves.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    axes = metrics_figure(load_rows([run])).axes
+    lines = {line.get_label(): line.get_ydata().tolist() for line in axes[1].get_lines()}
+    assert lines["our method"] == pytest.approx([55 / N, 55 / N]) and len(lines) == 4
+    curves = read_curves(run)
+    assert {name: list(panel) for name, panel in curves.items()} == {
+        "our_method: gamma": ["ndcg@10", "hr@10"],
+        "random: share": ["ndcg@10"],
+    }
+    gamma, value = curves["our_method: gamma"]["ndcg@10"]
+    assert (gamma.tolist(), value.tolist()) == ([0, 1, 2], [0.1, 0.2, 0.3])
+    drawn = [line.get_ydata().tolist() for axes in curves_figure(curves).axes for line in axes.get_lines()]
+    # relative to the least parameter, but as it is where that metric is zero
+    assert drawn == [pytest.approx([1, 2, 3]), [0, 0.25, 0.5], pytest.approx([1, 0.25])]
+    write_table(pa.table({"gamma": [1.0], "value": [1.0]}), run / "random" / "curve.parquet")
+    with pytest.raises(BigrecError, match="expected a parameter and metrics"):
+        read_curves(run)
+
+
+def test_without_matplotlib_a_line_says_so(run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert plot_rows(run, load_rows([run])) == [
+        "no plots: matplotlib is not installed (pip install 'bigrec_hf[bench]')"
+    ]
+    assert not (run / "metrics.png").exists()
+
+
+def test_the_report_needs_no_matplotlib(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "fine-tuned LM" in build_report([run])
+
+
+@pytest.mark.parametrize(
+    ("method", "label"),
+    [
+        ("finetuned", "fine-tuned LM"),
+        ("finetuned_mix_popularity", "fine-tuned LM, mix popularity"),
+        ("zero_shot_hybrid", "zero-shot LM, hybrid"),
+        ("sasrec", "SASRec"),
+        ("randomized", "randomized"),
+    ],
+)
+def test_labels(method, label):
+    assert Row("run", method, [], []).label == label
+
+
+def test_figures_that_are_not_there_are_a_dash(run):
+    row = load_rows([run])[0]
+    assert format_score(row, "hr@99") == "-"

@@ -1,0 +1,450 @@
+"""Training: tokens and labels, every precision, and that a kill or a second process changes nothing."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.examples import EXAMPLE_FEATURES, load_examples, load_json_examples
+from bigrec_hf.data.prompts import ALPACA_PREAMBLE
+from bigrec_hf.models.loading import count_parameters, load_base, load_generator, lora_config
+from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
+from bigrec_hf.sft import stage as sft
+from bigrec_hf.sft import trainer as training
+from bigrec_hf.sft.trainer import CompletionLossTrainer
+from tests.helpers.tiny import save_tiny_model, tiny_tokenizer, write_tiny_json
+
+QUICK = SftSettings(
+    sample=16,
+    validation_sample=8,
+    epochs=2,
+    learning_rate=1e-2,
+    warmup_steps=0,
+    global_batch_size=8,
+    micro_batch_size=4,
+    lora_dropout=0.0,
+)
+
+
+def one_example(titles: list[str], target: str) -> Dataset:
+    record = {
+        "example_id": ["u:3"],
+        "instruction": ["Recommend."],
+        "input_prefix": ["Seen:"],
+        "history": [list(range(len(titles)))],
+        "history_titles": [titles],
+        "target": [7],
+        "target_title": [target],
+    }
+    return Dataset.from_dict(record, features=EXAMPLE_FEATURES)
+
+
+def train(folder: Path, tiny_model_dir: str, tiny_prepared: str, quantization: str = "none", **changes) -> dict:
+    run = RunSettings(run_dir=str(folder), seed=changes.pop("seed", 0))
+    settings = replace(QUICK, adapter_dir=str(folder / "adapter"), **changes)
+    model = ModelSettings(base_model=tiny_model_dir, dtype="float32", quantization=quantization)
+    return sft.main(run, DataSettings(dataset=[tiny_prepared]), model, PromptSettings(), settings)
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+# --- tokens and labels ----------------------------------------------------------------------------------------------
+
+
+def test_labels_cover_the_title_and_eos_only():
+    tokenizer = tiny_tokenizer()
+    tokens, dropped = sft.tokenize_examples(
+        one_example(["Heat (1995)", "Fargo (1996)"], "Babe (1995)"),
+        "alpaca-basic",
+        tokenizer,
+        max_history=10,
+        max_length=1024,
+        completion_only=True,
+    )
+    ids, labels = tokens[0]["input_ids"], tokens[0]["labels"]
+    assert dropped == 0
+    assert ids[-1] == tokenizer.eos_token_id
+    answer = [label for label in labels if label != -100]
+    assert tokenizer.decode(answer[:-1]) == '"Babe (1995)"'
+    assert labels[-len(answer) :] == ids[-len(answer) :]
+    prompt = tokenizer.decode(ids[: -len(answer)])
+    assert prompt == (
+        f"{ALPACA_PREAMBLE}\n\n### Instruction:\nRecommend.\n\n### Input:\n"
+        'Seen:"Heat (1995)", "Fargo (1996)"\n \n\n### Response:\n'
+    )
+
+
+def test_whole_sequence_loss_labels_every_token():
+    tokens, _ = sft.tokenize_examples(
+        one_example(["Heat (1995)"], "Babe (1995)"),
+        "chat-basic",
+        tiny_tokenizer(),
+        max_history=10,
+        max_length=1024,
+        completion_only=False,
+    )
+    assert tokens[0]["labels"] == tokens[0]["input_ids"]
+
+
+def test_a_long_history_loses_its_oldest_titles_never_the_completion():
+    titles = [f"Movie number {i} (19{i:02d})" for i in range(40)]
+    tokenizer = tiny_tokenizer()
+    options = {"max_history": 40, "completion_only": True}
+    full, _ = sft.tokenize_examples(
+        one_example(titles, "Babe (1995)"), "alpaca-basic", tokenizer, max_length=4096, **options
+    )
+    limit = len(full[0]["input_ids"]) - 60
+    cut, dropped = sft.tokenize_examples(
+        one_example(titles, "Babe (1995)"), "alpaca-basic", tokenizer, max_length=limit, **options
+    )
+    text = tokenizer.decode(cut[0]["input_ids"])
+    assert len(cut[0]["input_ids"]) <= limit
+    assert 0 < dropped < 40
+    assert text.endswith('"Babe (1995)"</s>')
+    assert f'"{titles[dropped]}"' in text
+    assert f'"{titles[dropped - 1]}"' not in text
+
+
+def test_no_room_for_a_prompt_is_an_error():
+    with pytest.raises(BigrecError, match="raise max_length"):
+        sft.tokenize_examples(
+            one_example([], "Babe (1995)"),
+            "alpaca-basic",
+            tiny_tokenizer(),
+            max_history=10,
+            max_length=20,
+            completion_only=True,
+        )
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_accumulation_steps():
+    assert training.accumulation_steps(128, 8, 1) == 16
+    assert training.accumulation_steps(128, 8, 4) == 4
+    with pytest.raises(BigrecError, match="choose 126"):
+        training.accumulation_steps(128, 6, 1)
+
+
+def test_an_unknown_trainer_argument_is_named(tmp_path, tiny_model_dir, tiny_prepared):
+    with pytest.raises(BigrecError, match="max_seq_length"):
+        train(tmp_path, tiny_model_dir, tiny_prepared, trainer_args={"max_seq_length": 3})
+    for wrong in ({"learning_rate": "abc"}, {"logging_steps": [1]}):
+        with pytest.raises(BigrecError, match=f"trainer_args {next(iter(wrong))}: .* is no number"):
+            train(tmp_path, tiny_model_dir, tiny_prepared, trainer_args=wrong)
+
+
+def test_reference_settings_give_eight_steps_an_epoch():
+    config = training.trainer_config(
+        "unused",
+        dtype=torch.float32,
+        quantized=False,
+        seed=0,
+        n_train=1024,
+        has_validation=True,
+        max_length=1024,
+        **{
+            name: getattr(SftSettings(), name)
+            for name in inspect.signature(training.trainer_config).parameters
+            if hasattr(SftSettings(), name)
+        },
+    )
+    assert 1024 / (config.per_device_train_batch_size * config.gradient_accumulation_steps) == 8
+    assert (config.learning_rate, config.warmup_steps, config.num_train_epochs) == (1e-4, 20, 5)
+    assert config.lr_scheduler_type == "linear"
+    assert config.load_best_model_at_end and config.metric_for_best_model == "eval_loss"
+
+
+def test_missing_data_model_and_adapter_are_one_line_errors(tmp_path, tiny_prepared):
+    with pytest.raises(BigrecError, match="--dataset"):
+        sft.main(RunSettings(), DataSettings(), ModelSettings(), PromptSettings(), SftSettings())
+    with pytest.raises(BigrecError, match="does not exist"):
+        train(tmp_path, str(tmp_path / "none"), tiny_prepared)
+    base = save_tiny_model(tmp_path / "base")
+    with pytest.raises(BigrecError, match="bigrec-hf sft"):
+        load_generator(base, str(tmp_path), dtype="float32", quantization="none", attn_implementation=None)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def loss_curve(trainer_class, tiny_model_dir: str, tiny_prepared: str, folder: Path) -> list[float]:
+    tokenizer = tiny_tokenizer()
+    examples = load_examples(tiny_prepared, "train", sample=16, seed=0)
+    options = {"max_history": 10, "max_length": 1024, "completion_only": True}
+    tokens, _ = sft.tokenize_examples(examples, "alpaca-basic", tokenizer, **options)
+    config = training.trainer_config(
+        str(folder),
+        dtype=torch.float32,
+        quantized=False,
+        seed=0,
+        n_train=16,
+        has_validation=True,
+        epochs=3,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        global_batch_size=8,
+        micro_batch_size=4,
+        max_length=1024,
+        packing=False,
+        length_grouping=False,
+        activation_checkpointing=False,
+        evals_per_epoch=1,
+        trainer_args={},
+    )
+    trainer = trainer_class(
+        model=load_base(tiny_model_dir, dtype="float32"),
+        args=config,
+        train_dataset=tokens,
+        eval_dataset=tokens,
+        processing_class=tokenizer,
+        peft_config=lora_config(r=8, alpha=16, dropout=0.0, target_modules=["q_proj", "v_proj"]),
+    )
+    trainer.train()
+    return [
+        log.get("loss", log.get("eval_loss"))
+        for log in trainer.state.log_history
+        if "loss" in log or "eval_loss" in log
+    ]
+
+
+def test_our_cpu_loss_is_the_stock_loss(tmp_path, tiny_model_dir, tiny_prepared):
+    ours = loss_curve(training.CompletionLossTrainer, tiny_model_dir, tiny_prepared, tmp_path / "ours")
+    stock = loss_curve(SFTTrainer, tiny_model_dir, tiny_prepared, tmp_path / "stock")
+    assert len(ours) == 6 + 3
+    np.testing.assert_allclose(ours, stock, rtol=2e-5)
+    assert ours[-1] < ours[0]
+
+
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.5])
+def test_prompts_are_not_shared_where_the_base_drops_attention(tiny_model_dir, attention_dropout):
+    base = load_base(tiny_model_dir, dtype="float32")
+    base.config.attention_dropout = attention_dropout  # drawn by a function, not by a module
+    lora = lora_config(r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
+    model = PeftModel(base, lora)
+    trainer = SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped))
+    model.train()
+    assert CompletionLossTrainer.shares_prompts(trainer) == (attention_dropout == 0.0)
+    model.eval()
+    assert CompletionLossTrainer.shares_prompts(trainer)
+
+
+@pytest.mark.parametrize("quantization", ["none", "8bit", "4bit"])
+def test_every_precision_trains_and_loads_again(tmp_path, tiny_model_dir, tiny_prepared, quantization):
+    record = train(tmp_path, tiny_model_dir, tiny_prepared, quantization, epochs=4)
+    losses = [log["eval_loss"] for log in record["history"] if "eval_loss" in log]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0] - 0.05
+    # q: 64 -> 64, v: 64 -> 32, rank 8, two layers
+    assert record["trainable_parameters"] == 2 * 8 * ((64 + 64) + (64 + 32))
+    base = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_model_dir).parameters())
+    assert record["total_parameters"] == base + record["trainable_parameters"]
+    model = load_generator(
+        tiny_model_dir,
+        str(tmp_path / "adapter"),
+        dtype="float32",
+        quantization=quantization,
+        attn_implementation=None,
+    )
+    assert isinstance(model, PeftModel) == (quantization != "none")
+    assert any(bool((t != 0).any()) for name, t in adapter_weights(tmp_path).items() if "lora_B" in name)
+    assert not (tmp_path / "adapter" / "training_args.bin").exists()
+
+
+def test_four_bit_training_is_not_changed_by_evaluations(tmp_path, tiny_model_dir, tiny_prepared):
+    with_evaluation = train(tmp_path / "a", tiny_model_dir, tiny_prepared, "4bit", evals_per_epoch=1, patience=0)
+    without = train(tmp_path / "b", tiny_model_dir, tiny_prepared, "4bit", evals_per_epoch=0)
+    curves = [[log["loss"] for log in r["history"] if "loss" in log] for r in (with_evaluation, without)]
+    assert len(curves[0]) == 4
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("option", ["packing", "length_grouping", "activation_checkpointing", "whole_sequence"])
+def test_options_train(tmp_path, tiny_model_dir, tiny_prepared, option):
+    changes = {"completion_only": False} if option == "whole_sequence" else {option: True}
+    if option == "packing":
+        changes |= {"global_batch_size": 2, "micro_batch_size": 1}
+    record = train(tmp_path, tiny_model_dir, tiny_prepared, **changes)
+    losses = [log["eval_loss"] for log in record["history"] if "eval_loss" in log]
+    assert losses[-1] < losses[0]
+
+
+def test_packing_does_not_leak_between_examples(tmp_path, tiny_model_dir, tiny_prepared):
+    """At learning rate 0 the mean loss over the data is the same packed and unpacked."""
+    means = []
+    for packing in (True, False):
+        record = train(
+            tmp_path / str(packing),
+            tiny_model_dir,
+            tiny_prepared,
+            packing=packing,
+            epochs=1,
+            learning_rate=0.0,
+            global_batch_size=16 if not packing else 4,
+            micro_batch_size=1,
+            patience=0,
+        )
+        means.append([log["loss"] for log in record["history"] if "loss" in log])
+    assert len(means[1]) == 1
+    # packed sequences hold unequal numbers of title tokens, so compare the range, not the exact mean of means
+    assert np.mean(means[0]) == pytest.approx(means[1][0], rel=0.01)
+
+
+def test_several_data_sets_and_json_files(tmp_path, tiny_model_dir, tiny_prepared):
+    file = write_tiny_json(tmp_path / "train.json", 30)
+    data = sft.load_training_data([tiny_prepared, tiny_prepared], [file], "train", sample=10, seed=0)
+    assert len(data) == 30
+    assert list(data["example_id"][20:]) == list(load_json_examples(file, sample=10, seed=0)["example_id"])
+    drawn = load_examples(tiny_prepared, "train", seed=0)["example_id"][:10]
+    assert list(data["example_id"][:10]) == list(drawn)
+    record = sft.main(
+        RunSettings(run_dir=str(tmp_path)),
+        DataSettings(train_json=[file], validation_json=[file]),
+        ModelSettings(base_model=tiny_model_dir),
+        PromptSettings(train_prompt="chat-basic"),
+        replace(QUICK, adapter_dir=str(tmp_path / "adapter")),
+    )
+    assert (record["n_train"], record["n_validation"]) == (16, 8)
+
+
+def test_early_stopping_keeps_the_best_adapter(tmp_path, tiny_model_dir, tiny_prepared, monkeypatch):
+    scripted, seen = iter([3.0, 2.0, 2.5, 2.4, 1.0]), []
+    loop = CompletionLossTrainer.evaluation_loop
+
+    def scripted_loop(self, *args, **options):
+        output = loop(self, *args, **options)
+        output.metrics["eval_loss"] = next(scripted)
+        weights = get_peft_model_state_dict(self.model)
+        seen.append({name: value.detach().clone() for name, value in weights.items()})
+        return output
+
+    monkeypatch.setattr(CompletionLossTrainer, "evaluation_loop", scripted_loop)
+    record = train(tmp_path, tiny_model_dir, tiny_prepared, epochs=12, patience=2)
+    assert len(seen) == 4 and record["best_eval_loss"] == 2.0  # two evaluations without a better one, then the end
+    kept = adapter_weights(tmp_path)
+    assert kept.keys() == seen[1].keys()
+    assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
+    assert not all(torch.equal(kept[name], seen[3][name]) for name in kept)
+
+
+def test_a_finished_adapter_is_kept_and_changed_settings_train_again(tmp_path, tiny_model_dir, tiny_prepared, capsys):
+    first = train(tmp_path, tiny_model_dir, tiny_prepared)
+    again = train(tmp_path, tiny_model_dir, tiny_prepared)
+    assert "kept" in capsys.readouterr().out
+    assert again["started"] == first["started"]
+    changed = train(tmp_path, tiny_model_dir, tiny_prepared, seed=1)
+    assert changed["fingerprint"] != first["fingerprint"]
+
+
+def test_the_same_seed_gives_the_same_adapter(tmp_path, tiny_model_dir, tiny_prepared):
+    for name in ("a", "b"):
+        train(tmp_path / name, tiny_model_dir, tiny_prepared, lora_dropout=0.1)
+    first, second = adapter_weights(tmp_path / "a"), adapter_weights(tmp_path / "b")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- kills and processes --------------------------------------------------------------------------------------------
+
+
+def command(folder: Path, tiny_model_dir: str, tiny_prepared: str, **flags) -> list[str]:
+    given = {
+        "dataset": tiny_prepared,
+        "base_model": tiny_model_dir,
+        "dtype": "float32",
+        "run_dir": folder,
+        "sample": 16,
+        "validation_sample": 4,
+        "epochs": 6,
+        "learning_rate": 0.01,
+        "warmup_steps": 0,
+        "global_batch_size": 8,
+        "micro_batch_size": 4,
+        "lora_dropout": 0.1,
+        "patience": 0,
+        **flags,
+    }
+    return ["-m", "bigrec_hf.sft", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
+
+
+def test_a_killed_training_resumes_to_the_same_adapter(tmp_path, tiny_model_dir, tiny_prepared):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name in ("whole", "killed"):
+        arguments = [sys.executable, *command(tmp_path / name, tiny_model_dir, tiny_prepared)]
+        if name == "killed":
+            process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            waited = time.monotonic() + 120
+            while not list((tmp_path / name / "checkpoints").glob("checkpoint-[2-9]*/trainer_state.json")):
+                assert process.poll() is None and time.monotonic() < waited, "no checkpoint appeared"
+                time.sleep(0.005)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            assert not (tmp_path / name / "adapter" / "training.json").exists()
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    whole, resumed = adapter_weights(tmp_path / "whole"), adapter_weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_two_processes_train_the_same_adapter(tmp_path, tiny_model_dir, tiny_prepared):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    torchrun += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    for n, launcher in ((1, [sys.executable]), (2, torchrun)):
+        flags = {"lora_dropout": 0.0, "micro_batch_size": 2, "epochs": 2}
+        arguments = [*launcher, *command(tmp_path / str(n), tiny_model_dir, tiny_prepared, **flags)]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=150)
+        assert done.returncode == 0, done.stderr[-3000:]
+        record = json.loads((tmp_path / str(n) / "adapter" / "training.json").read_text())
+        assert record["n_processes"] == n
+    one, two = adapter_weights(tmp_path / "1"), adapter_weights(tmp_path / "2")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+
+
+def test_count_parameters_sees_through_packed_weights(tiny_model_dir):
+    plain = count_parameters(load_base(tiny_model_dir, dtype="float32"))
+    packed = count_parameters(load_base(tiny_model_dir, dtype="float32", quantization="4bit"))
+    assert packed[1] == plain[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'\xff\xfe["a"]', "not UTF-8"),
+        (b'["no object"]', "record 0: no text field 'instruction'"),
+        (b'[{"instruction": "a", "input": "watched:\\"Heat", "output": "b"}]', "record 0: the input"),
+    ],
+)
+def test_a_broken_json_file_is_named_with_its_record(tmp_path, content, words):
+    file = tmp_path / "train.json"
+    file.write_bytes(content)
+    with pytest.raises(BigrecError, match=words) as error:
+        load_json_examples(str(file))
+    assert str(file) in str(error.value)
+
+
+def test_a_json_file_may_open_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "train.json"
+    file.write_bytes(b'\xef\xbb\xbf[{"instruction": "a", "input": "watched:", "output": "b"}]')
+    assert load_json_examples(str(file))["target_title"] == ["b"]
