@@ -22,9 +22,7 @@ def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_process_name_that_is_no_utf_8_does_not_matter():
-    program = "from bigrec_hf.common.environment import peak_memory_mib; "
-    program += "open('/proc/self/comm', 'wb').write(b'\\xd0'); "
-        "from bigrec_hf.common.environment import peak_memory_mib; open('/proc/self/comm', 'wb').write(b'\\xd0'); "
-    )
+    rename = "open('/proc/self/comm', 'wb').write(b'\\xd0'); "
+    program = f"from bigrec_hf.common.environment import peak_memory_mib; {rename}"
     child = subprocess.run([sys.executable, "-c", program + "print(peak_memory_mib())"], capture_output=True, text=True)
     assert child.returncode == 0 and int(child.stdout) > 0, child.stderr
