@@ -8,7 +8,9 @@ export TOKENIZERS_PARALLELISM := false
 # two threads on shared cores were measured 3 to 8 times slower than one (docs/experiments.md); override on cores of your own
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install quickstart quickstart-short test lint bench clean
+.PHONY: install quickstart quickstart-short test test-all lint bench clean
+# processes that share the tests; each computes on one thread
+WORKERS ?= 2
 install: $(STAMP)
 
 # torch goes first and by its exact pin: that is what selects the CPU build on a machine without a GPU
@@ -28,12 +30,18 @@ quickstart-short: $(STAMP)
 	$(BIN)/bigrec-hf run --config recipes/quickstart/movielens_smollm2.yaml --run_dir runs/quickstart-short \
 	  --sample 16 --validation_sample 8 --eval_sample 8
 
+# the tests without those marked slow; ARGS='-k trie -x' and the like
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m mypy
 
 # BENCH='--only sft --full' and the like
 bench: $(STAMP)
