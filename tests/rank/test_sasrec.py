@@ -263,6 +263,20 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, negatives):
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_checkpoint_cut_off_while_it_was_written_is_not_resumed_from(tmp_path, file):
+    inputs = (sequences_of(cycle()), np.full(6, 60), ([[0, 1]], [2]))
+    options = SETTINGS | {"seed": 3, "epochs": 4}
+    whole, record = train_sasrec(*inputs, tmp_path / "whole", **options)
+    train_sasrec(*inputs, tmp_path / "cut", **options)
+    newest = tmp_path / "cut" / f"checkpoint-{record['optimizer_steps']}"
+    (newest / file).write_bytes((newest / file).read_bytes()[:100])
+    (newest / "trainer_state.json").unlink()
+    resumed, again = train_sasrec(*inputs, tmp_path / "cut", **options)
+    assert again["optimizer_steps"] == record["optimizer_steps"]
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
 def test_same_seed_same_model_and_early_stopping(tmp_path):
     inputs = (sequences_of(cycle()), np.full(6, 60), ([[5, 0]], [3]))  # the validation target never follows
     options = SETTINGS | {"epochs": 30, "patience": 2, "seed": 1}

@@ -406,6 +406,35 @@ def test_a_killed_training_resumes_to_the_same_adapter(tmp_path, tiny_model_dir,
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+class Stopped(BaseException):
+    """A kill: no handler of the code under test may catch it."""
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_training_killed_while_it_writes_a_checkpoint_resumes(
+    tmp_path, tiny_model_dir, tiny_prepared, monkeypatch, file
+):
+    """The folder of step 4 is left without what comes after `file`, and with half of that."""
+    changes = {"epochs": 4, "lora_dropout": 0.1, "patience": 0}
+    train(tmp_path / "whole", tiny_model_dir, tiny_prepared, **changes)
+    written = ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+
+    def rotate_never_reached(output_dir, **options):
+        checkpoint = Path(output_dir) / "checkpoint-4"
+        if checkpoint.exists():
+            for name in written[written.index(file) + 1 :]:
+                (checkpoint / name).unlink()
+            (checkpoint / file).write_bytes((checkpoint / file).read_bytes()[:100])
+            raise Stopped
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr("transformers.trainer.rotate_checkpoints", rotate_never_reached)
+        train(tmp_path / "killed", tiny_model_dir, tiny_prepared, **changes)
+    train(tmp_path / "killed", tiny_model_dir, tiny_prepared, **changes)
+    whole, resumed = adapter_weights(tmp_path / "whole"), adapter_weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_two_processes_train_the_same_adapter(tmp_path, tiny_model_dir, tiny_prepared):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
+from bigrec_hf.models.checkpoints import last_checkpoint
 from bigrec_hf.models.loading import count_parameters
 from bigrec_hf.sft.shared_prefix import merge_batch, use_shared_attention
 
@@ -53,6 +53,12 @@ class CompletionLossTrainer(SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all processes
         return (loss, outputs) if return_outputs else loss
+
+    def _save_rng_state(self, output_dir):
+        """Wait until the random states of all processes are written: the trainer's state, which comes next, says that
+        the checkpoint is complete."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def set_initial_training_values(self, args, dataloader):
         """A stream without a length holds all its passes: one epoch of the trainer, none after the last step."""
@@ -192,8 +198,9 @@ def train_adapter(
     trainable, total = count_parameters(trainer.model)
     if trainer.is_world_process_zero():
         print(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.4%})", flush=True)
-    resumable = any(Path(config.output_dir).glob("checkpoint-*/trainer_state.json"))
-    result = trainer.train(resume_from_checkpoint=True if resumable else None)
+    with process_state().main_process_first():
+        checkpoint = last_checkpoint(config.output_dir)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     history = trainer.state.log_history
     passes = 1.0
     if isinstance(train, IterableDataset):  # the trainer counts the whole stream as one epoch

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.sequences import ItemSequences
 from bigrec_hf.metrics.ndcg_hr.scores import mean_scores
+from bigrec_hf.models.checkpoints import last_checkpoint
 from bigrec_hf.rank.from_scores import rank_scores
 from bigrec_hf.rank.sasrec.model import SasRecConfig, SasRecModel, inclusion_probabilities
 from bigrec_hf.rank.sasrec.windows import WindowDataset, collate, pad_histories, windows
@@ -166,8 +167,7 @@ def train_sasrec(
         histories=validation[0],
         targets=validation[1],
     )
-    resumable = any(checkpoints.glob("checkpoint-*/trainer_state.json"))
-    result = trainer.train(resume_from_checkpoint=True if resumable else None)
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     return trainer.model.eval(), {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "windows": len(inputs),

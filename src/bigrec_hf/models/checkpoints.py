@@ -1,0 +1,75 @@
+"""Which of a trainer's checkpoints a training can go on from.
+
+transformers writes a checkpoint file by file, the trainer's state last, and takes the folder with the highest step for
+the newest checkpoint. A kill or a full disk in between leaves a folder from which nothing can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+STATE_FILE = "trainer_state.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors")
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")  # the last two are folders: FSDP, ZeRO
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest complete checkpoint in `folder`, or None; broken ones are removed. Of several processes the first has
+    to come first."""
+    for checkpoint in checkpoints(folder):
+        if not is_complete(checkpoint):
+            print(f"{checkpoint} was not written completely: removed", flush=True)
+            shutil.rmtree(checkpoint)
+    return next(map(str, checkpoints(folder)), None)
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoint folders in `folder`, newest step first."""
+    steps = {}
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if step.isdigit() and path.is_dir():
+            steps[int(step)] = path
+    return [steps[step] for step in sorted(steps, reverse=True)]
+
+
+def is_complete(checkpoint: Path, *, with_best: bool = True) -> bool:
+    """Whether weights, optimizer, schedule, random states and the trainer's state are there and every file can be read;
+    `with_best`: also those of the best checkpoint so far, which lies beside it and is loaded at the end."""
+    if not any((checkpoint / name).is_file() for name in WEIGHT_FILES):
+        return False
+    if not any(any(checkpoint.glob(pattern)) for pattern in OPTIMIZERS) or not any(checkpoint.glob("rng_state*.pth")):
+        return False
+    if not (checkpoint / "scheduler.pt").is_file() and not any(checkpoint.glob("global_step*")):
+        return False
+    if not all(map(is_readable, (file for file in checkpoint.rglob("*") if file.is_file()))):
+        return False
+    try:
+        best = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")).get("best_global_step")
+    except (OSError, ValueError, AttributeError):
+        return False
+    beside = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{best}")
+    return not with_best or not best or beside == checkpoint or is_complete(beside, with_best=False)
+
+
+def is_readable(file: Path) -> bool:
+    """Whether a file of PyTorch (a zip archive with checksums), of safetensors or of JSON is whole; others count as
+    such."""
+    try:
+        if file.suffix in (".pt", ".pth", ".bin"):
+            with zipfile.ZipFile(file) as archive:
+                return archive.testzip() is None
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"):  # refuses a file that is not as long as its header says
+                return True
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, zipfile.BadZipFile, SafetensorError):
+        return False
+    return True
