@@ -21,10 +21,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.common import BASE_MODEL, Row, arguments, now, seconds, set_threads, write_result
 from benchmarks.encode import load_titles
 from bigrec_hf.data.prompts import build_input_prefix, build_instruction, fit_prompt
+from bigrec_hf.data.trie import build_title_trie
 from bigrec_hf.generate.constrained import Assistant, Constraint
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.strategy import Decoding
-from bigrec_hf.generate.trie import build_title_trie
 from bigrec_hf.models.loading import load_tokenizer
 
 TEMPLATE = "alpaca-basic"

@@ -17,11 +17,11 @@ from bigrec_hf.common.shards import ShardFolder
 from bigrec_hf.data.catalog import Catalog, load_catalog
 from bigrec_hf.data.item_scores import write_scores
 from bigrec_hf.data.prompts import build_output, completion_token_ids
+from bigrec_hf.data.trie import build_title_trie, build_trie
 from bigrec_hf.generate import stage as generate
 from bigrec_hf.generate.constrained import LEAST_MASS, Assistant, Constraint, TrieProcessor, load_constraint
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.strategy import Decoding
-from bigrec_hf.generate.trie import build_title_trie, build_trie
 from bigrec_hf.settings.recipes import build_settings
 from tests.helpers.tiny import TITLES, save_tiny_model, tiny_model, tiny_tokenizer, write_tiny_catalog, write_tiny_json
 

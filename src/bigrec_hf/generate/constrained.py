@@ -26,7 +26,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.fingerprints import file_fingerprint
 from bigrec_hf.data.catalog import catalog_sha256
 from bigrec_hf.data.item_scores import read_scores
-from bigrec_hf.generate.trie import TitleTrie, Trie, build_title_trie
+from bigrec_hf.data.trie import TitleTrie, Trie, build_title_trie
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

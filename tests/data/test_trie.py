@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import load_catalog
 from bigrec_hf.data.prompts import TEMPLATES, build_output, completion_token_ids, fit_prompt
-from bigrec_hf.generate.trie import build_title_trie, build_trie
+from bigrec_hf.data.trie import build_title_trie, build_trie
 from tests.helpers.tiny import TITLES, tiny_tokenizer
 
 DATA = Path(os.environ.get("BIGREC_HF_DATA", "/nonexistent"))
