@@ -1,0 +1,1 @@
+"""Metrics for `evaluate`, each a folder that is also a Hub Space."""

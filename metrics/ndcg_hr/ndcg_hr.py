@@ -1,13 +1,15 @@
 """NDCG@K and HR@K over a full catalog, as an `evaluate` module: from titles, from embeddings or from ranked lists."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 
 from .distances import check_vectors
-from .encoders import load_encoder
+from .encoders import Encoder, load_encoder
 from .names import split_revision
 from .nearest import NearestPool
 from .ranking import flat_rows, rank_catalog
@@ -151,7 +153,7 @@ class NdcgHr(evaluate.Metric):
         return scores
 
 
-def check_examples(config_name, predictions, references):
+def check_examples(config_name: str, predictions: Sequence[Any] | None, references: Sequence[Any] | None) -> None:
     """Raise a ValueError of one line where predictions or references are not what the config takes."""
     if predictions is None or references is None:
         missing = "predictions" if predictions is None else "references"
@@ -177,7 +179,7 @@ def check_examples(config_name, predictions, references):
             raise ValueError(f"prediction {i} is no list of whole numbers: give ids, best first, or an empty list")
 
 
-def is_numeric(value, dimensions, whole=False):
+def is_numeric(value: Any, dimensions: int, whole: bool = False) -> bool:
     """Whether a number or list (tensors too) holds numbers, none missing, in this many dimensions; `whole`: all are."""
     try:
         array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
@@ -189,8 +191,16 @@ def is_numeric(value, dimensions, whole=False):
 
 
 def ranks_of_titles(
-    predictions, references, ks, *, catalog=None, encoder=None, duplicates="best", memory_mib=256, batch_tokens=4096
-):
+    predictions: Sequence[str],
+    references: Sequence[str],
+    ks: Sequence[int],
+    *,
+    catalog: Sequence[str] | str | Path | None = None,
+    encoder: Encoder | Callable[[list[str]], Any] | str | Path | None = None,
+    duplicates: str = "best",
+    memory_mib: int = 256,
+    batch_tokens: int = 4096,
+) -> tuple[np.ndarray, np.ndarray]:
     """Ranks ((n,) int64; n_items for an empty prediction) and emptiness ((n,) bool) of generated titles."""
     if catalog is None or encoder is None:
         missing = "catalog" if catalog is None else "encoder"
@@ -222,7 +232,7 @@ def ranks_of_titles(
         if callable(encoder):
             vectors = np.asarray(encoder(everything))
         else:
-            encoder = load_encoder(encoder) if isinstance(encoder, str | Path) else encoder
+            encoder = load_encoder(str(encoder)) if isinstance(encoder, str | Path) else encoder
             vectors = encoder.encode(everything, batch_tokens)
         if vectors.ndim != 2 or len(vectors) != len(everything):
             raise ValueError(
@@ -241,7 +251,15 @@ def ranks_of_titles(
     return rank, np.array([not text for text in texts])
 
 
-def ranks_of_embeddings(predictions, references, ks, *, item_embeddings=None, duplicates="best", memory_mib=256):
+def ranks_of_embeddings(
+    predictions: Sequence[Sequence[float]],
+    references: Sequence[int],
+    ks: Sequence[int],
+    *,
+    item_embeddings: np.ndarray | None = None,
+    duplicates: str = "best",
+    memory_mib: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
     """Ranks ((n,) int64) of target rows for prediction vectors; none is empty."""
     if item_embeddings is None:
         raise ValueError("config 'embeddings' needs item_embeddings=: an array (n_items, d), in catalog order")
@@ -259,9 +277,9 @@ def ranks_of_embeddings(predictions, references, ks, *, item_embeddings=None, du
     return ranking.rank, np.zeros(len(references), bool)
 
 
-def same_vectors(items, rows):
+def same_vectors(items: np.ndarray, rows: Sequence[int]) -> list[list[int]]:
     """For each of `rows`, all rows of `items` (m, d) that hold the same vector, ascending."""
-    wanted = {(items[row] + 0.0).tobytes(): [] for row in set(rows)}  # + 0.0: no negative zeros
+    wanted: dict[bytes, list[int]] = {(items[row] + 0.0).tobytes(): [] for row in set(rows)}  # + 0.0: no negative zeros
     for row, vector in enumerate(items):
         found = wanted.get((vector + 0.0).tobytes())
         if found is not None:
@@ -269,7 +287,9 @@ def same_vectors(items, rows):
     return [wanted[(items[row] + 0.0).tobytes()] for row in rows]
 
 
-def ranks_of_lists(predictions, references, ks, *, duplicates="best"):
+def ranks_of_lists(
+    predictions: Sequence[list[int] | None], references: Sequence[int], ks: Sequence[int], *, duplicates: str = "best"
+) -> tuple[np.ndarray, np.ndarray]:
     """Ranks ((n,) int64; max(ks) where the id is absent) and emptiness ((n,) bool) of ranked id lists."""
     lengths = np.array([len(ids) if ids is not None else 0 for ids in predictions], np.int64)
     empty = lengths == 0
@@ -280,9 +300,9 @@ def ranks_of_lists(predictions, references, ks, *, duplicates="best"):
     return np.array(rank, np.int64), empty
 
 
-def place_of(target, ids, absent):
+def place_of(target: int, ids: list[int] | None, absent: int) -> int:
     """First position of `target` in a list, or `absent`; one pass, no copy."""
     try:
-        return ids.index(target)
-    except (ValueError, AttributeError):  # not in it; None is an empty list
+        return absent if ids is None else ids.index(target)
+    except ValueError:  # not in it
         return absent

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of recommendation: files, locks, shards, Hub names, errors."""

@@ -36,10 +36,16 @@ def environment() -> dict[str, Any]:
     commit = _git_commit()
     if commit is not None:
         record["git_commit"] = commit
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        record["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cuda = _cuda()
+    if cuda is not None:
+        record["gpus"] = [cuda.get_device_name(i) for i in range(cuda.device_count())]
     return record
+
+
+def _cuda() -> Any:
+    """`torch.cuda` where torch has been imported and sees a GPU, else None. torch is never imported for this."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
 def _git_commit() -> str | None:
@@ -74,12 +80,11 @@ def measured(record: dict[str, Any]) -> Iterator[None]:
     """Fill `record` with start (UTC), wall seconds and peak memory of the block, GPU memory where there is one."""
     record["started"] = datetime.now(UTC).isoformat(timespec="seconds")
     start = time.perf_counter()
-    torch = sys.modules.get("torch")
-    on_gpu = torch is not None and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.reset_peak_memory_stats()
     yield
     record["seconds"] = round(time.perf_counter() - start, 2)
     record["process_peak_memory_mib"] = peak_memory_mib()
-    if on_gpu:
-        record["gpu_peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    if cuda is not None:
+        record["gpu_peak_memory_mib"] = round(cuda.max_memory_allocated() / 2**20)

@@ -35,18 +35,19 @@ def is_hub_id(name: str, *, bare: bool = False) -> bool:
     return HUB_ID.fullmatch(path) is not None and (bare or "/" in path)
 
 
-def check_repo_id(name: str | None, flag: str) -> None:
-    """Raise BigrecError where a repository's name to be is none (`user/name`, as the Hub allows them)."""
+def check_repo_id(name: str | None, flag: str) -> str:
+    """The name of a repository to write to, unchanged. Raises BigrecError unless it is a `user/name` the Hub allows."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     path, _, revision = (name or "").partition("@")
-    if HUB_ID.fullmatch(path) is None or "/" not in path or revision:
+    if name is None or HUB_ID.fullmatch(path) is None or "/" not in path or revision:
         raise BigrecError(f"{flag} is {name!r}: expected user/name (a branch goes into --revision)")
     try:
         validate_repo_id(path)
     except HFValidationError as error:
         raise BigrecError(f"{flag} is {name!r}, which the Hub does not allow: {' '.join(str(error).split())}") from None
+    return name
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def resolve_commit(name: str, repo_type: str) -> str:
 
 
 def _is_network(error: BaseException | None) -> bool:
-    kinds = (ConnectionError, TimeoutError, *_transport_errors())
+    kinds: tuple[type[BaseException], ...] = (ConnectionError, TimeoutError, *_transport_errors())
     return any(isinstance(link, kinds) for link in _chain(error))
 
 
@@ -233,8 +234,9 @@ def fetch_folder(name: str, repo_type: str, patterns: Sequence[str] | None = Non
     path, revision = split_revision(name)
     if Path(path).is_dir():
         return Path(path)
+    allowed = None if patterns is None else list(patterns)
     with hub_errors(name):
-        return Path(snapshot_download(path, repo_type=repo_type, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(path, repo_type=repo_type, revision=revision, allow_patterns=allowed))
 
 
 # --- pinning --------------------------------------------------------------------------------------------------------

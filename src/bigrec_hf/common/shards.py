@@ -63,6 +63,7 @@ class ShardFolder:
         return self.missing()[self.rank :: self.n_processes]
 
     def write_table(self, number: int, table: pa.Table) -> None:
+        """Write shard `number`, whatever its columns."""
         write_atomically(self._file(number), lambda path: pq.write_table(table, path))
 
     def read_tables(self) -> list[pa.Table]:
@@ -70,6 +71,7 @@ class ShardFolder:
         return [pq.read_table(self._file(number)) for number in range(self.n_batches)]
 
     def write(self, number: int, positions: list[int], texts: list[list[str]], scores: list[list[float]]) -> None:
+        """Write shard `number` as SHARD_SCHEMA: the examples at `positions` with their texts and scores, best first."""
         self.write_table(number, pa.table({POSITION: positions, C.TEXTS: texts, C.SCORES: scores}, schema=SHARD_SCHEMA))
 
     @contextlib.contextmanager
@@ -146,7 +148,8 @@ def share_rows(
         for number in numbers:  # one share a process, less what an interrupted start has finished
             shards.write_table(number, compute(share_of_rows(n, part_rows, number, state.num_processes)))
         if not state.is_main_process:
-            return shards.wait_joined()
+            shards.wait_joined()
+            return None
         shards.wait_complete()
         table = pa.concat_tables(shards.read_tables()).combine_chunks()
         shards.remove()

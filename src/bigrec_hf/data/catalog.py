@@ -34,6 +34,7 @@ class Catalog:
     titles: list[str]
 
     def __len__(self) -> int:
+        """Number of items."""
         return len(self.titles)
 
     @cached_property

@@ -79,6 +79,7 @@ class Answers:
     histories: list[list[int]]  # [] where unknown
 
     def part(self, rows: slice) -> Answers:
+        """The entries in a slice of positions."""
         return Answers(self.example_ids[rows], self.texts[rows], self.targets[rows], self.histories[rows])
 
 
@@ -165,6 +166,7 @@ def evaluated_examples(folder: str | Path, catalog: Catalog, dataset: str, split
 
 
 def print_summary(facts: dict[str, Any]) -> None:
+    """Print one line about a finished `generate` stage from its generate.json, and one about shortened histories."""
     n = facts["n_examples"]
     shares = ", ".join(
         f"{facts[f'n_{name}'] / n:.1%} {name.replace('_', ' ')}" for name in ("empty", "in_catalog", "in_history")

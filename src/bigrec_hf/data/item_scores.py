@@ -14,6 +14,7 @@ Rows are matched by id, never by position; nothing is assumed about their order.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,8 +116,7 @@ def _check(place: str, stored: _Stored, catalog: Catalog) -> None:
             f"{place}: {shape[1]} scores an example, but the catalog has {len(catalog)} items: give one a catalog row"
         )
     if len(set(stored.example_ids)) < n_ids:
-        seen: set[str] = set()
-        twice = next(i for i in stored.example_ids if i in seen or seen.add(i))
+        twice = next(example_id for example_id, n in Counter(stored.example_ids).items() if n > 1)
         raise BigrecError(f"{place}: the example {twice!r} has two rows of scores: keep one")
     if stored.catalog_sha256 is not None and stored.catalog_sha256 != catalog_sha256(catalog):
         raise BigrecError(

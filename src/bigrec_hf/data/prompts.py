@@ -56,6 +56,7 @@ def build_input(noun: str, verb: str, titles: Sequence[str]) -> str:
 
 
 def join_input(prefix: str, titles: Sequence[str]) -> str:
+    """A reference `input`: the prefix, the titles in double quotes, and INPUT_TAIL."""
     return prefix + ", ".join(f'"{title}"' for title in titles) + INPUT_TAIL
 
 
@@ -106,7 +107,8 @@ def format_prompt(
             f"{template} needs a tokenizer with a chat template, {name!r} has none: use an alpaca template"
         )
     messages = [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": user}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # transformers annotates the union over all options; without tokenizing it is the text
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)  # type: ignore[return-value]
 
 
 def keywords_prompt_ids(title: str, noun: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -130,6 +132,7 @@ def prompt_token_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBas
 
 
 def without_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids less a closing EOS, if there is one."""
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
@@ -190,8 +193,8 @@ def completions_token_ids(
     special = not template.startswith("chat")
     texts = [prompt_text + completion for completion in completions]
     joint = [without_eos(ids, tokenizer) for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]]
-    follows = [ids[n:] if ids[:n] == prompt_ids and len(ids) > n else None for ids in joint]
-    merged = [i for i, ids in enumerate(follows) if ids is None]
+    follows = [ids[n:] if ids[:n] == prompt_ids else [] for ids in joint]
+    merged = [i for i, ids in enumerate(follows) if not ids]
     if merged:
         alone = tokenizer([completions[i] for i in merged], add_special_tokens=False)["input_ids"]
         for i, ids in zip(merged, alone, strict=True):

@@ -18,6 +18,7 @@ class ItemSequences:
     starts: np.ndarray  # (n + 1,) int64, where each sequence begins
 
     def __len__(self) -> int:
+        """Number of sequences."""
         return len(self.starts) - 1
 
 

@@ -1,0 +1,1 @@
+"""Everything exchanged with the Hugging Face Hub: publishing, downloading, loading a recommender."""

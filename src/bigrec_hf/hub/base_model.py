@@ -59,5 +59,6 @@ def repository_files(name: str) -> tuple[dict[str, str | None], str]:
 
 
 def sha256(file: Path) -> str:
+    """Hex digest of a file's content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

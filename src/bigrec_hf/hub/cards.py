@@ -220,7 +220,9 @@ def index_card(
     elif data.get("name"):
         facts.append(("data set", cell(data["name"])))
     licence = data.get("licence") or {}
-    terms = {"license": "other", "license_name": f"{data.get('source', 'source')}-terms"} if licence.get("name") else {}
+    terms: dict[str, Any] = (
+        {"license": "other", "license_name": f"{data.get('source', 'source')}-terms"} if licence.get("name") else {}
+    )
     terms |= {"license_link": licence["url"]} if licence.get("url") else {}
     card = DatasetCard.from_template(
         DatasetCardData(

@@ -80,6 +80,7 @@ def published_index(source: Source, base: dict[str, Any]) -> CatalogIndex:
 
 
 def save_index(index: CatalogIndex, folder: Path) -> None:
+    """Write catalog, embeddings and fingerprint to `folder`, which is created where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     write_index(folder, index.catalog, index.embeddings, index.fingerprint)
 

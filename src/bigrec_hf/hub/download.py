@@ -79,9 +79,10 @@ def parts_of(adapter: Path) -> list[tuple[str, str, str]]:
     """(setting, name, type) of what a published adapter needs beside itself: base model, encoder, index."""
     config = read_json(adapter / CONFIG_FILE)
     names = (("base_model", "model"), ("encoder", "model"), ("index", "dataset"), ("catalog", "dataset"))
-    found = [(key, config.get(key), repo_type) for key, repo_type in names]
     return [
-        part for part in found if part[1] and is_hub_id(part[1], bare=part[2] == "model") and part[1] != INDEX_FOLDER
+        (key, name, repo_type)
+        for key, repo_type in names
+        if (name := config.get(key)) and name != INDEX_FOLDER and is_hub_id(name, bare=repo_type == "model")
     ]
 
 

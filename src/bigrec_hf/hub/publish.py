@@ -78,6 +78,7 @@ class Publisher:
 
 
 def say(pushed: Pushed, what: str, create_pr: bool) -> None:
+    """Print what a push did, with the address of the commit or pull request."""
     if not pushed.changed and "/discussions/" in pushed.url:
         print(f"{what}: the open pull request {pushed.url} holds the same, no other one is opened")
     elif not pushed.changed:
@@ -108,6 +109,10 @@ def check_terms(licence: dict[str, Any] | None, settings: PublishSettings, what:
 
 
 def push_dataset(publisher: Publisher, dataset: str, repo_id: str, models: list[str]) -> str | None:
+    """Publish a prepared set (a local folder) with its card, which links `models`. Returns as `Publisher.send`.
+
+    Raises BigrecError where `dataset` is not a folder or its terms forbid publishing it.
+    """
     settings = publisher.settings
     publisher.paths.append(dataset)
     if not Path(dataset).is_dir():
@@ -123,6 +128,7 @@ def push_dataset(publisher: Publisher, dataset: str, repo_id: str, models: list[
 
 
 def push_metric(publisher: Publisher, repo_id: str) -> str | None:
+    """Publish the metric as a Space. Returns as `Publisher.send`."""
     folder = publisher.build(repo_id, "space")
     folders.metric_folder(folder, repo_id)
     return publisher.send(folder, repo_id, "space", None, "metric")
@@ -143,6 +149,10 @@ def run_data(source: Source, settings: PublishSettings) -> tuple[str | None, dic
 def push_index(
     publisher: Publisher, source: Source, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
 ) -> str | None:
+    """Publish a run's catalog index with its card. `base` as of `find_base`, `dataset` a Hub id for the card.
+
+    Returns as `Publisher.send`. Raises BigrecError where the data's terms forbid publishing the titles.
+    """
     check_terms(source.config.licence, publisher.settings, "the index (it holds the catalog)")
     folder = publisher.build(repo_id, "dataset")
     index = folders.published_index(source, base)
@@ -162,6 +172,11 @@ def push_adapter(
     metric: str | None,
     index_repo: str | None,
 ) -> str | None:
+    """Publish a run's adapter, with the index inside unless it is in `index_repo` or left out by the settings.
+
+    `base` as of `find_base`, `data` the prepared set's facts; the other names are Hub ids for the card. Returns as
+    `Publisher.send`. Raises BigrecError where the data's terms forbid publishing the titles in the index.
+    """
     settings = publisher.settings
     with_index = index_repo is None and settings.with_index
     if with_index:
@@ -199,8 +214,7 @@ def carry_out(settings: PublishSettings) -> str | None:
 
 def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
     """`carry_out` with a folder for what is pushed."""
-    kind, repo_id = settings.publish_kind, settings.repo_id
-    check_repo_id(repo_id, "--repo_id")
+    kind, repo_id = settings.publish_kind, check_repo_id(settings.repo_id, "--repo_id")
     for flag, name in names_of_run(settings).items() if kind == "run" else ():
         check_repo_id(name, flag)
     publisher = Publisher(settings, temporary)

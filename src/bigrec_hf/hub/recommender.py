@@ -112,7 +112,11 @@ class Recommender:
         line for a name that is nothing of the kind, and where the index was made by another encoder.
         """
         source = locate(pin_name(str(name), "model"))
-        changes = {"quantization": quantization, "dtype": dtype, "attn_implementation": attn_implementation}
+        changes: dict[str, Any] = {
+            "quantization": quantization,
+            "dtype": dtype,
+            "attn_implementation": attn_implementation,
+        }
         config = replace(source.config, **{key: value for key, value in changes.items() if value is not None})
         base = base_model or config.base_model
         encoder = config.encoder or base
@@ -143,11 +147,22 @@ class Recommender:
         )
         return cls(config, model, tokenizer, index, encode, source)
 
+    # the overloads overlap for a str, which is a Sequence[str] to a type checker; `as_histories` refuses it
     @overload
-    def recommend(self, history: Sequence[str], top_k: int = ...) -> Recommendation: ...
+    def recommend(  # type: ignore[overload-overlap]
+        self, history: Sequence[str], top_k: int = ..., *, example_ids: Sequence[str] | None = ...
+    ) -> Recommendation: ...
     @overload
-    def recommend(self, history: Sequence[Sequence[str]], top_k: int = ...) -> list[Recommendation]: ...
-    def recommend(self, history, top_k=10, *, example_ids=None):
+    def recommend(
+        self, history: Sequence[Sequence[str]], top_k: int = ..., *, example_ids: Sequence[str] | None = ...
+    ) -> list[Recommendation]: ...
+    def recommend(
+        self,
+        history: Sequence[str] | Sequence[Sequence[str]],
+        top_k: int = 10,
+        *,
+        example_ids: Sequence[str] | None = None,
+    ) -> Recommendation | list[Recommendation]:
         """The `top_k` items for one history (titles, oldest first), or for each of a list of histories.
 
         Titles that stand in no catalog row are taken as the text they are, and listed in `unknown`. A batch of no

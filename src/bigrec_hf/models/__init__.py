@@ -1,0 +1,1 @@
+"""Language models: loading, identifying, and encoding text with them."""

@@ -1,0 +1,1 @@
+"""The `prepare` stage: raw interaction files become a prepared data set."""

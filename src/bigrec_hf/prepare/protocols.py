@@ -36,10 +36,12 @@ class Protocol:
 
     @property
     def needs_time(self) -> bool:
+        """Whether examples are split by target time, which needs timestamps."""
         return self.preset != "leave-one-out"
 
     @property
     def shuffles_rows(self) -> bool:
+        """Whether catalog rows are shuffled, as DecodingMatters does."""
         return self.preset == "d3"
 
 

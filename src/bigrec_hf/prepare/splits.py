@@ -64,9 +64,11 @@ class Examples:
     targets: np.ndarray  # (m,) int64
 
     def __len__(self) -> int:
+        """Number of examples."""
         return len(self.targets)
 
     def take(self, indices: np.ndarray) -> Examples:
+        """The examples at `indices`  # (k,) int, in that order."""
         return Examples(self.begins[indices], self.targets[indices])
 
     def chunks(self, size: int) -> Iterator[Examples]:

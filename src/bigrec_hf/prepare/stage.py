@@ -95,8 +95,10 @@ def _with_raw_dir(settings: PrepareSettings, raw_dir: Path) -> PrepareSettings:
 
 
 def _protocol(settings: PrepareSettings) -> Protocol:
-    names = ("window", "min_history", "k_core", "min_items", "min_rating", "date_from", "date_to")
-    names += ("train_fraction", "validation_fraction")
+    names = (
+        *("window", "min_history", "k_core", "min_items", "min_rating", "date_from", "date_to"),
+        *("train_fraction", "validation_fraction"),
+    )
     return resolve_protocol(settings.preset, **{name: getattr(settings, name) for name in names})
 
 
@@ -234,7 +236,7 @@ def _write_atomically(
     """Write to a temporary sibling, then move it into place; an older prepared set gives way only then."""
     temporary = temporary_sibling(target)
     try:
-        facts = {
+        facts: dict[str, Any] = {
             "name": settings.dataset_name or _default_name(settings),
             "source": settings.source,
             "preset": "given" if settings.source == "reference-json" else settings.preset,

@@ -1,0 +1,1 @@
+"""The `report` stage: tables, significance tests, breakdowns and plots of finished runs."""

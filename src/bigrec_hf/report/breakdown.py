@@ -132,7 +132,7 @@ def break_down(
     targets = table[C.TARGET].to_numpy()
     top_rows = table[C.TOP_ROWS].to_pylist()
     n_items = table_settings(table)["n_items"]
-    known = [histories.get(example) for example in scores.example_ids]
+    known = [histories[example] for example in scores.example_ids if example in histories]
     found: dict[str, Any] = {
         "n_examples": len(targets),
         "history": None,
@@ -140,7 +140,7 @@ def break_down(
         "repeated_targets": None,
         "duplicate_title_targets": None,
     }
-    if None not in known:
+    if len(known) == len(targets):
         group, labels = history_groups([len(history) for history in known])
         found["history"] = group_scores(scores.values, scores.metrics, group, labels)
         found["repeated_targets"] = float(

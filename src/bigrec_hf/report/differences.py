@@ -24,6 +24,7 @@ class Differences:
     left_out: dict[str, str] = field(default_factory=dict)  # row key -> why
 
     def mark(self, row: Row, metric: str) -> str:
+        """`▲` or `▼` where the row differs significantly from the reference in `metric` (such as hr@10), else empty."""
         comparison = self.comparisons.get((row.key, metric))
         return comparison.mark(self.alpha) if comparison else ""
 

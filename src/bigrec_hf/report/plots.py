@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,5 @@ def plot_rows(run_dir: str | Path, rows: Sequence[Row]) -> list[str]:
     if curves:
         figures[CURVES_PLOT] = curves_figure(curves)
     for name, figure in figures.items():
-        write_atomically(
-            Path(run_dir) / name, lambda temporary, figure=figure: figure.savefig(temporary, format="png", dpi=130)
-        )
+        write_atomically(Path(run_dir) / name, partial(figure.savefig, format="png", dpi=130))
     return [f"plot: {Path(run_dir) / name}" for name in figures]

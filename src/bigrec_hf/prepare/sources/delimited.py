@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -20,7 +21,7 @@ UTF8 = {"utf-8", "utf8"}
 def read_delimited(
     path: Path,
     separator: str,
-    columns: dict[str, type[pl.DataType]],
+    columns: Mapping[str, type[pl.DataType]],
     kept: list[str],
     *,
     header: bool,
@@ -66,7 +67,7 @@ def read_delimited(
 def _bad_line(
     path: Path,
     separator: str,
-    columns: dict[str, type[pl.DataType]],
+    columns: Mapping[str, type[pl.DataType]],
     kept: list[str],
     header: bool,
     quotes: bool,
@@ -91,7 +92,9 @@ def _bad_line(
     return BigrecError(f"{path}: cannot be read as delimited text ({reason.splitlines()[0]}): repair the file")
 
 
-def _problem(fields: list[str], names: list[str], columns: dict[str, type[pl.DataType]], kept: list[str]) -> str | None:
+def _problem(
+    fields: list[str], names: list[str], columns: Mapping[str, type[pl.DataType]], kept: list[str]
+) -> str | None:
     if len(fields) != len(names):
         return f"expected {len(names)} fields ({', '.join(names)}), found {len(fields)}"
     for name, value in zip(names, fields, strict=True):

@@ -82,6 +82,7 @@ def _own_encoding(items: Path) -> str:
 
 def read_ratings(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, int]:
     """Ratings in file order (user, item: Categorical; rating, timestamp in seconds: Float64), and their first line."""
+    columns: dict[str, type[pl.DataType]]
     if path.suffix == ".dat":
         # one-character separators parse ten times as fast: `1::2::3` has an empty field in every second column
         columns = {USER: ID, "_1": pl.Boolean, ITEM: ID, "_2": pl.Boolean, RATING: FLOAT, "_3": pl.Boolean}
@@ -99,7 +100,7 @@ def read_ratings(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, int
     missing = [source for source, name in known.items() if name in needed and name not in names]
     if missing:
         raise BigrecError(f"{path}:1: the column {missing[0]} is missing, found {', '.join(header)}: repair the header")
-    kinds = {USER: ID, ITEM: ID, RATING: FLOAT, TIME: FLOAT}
+    kinds: dict[str, type[pl.DataType]] = {USER: ID, ITEM: ID, RATING: FLOAT, TIME: FLOAT}
     columns = {name: kinds.get(name, STRING) for name in names}
     kept = [name for name in (USER, ITEM, RATING, TIME) if name in names]
     return read_delimited(path, separator, columns, kept, header=True, quotes=not typed, encoding=encoding), 2
