@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.version import __version__
+from bigrec_hf.settings import RUN_SECTIONS
 from bigrec_hf.settings.recipes import add_section_arguments, build_settings
 
 
@@ -62,15 +63,7 @@ STAGES = {
         "SASRec baseline: train, rank, score",
         "run_dir",
     ),
-    "run": Stage(
-        "pipeline.run",
-        (
-            *("run", "pipeline", "prepare", "data", "model", "prompt", "sft", "generate", "ground", "score"),
-            *("sasrec", "fuse", "rerank", "debias"),
-        ),
-        "all stages from one recipe; done stages are skipped",
-        "run_dir",
-    ),
+    "run": Stage("pipeline.run", RUN_SECTIONS, "all stages from one recipe; done stages are skipped", "run_dir"),
     "report": Stage("report.stage", ("report",), "one table over runs, baselines and published rows", "report_path"),
     "publish": Stage(
         "hub.publish", ("publish",), "data set, adapter, index, metric or a whole run -> the Hub", "publish_dir"

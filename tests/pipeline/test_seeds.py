@@ -12,9 +12,9 @@ import yaml
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.pipeline.seeds import run_seeds, seed_settings
+from bigrec_hf.pipeline.seeds import run_seeds, seed_sections
 from bigrec_hf.report.stage import build_report
-from bigrec_hf.settings import GroundSettings, PipelineSettings, RunSettings, SftSettings
+from bigrec_hf.settings import GroundSettings, PipelineSettings, RunSections, RunSettings, SftSettings
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +65,24 @@ def test_every_seed_has_its_run_and_shares_data_and_index(recipe, capsys):
     assert "±" not in (run / "report.md").read_text()
 
 
-def settings(tmp_path, **changes):
-    sections = {
-        "run": RunSettings(run_dir=str(tmp_path)),
-        "pipeline": PipelineSettings(seeds=[0, 1]),
-        "sft": SftSettings(adapter_dir=str(tmp_path / "adapter")),
-        "ground": GroundSettings(),
-    }
-    return sections | changes
+def sections(tmp_path, **changes) -> RunSections:
+    plain = RunSections(
+        run=RunSettings(run_dir=str(tmp_path)),
+        pipeline=PipelineSettings(seeds=[0, 1]),
+        sft=SftSettings(adapter_dir=str(tmp_path / "adapter")),
+    )
+    return replace(plain, **changes)
 
 
 def test_folders_of_a_seed(tmp_path):
-    first, second = (seed_settings(settings(tmp_path), seed, 0) for seed in (0, 1))
-    assert first["ground"].index_dir is None
-    assert second["ground"].index_dir == str(tmp_path / "seed-0" / "index")
-    assert second["run"] == replace(RunSettings(), run_dir=str(tmp_path / "seed-1"), seed=1)
-    assert second["sft"].adapter_dir == str(tmp_path / "seed-1" / "adapter")
-    assert second["pipeline"].seeds == []
-    named = settings(tmp_path, ground=GroundSettings(index_dir="shared"))
-    assert {seed_settings(named, seed, 0)["ground"].index_dir for seed in (0, 1)} == {"shared"}
+    first, second = (seed_sections(sections(tmp_path), seed, 0) for seed in (0, 1))
+    assert first.ground.index_dir is None
+    assert second.ground.index_dir == str(tmp_path / "seed-0" / "index")
+    assert second.run == replace(RunSettings(), run_dir=str(tmp_path / "seed-1"), seed=1)
+    assert second.sft.adapter_dir == str(tmp_path / "seed-1" / "adapter")
+    assert second.pipeline.seeds == []
+    named = sections(tmp_path, ground=GroundSettings(index_dir="shared"))
+    assert {seed_sections(named, seed, 0).ground.index_dir for seed in (0, 1)} == {"shared"}
 
 
 @pytest.mark.parametrize(
@@ -96,8 +95,8 @@ def test_folders_of_a_seed(tmp_path):
     ],
 )
 def test_faults(tmp_path, changes, message):
-    def never(**sections):
+    def never(sections):
         raise AssertionError("no seed may start")
 
     with pytest.raises(BigrecError, match=message):
-        run_seeds(never, settings(tmp_path, **changes))
+        run_seeds(never, sections(tmp_path, **changes))

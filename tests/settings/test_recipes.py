@@ -195,7 +195,7 @@ class TestBuildSettings:
 
     def test_every_default_has_its_fields_type(self, tmp_path):
         defaults = build_settings(None, {})
-        path = write(tmp_path, "r.yaml", to_yaml(defaults, tuple(SECTIONS)))
+        path = write(tmp_path, "r.yaml", to_yaml(defaults))
         assert build_settings(path, {"run_dir": None})["generate"] == defaults["generate"]
 
     def test_every_field_has_help(self):

@@ -6,26 +6,22 @@ parameter need the answers to validation examples, which `run` then generates in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.generations import GENERATIONS_FILE
 from bigrec_hf.data.rankings import HYBRID, RANKINGS_FILE
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.ground import stage as ground_stage
+from bigrec_hf.pipeline.steps import Steps
 from bigrec_hf.score import stage as score_stage
+from bigrec_hf.settings import GroundSettings, RunSections
 from bigrec_hf.settings.train import RANKERS
 
 CHOOSING = ("fuse", "rerank")  # on the validation examples' first beams
-
-
-class Do(Protocol):
-    """`steps.Steps.do`."""
-
-    def __call__(self, stage: str, action: Any, *, depends: Any, outputs: list[Path], **options: Any) -> str: ...
 
 
 def check_rankers(wanted: Sequence[str], rerank_weights: Sequence[str], rerank_scores: str | None) -> None:
@@ -41,107 +37,140 @@ def check_rankers(wanted: Sequence[str], rerank_weights: Sequence[str], rerank_s
         raise BigrecError("these weights need a collaborative model: set `scores` in section `rerank`, e.g. sasrec")
 
 
-def run_rankers(do: Do, wanted: Sequence[str], sections: Mapping[str, Any], depends: Any) -> None:
-    """Run the wanted rankers, each unless it is done.
+def ranking_options(ground: GroundSettings) -> dict[str, Any]:
+    """The settings that every ranking depends on."""
+    return {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
 
-    `sections`: the recipe's settings by section, `run.method` being the fine-tuned model's; `depends`: the marks of the
-    answers, the index and the data, which every ranker depends on.
-    """
-    from bigrec_hf.generate import stage as generate_stage
-    from bigrec_hf.rank import debias as debias_stage
-    from bigrec_hf.rank.fuse import stage as fuse_stage
-    from bigrec_hf.rank.rerank import stage as rerank_stage
-    from bigrec_hf.rank.sasrec import stage as sasrec_stage
 
-    run, data, model, prompt = (sections[name] for name in ("run", "data", "model", "prompt"))
-    generate, ground, score = (sections[name] for name in ("generate", "ground", "score"))
-    folder, method = Path(run.run_dir), run.method
-    adapter = generate.adapter or str(folder / "adapter")
-    options = {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
-    common = [depends, options, asdict(score)]
-
-    def results(*methods: str) -> list[Path]:
-        return [folder / name / score_stage.RESULTS_FILE for name in methods]
-
-    validation = None
-    if set(wanted) & set(CHOOSING):
-        answers = folder / VALIDATION_DIR
-        validation = do(
-            "generate",
-            lambda: generate_stage.main(
-                replace(run, run_dir=str(answers)),
-                replace(data, split="validation"),
-                model,
-                prompt,
-                replace(generate, adapter=adapter),
-            ),
-            label="validation",
-            depends=[depends, asdict(generate)],
-            outputs=[answers / method / GENERATIONS_FILE],
-            distributed=True,
-        )
-    sasrec = None
-    if "sasrec" in wanted:
-        sasrec = do(
-            "sasrec",
-            lambda: sasrec_stage.main(run, data, ground, score, sections["sasrec"]),
-            depends=[common, validation, asdict(sections["sasrec"])],
-            outputs=results("sasrec"),
-        )
+def run_rankers(steps: Steps, sections: RunSections, marks: list[str]) -> None:
+    """Run the wanted rankers, each unless it is done. `marks`: of the fine-tuned model's scores and the index."""
+    wanted = sections.pipeline.rankers
+    if not wanted:
+        return
+    sections = replace(sections, run=replace(sections.run, method="finetuned"))
+    texts = [*marks, asdict(sections.model), asdict(sections.prompt), asdict(sections.data), sections.run.seed]
+    common = [texts, ranking_options(sections.ground), asdict(sections.score)]
+    validation = generate_validation(steps, sections, texts) if set(wanted) & set(CHOOSING) else None
+    sasrec = run_sasrec(steps, sections, [common, validation]) if "sasrec" in wanted else None
     if "fuse" in wanted:
-        names = fuse_stage.wanted_fusions(sections["fuse"], folder)
-        do(
-            "fuse",
-            lambda: fuse_stage.main(run, data, model, ground, score, sections["fuse"]),
-            depends=[common, validation, asdict(sections["fuse"])],
-            outputs=results(*(f"{method}_fused_{name}" for name in names)),
-        )
+        run_fuse(steps, sections, [common, validation])
     if "rerank" in wanted:
-        rerank = sections["rerank"]
-        names = [
-            rerank_stage.method_name(method, formula, weights, rerank.scores)
-            for formula in rerank.formulas
-            for weights in rerank.weights
-        ]
-        do(
-            "rerank",
-            lambda: rerank_stage.main(run, data, model, ground, score, rerank),
-            depends=[common, validation, sasrec, asdict(rerank)],
-            outputs=results(*names),
-        )
+        run_rerank(steps, sections, [common, validation, sasrec])
     if "constrained" in wanted:
-        n_beams = sections["pipeline"].constrained_beams
-        own_run = replace(run, method=f"{method}_constrained")
-        decoding = replace(generate, decoding="constrained", num_beams=n_beams, num_return_sequences=0)
-        written = do(
-            "constrained",
-            lambda: generate_stage.main(own_run, data, model, prompt, decoding),
-            label="generate",
-            depends=[depends, asdict(decoding)],
-            outputs=[folder / own_run.method / GENERATIONS_FILE],
-            distributed=True,
-        )
-
-        ranked = do(
-            "constrained",
-            lambda: ground_stage.main(own_run, data, model, replace(ground, ranking="hybrid")),
-            label="ground",
-            depends=[common, written],
-            outputs=[folder / (own_run.method + HYBRID) / RANKINGS_FILE],
-            distributed=True,
-        )
-        do(
-            "constrained",
-            lambda: score_stage.main(replace(run, method=own_run.method + HYBRID), score),
-            label="score",
-            depends=[common, ranked],
-            outputs=results(own_run.method + HYBRID),
-        )
+        run_constrained(steps, sections, texts, common)
     if "debias" in wanted:
-        do(
-            "debias",
-            lambda: debias_stage.main(run, data, model, prompt, generate, ground, score, sections["debias"]),
-            depends=[common, sasrec, asdict(generate), asdict(sections["debias"])],
-            outputs=results(method + debias_stage.SUFFIX + HYBRID),
-            distributed=True,
-        )
+        run_debias(steps, sections, [common, sasrec])
+
+
+def _results(steps: Steps, *methods: str) -> list[Path]:
+    return [steps.folder / name / score_stage.RESULTS_FILE for name in methods]
+
+
+def generate_validation(steps: Steps, sections: RunSections, texts: list[Any]) -> str:
+    """The fine-tuned model's texts for validation examples."""
+    from bigrec_hf.generate import stage as generate_stage
+
+    folder = steps.folder / VALIDATION_DIR
+    run, data = replace(sections.run, run_dir=str(folder)), replace(sections.data, split="validation")
+    settings = replace(sections.generate, adapter=sections.generate.adapter or str(steps.folder / "adapter"))
+    return steps.do(
+        "generate",
+        lambda: generate_stage.main(run, data, sections.model, sections.prompt, settings),
+        label="validation",
+        depends=[texts, asdict(sections.generate)],
+        outputs=[folder / run.method / GENERATIONS_FILE],
+        distributed=True,
+    )
+
+
+def run_sasrec(steps: Steps, sections: RunSections, depends: list[Any]) -> str:
+    """The sequential baseline."""
+    from bigrec_hf.rank.sasrec import stage
+
+    s = sections
+    return steps.do(
+        "sasrec",
+        lambda: stage.main(s.run, s.data, s.ground, s.score, s.sasrec),
+        depends=[*depends, asdict(s.sasrec)],
+        outputs=_results(steps, stage.NAME),
+    )
+
+
+def run_fuse(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
+    """All texts of an example in one ranking."""
+    from bigrec_hf.rank.fuse import stage
+
+    s = sections
+    names = stage.wanted_fusions(s.fuse, steps.folder)
+    steps.do(
+        "fuse",
+        lambda: stage.main(s.run, s.data, s.model, s.ground, s.score, s.fuse),
+        depends=[*depends, asdict(s.fuse)],
+        outputs=_results(steps, *(f"{s.run.method}_fused_{name}" for name in names)),
+    )
+
+
+def run_rerank(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
+    """Distances weighted by popularity or a collaborative model."""
+    from bigrec_hf.rank.rerank import stage
+
+    s = sections
+    names = [
+        stage.method_name(s.run.method, formula, weights, s.rerank.scores)
+        for formula in s.rerank.formulas
+        for weights in s.rerank.weights
+    ]
+    steps.do(
+        "rerank",
+        lambda: stage.main(s.run, s.data, s.model, s.ground, s.score, s.rerank),
+        depends=[*depends, asdict(s.rerank)],
+        outputs=_results(steps, *names),
+    )
+
+
+def run_constrained(steps: Steps, sections: RunSections, texts: list[Any], common: list[Any]) -> None:
+    """Beams that write catalog titles only, ranked first, the rest by distance."""
+    from bigrec_hf.generate import stage as generate_stage
+
+    s = sections
+    run = replace(s.run, method=f"{s.run.method}_constrained")
+    ranked_run = replace(run, method=run.method + HYBRID)
+    beams = s.pipeline.constrained_beams
+    decoding = replace(s.generate, decoding="constrained", num_beams=beams, num_return_sequences=0)
+    written = steps.do(
+        "constrained",
+        lambda: generate_stage.main(run, s.data, s.model, s.prompt, decoding),
+        label="generate",
+        depends=[texts, asdict(decoding)],
+        outputs=[steps.folder / run.method / GENERATIONS_FILE],
+        distributed=True,
+    )
+    ranked = steps.do(
+        "constrained",
+        lambda: ground_stage.main(run, s.data, s.model, replace(s.ground, ranking="hybrid")),
+        label="ground",
+        depends=[common, written],
+        outputs=[steps.folder / ranked_run.method / RANKINGS_FILE],
+        distributed=True,
+    )
+    steps.do(
+        "constrained",
+        lambda: score_stage.main(ranked_run, s.score),
+        label="score",
+        depends=[common, ranked],
+        outputs=_results(steps, ranked_run.method),
+    )
+
+
+def run_debias(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
+    """Beams mixed with a collaborative model's scores."""
+    from bigrec_hf.rank import debias as stage
+
+    s = sections
+    steps.do(
+        "debias",
+        lambda: stage.main(s.run, s.data, s.model, s.prompt, s.generate, s.ground, s.score, s.debias),
+        depends=[*depends, asdict(s.generate), asdict(s.debias)],
+        outputs=_results(steps, s.run.method + stage.SUFFIX + HYBRID),
+        distributed=True,
+    )

@@ -5,7 +5,7 @@ What makes a stage run again: `steps`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from bigrec_hf.common.environment import environment
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import is_hub_id
-from bigrec_hf.common.processes import process_state
 from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.examples import data_mark, load_facts
 from bigrec_hf.data.generations import GENERATIONS_FILE
@@ -23,7 +22,7 @@ from bigrec_hf.ground.index import open_index
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.models.encoder import encoder_name
 from bigrec_hf.models.identity import adapter_fingerprint, model_revision
-from bigrec_hf.pipeline.rankers import check_rankers, run_rankers
+from bigrec_hf.pipeline.rankers import check_rankers, ranking_options, run_rankers
 from bigrec_hf.pipeline.seeds import run_seeds
 from bigrec_hf.pipeline.steps import Steps
 from bigrec_hf.prepare import stage as prepare_stage
@@ -31,25 +30,83 @@ from bigrec_hf.prepare.stage import raw_mark
 from bigrec_hf.rank.baselines.by_name import baseline_table
 from bigrec_hf.report import stage as report_stage
 from bigrec_hf.score import stage as score_stage
-from bigrec_hf.settings import (
-    DataSettings,
-    DebiasSettings,
-    FuseSettings,
-    GenerateSettings,
-    GroundSettings,
-    ModelSettings,
-    PipelineSettings,
-    PrepareSettings,
-    PromptSettings,
-    RerankSettings,
-    RunSettings,
-    SasrecSettings,
-    ScoreSettings,
-    SftSettings,
-)
+from bigrec_hf.settings import DataSettings, RunSections
 from bigrec_hf.settings.recipes import to_yaml
 
 BASELINES = ("random", "popularity", "cooccurrence", "zero_shot")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the run starts from, as it is now: marks of the data, the base model and the encoder."""
+
+    data: list[str]
+    base: str
+    encoder: str
+
+
+def main(**sections: Any) -> None:
+    """The `run` command. `sections`: the settings of each section of `RunSections`, by name."""
+    run_recipe(RunSections(**sections))
+
+
+def run_recipe(sections: RunSections) -> None:
+    """Run every stage that is not done, for each seed of the recipe. Raises BigrecError, before any work where the
+    settings alone show that a stage cannot run."""
+    check_sections(sections)
+    if sections.pipeline.seeds:
+        return run_seeds(run_recipe, sections)
+    folder = Path(str(sections.run.run_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = Steps(folder, sections.pipeline.from_stage)
+    if steps.state.is_main_process:
+        (folder / "recipe.yaml").write_text(to_yaml(vars(sections)), encoding="utf-8")
+    steps.manifest |= {"seed": sections.run.seed, "seeds": [], "environment": environment()}
+    prepare(steps, sections)
+    steps.manifest["data"] = describe_data(sections.data)
+    steps.manifest["names"] = hub_names(sections.data, sections.model, sections.generate, sections.ground)
+    inputs = read_inputs(sections)
+    check_cutoffs(sections)  # now, not after the training
+    adapter = train(steps, sections)
+    index = build_index(steps, sections, inputs)
+    methods = ["finetuned", *(["zero_shot"] if "zero_shot" in sections.pipeline.baselines else [])]
+    texts = {m: generate(steps, sections, m, inputs, adapter if m == "finetuned" else None) for m in methods}
+    ranked = {method: ground(steps, sections, method, [texts[method], index]) for method in methods}
+    for name in sections.pipeline.baselines:
+        if name not in methods:
+            ranked[name] = rank_baseline(steps, sections, name, [ranked["finetuned"], inputs.data])
+    scored = {name: score(steps, sections, name, mark) for name, mark in ranked.items()}
+    run_rankers(steps, sections, [scored["finetuned"], index])
+    steps.save()
+    if steps.state.is_main_process:
+        text = report_stage.build_report([str(folder)])
+        (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+        print(f"\n{text}\nreport: {folder / 'report.md'}")
+
+
+def check_sections(sections: RunSections) -> None:
+    """Raise BigrecError for settings with which a stage could not run."""
+    from bigrec_hf.models.loading import find_model
+
+    if sections.run.run_dir is None:
+        raise BigrecError("no run folder: give --config RECIPE or --run_dir")
+    unknown = set(sections.pipeline.baselines) - set(BASELINES)
+    if unknown:
+        raise BigrecError(f"unknown baseline {sorted(unknown)[0]!r}: choose among {', '.join(BASELINES)}")
+    if not sections.data.dataset and not sections.data.train_json:
+        raise BigrecError(
+            "no data: the recipe needs a section `prepare` (source, raw_dir), or `data` with dataset or *_json"
+        )
+    find_model(sections.model.base_model)
+    check_rankers(sections.pipeline.rankers, sections.rerank.weights, sections.rerank.scores)
+
+
+def check_cutoffs(sections: RunSections) -> None:
+    """Raise BigrecError for a cut-off K that the catalog is too small for."""
+    try:
+        check_ks(sections.score.ks, len(load_catalog(catalog_source(sections.data.catalog, sections.data.dataset))))
+    except ValueError as error:
+        raise BigrecError(f"--ks: {error}") from error
 
 
 def describe_data(data: DataSettings) -> dict[str, Any]:
@@ -73,166 +130,129 @@ def hub_names(*sections: Any) -> dict[str, Any]:
     return found
 
 
-def main(
-    run: RunSettings,
-    pipeline: PipelineSettings,
-    prepare: PrepareSettings,
-    data: DataSettings,
-    model: ModelSettings,
-    prompt: PromptSettings,
-    sft: SftSettings,
-    generate: GenerateSettings,
-    ground: GroundSettings,
-    score: ScoreSettings,
-    sasrec: SasrecSettings,
-    fuse: FuseSettings,
-    rerank: RerankSettings,
-    debias: DebiasSettings,
-) -> None:
-    """The `run` command."""
-    from bigrec_hf.generate import stage as generate_stage
-    from bigrec_hf.models.loading import find_model
-    from bigrec_hf.sft import stage as sft_stage
+def read_inputs(sections: RunSections) -> Inputs:
+    """The marks of the data and models named. Raises BigrecError where one does not exist."""
+    base = str(sections.model.base_model)
+    encoder = encoder_name(sections.ground.encoder, sections.model.base_model)
+    return Inputs(data_mark(sections.data), model_revision(base), model_revision(encoder))
 
-    if run.run_dir is None:
-        raise BigrecError("no run folder: give --config RECIPE or --run_dir")
-    unknown = set(pipeline.baselines) - set(BASELINES)
-    if unknown:
-        raise BigrecError(f"unknown baseline {sorted(unknown)[0]!r}: choose among {', '.join(BASELINES)}")
-    if not data.dataset and not data.train_json:
-        raise BigrecError(
-            "no data: the recipe needs a section `prepare` (source, raw_dir), or `data` with dataset or *_json"
-        )
-    find_model(model.base_model)
-    check_rankers(pipeline.rankers, rerank.weights, rerank.scores)
-    sections: dict[str, Any] = {
-        "run": run,
-        "pipeline": pipeline,
-        "prepare": prepare,
-        "data": data,
-        "model": model,
-        "prompt": prompt,
-        "sft": sft,
-        "generate": generate,
-        "ground": ground,
-        "score": score,
-        "sasrec": sasrec,
-        "fuse": fuse,
-        "rerank": rerank,
-        "debias": debias,
-    }
-    if pipeline.seeds:
-        return run_seeds(main, sections)
-    folder = Path(run.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    steps = Steps(folder, pipeline.from_stage)
-    if steps.state.is_main_process:
-        (folder / "recipe.yaml").write_text(to_yaml(sections, tuple(sections)), encoding="utf-8")
-    steps.manifest |= {"seed": run.seed, "seeds": [], "environment": environment()}
 
-    if prepare.source:
-        prepared = Path(str(prepare.prepared_dir))
+# --- one function per kind of step; each returns the step's mark, for those that depend on it ------------------------
+
+
+def prepare(steps: Steps, sections: RunSections) -> None:
+    """The prepared set, where the recipe names raw files."""
+    settings = sections.prepare
+    if settings.source:
         steps.do(
             "prepare",
-            lambda: prepare_stage.main(prepare),
-            depends=[asdict(prepare), raw_mark(prepare)],
-            outputs=[prepared / prepare_stage.FACTS_FILE],
+            lambda: prepare_stage.main(settings),
+            depends=[asdict(settings), raw_mark(settings)],
+            outputs=[Path(str(settings.prepared_dir)) / prepare_stage.FACTS_FILE],
         )
-    steps.manifest["data"] = describe_data(data)
-    steps.manifest["names"] = hub_names(data, model, generate, ground)
-    data_now, base_now = data_mark(data), model_revision(str(model.base_model))
-    encoder_now = model_revision(encoder_name(ground.encoder, model.base_model))
-    try:  # now, not after the training
-        check_ks(score.ks, len(load_catalog(catalog_source(data.catalog, data.dataset))))
-    except ValueError as error:
-        raise BigrecError(f"--ks: {error}") from error
 
-    adapter_dir = Path(str(sft.adapter_dir))
-    trains = generate.adapter is None
-    if not trains:
-        sft_mark = adapter_fingerprint(generate.adapter)
-    else:
-        sft_mark = steps.do(
-            "sft",
-            lambda: sft_stage.main(run, data, model, prompt, sft),
-            depends=sft_stage.training_settings(run, data, model, prompt, sft),
-            outputs=[adapter_dir / sft_stage.TRAINING_FILE],
-            distributed=True,
-            resumes_from=adapter_dir.parent / sft_stage.CHECKPOINTS,
-        )
-        training = read_json(adapter_dir / sft_stage.TRAINING_FILE)
-        steps.manifest["training"] = {key: value for key, value in training.items() if key != "history"}
 
-    methods = ["finetuned", *(["zero_shot"] if "zero_shot" in pipeline.baselines else [])]
-    index_mark = steps.do(
+def train(steps: Steps, sections: RunSections) -> str | None:
+    """The adapter: trained, or the one that `generate.adapter` names."""
+    from bigrec_hf.sft import stage as sft_stage
+
+    if sections.generate.adapter is not None:
+        return adapter_fingerprint(sections.generate.adapter)
+    settings = (sections.run, sections.data, sections.model, sections.prompt, sections.sft)
+    folder = Path(str(sections.sft.adapter_dir))
+    mark = steps.do(
+        "sft",
+        lambda: sft_stage.main(*settings),
+        depends=sft_stage.training_settings(*settings),
+        outputs=[folder / sft_stage.TRAINING_FILE],
+        distributed=True,
+        resumes_from=folder.parent / sft_stage.CHECKPOINTS,
+    )
+    training = read_json(folder / sft_stage.TRAINING_FILE)
+    steps.manifest["training"] = {key: value for key, value in training.items() if key != "history"}
+    return mark
+
+
+def build_index(steps: Steps, sections: RunSections, inputs: Inputs) -> str:
+    """The catalog index of the run, or the one that `ground.index_dir` names."""
+    settings, own = sections.ground, steps.folder / "index"
+
+    def build() -> None:
+        catalog = load_catalog(catalog_source(sections.data.catalog, sections.data.dataset))
+        open_index(catalog, sections.model, settings, own, steps.state)
+
+    return steps.do(
         "index",
-        lambda: build_run_index(folder, data, model, ground),
-        depends=[data_now, ground.encoder_dtype, encoder_now],
-        outputs=[] if is_hub_id(ground.index_dir or "") else [Path(ground.index_dir or folder / "index")],
+        build,
+        depends=[inputs.data, settings.encoder_dtype, inputs.encoder],
+        outputs=[] if is_hub_id(settings.index_dir or "") else [Path(settings.index_dir or own)],
         distributed=True,
     )
-    marks = {}
-    for method in methods:
-        method_run = replace(run, method=method)
-        marks[method] = steps.do(
-            "generate",
-            lambda method_run=method_run: generate_stage.main(method_run, data, model, prompt, generate),
-            label=method,
-            depends=[
-                data_now,
-                [data.split, data.eval_sample, run.seed],
-                asdict(model),
-                base_now,
-                asdict(prompt),
-                asdict(generate),
-                sft_mark if method == "finetuned" else None,
-            ],
-            outputs=[folder / method / GENERATIONS_FILE],
-            distributed=True,
-        )
-    ground_options = {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
-    approximate = [ground.search, ground.n_probe] if ground.search != "exact" else []
-    for method in methods:
-        method_run = replace(run, method=method)
-        marks[method] = steps.do(
-            "ground",
-            lambda method_run=method_run: ground_stage.main(method_run, data, model, ground),
-            label=method,
-            depends=[marks[method], index_mark, ground_options, *approximate],
-            outputs=[folder / method / RANKINGS_FILE],
-            distributed=True,
-        )
-    for name in pipeline.baselines:
-        if name in methods:
-            continue
-        marks[name] = steps.do(
-            "ground",
-            lambda name=name: write_rankings(
-                baseline_table(name, folder / methods[0], data, seed=run.seed, **ground_options), folder / name
-            ),
-            label=name,
-            depends=[marks[methods[0]], data_now, ground_options, run.seed],
-            outputs=[folder / name / RANKINGS_FILE],
-        )
-    for name, mark in marks.items():
-        marks[name] = steps.do(
-            "score",
-            lambda name=name: score_stage.score_folder(folder / name, **vars(score), seed=run.seed),
-            label=name,
-            depends=[mark, asdict(score), run.seed],
-            outputs=[folder / name / score_stage.RESULTS_FILE, folder / name / score_stage.PER_EXAMPLE_FILE],
-        )
-    if pipeline.rankers:
-        depends = [marks["finetuned"], index_mark, asdict(model), asdict(prompt), asdict(data), run.seed]
-        run_rankers(steps.do, pipeline.rankers, sections | {"run": replace(run, method="finetuned")}, depends)
-    steps.save()
-    if steps.state.is_main_process:
-        text = report_stage.build_report([str(folder)])
-        (folder / "report.md").write_text(text + "\n", encoding="utf-8")
-        print(f"\n{text}\nreport: {folder / 'report.md'}")
 
 
-def build_run_index(folder: Path, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
-    """Build (or find unchanged) the run's catalog index."""
-    catalog = load_catalog(catalog_source(data.catalog, data.dataset))
-    open_index(catalog, model, ground, folder / "index", process_state())
+def generate(steps: Steps, sections: RunSections, method: str, inputs: Inputs, adapter: str | None) -> str:
+    """The texts of a method; `adapter`: the mark of its adapter, None without one."""
+    from bigrec_hf.generate import stage as generate_stage
+
+    run, data, model, prompt, settings = (
+        replace(sections.run, method=method),
+        sections.data,
+        sections.model,
+        sections.prompt,
+        sections.generate,
+    )
+    return steps.do(
+        "generate",
+        lambda: generate_stage.main(run, data, model, prompt, settings),
+        label=method,
+        depends=[
+            inputs.data,
+            [data.split, data.eval_sample, run.seed],
+            asdict(model),
+            inputs.base,
+            asdict(prompt),
+            asdict(settings),
+            adapter,
+        ],
+        outputs=[steps.folder / method / GENERATIONS_FILE],
+        distributed=True,
+    )
+
+
+def ground(steps: Steps, sections: RunSections, method: str, marks: list[str]) -> str:
+    """The rankings of a method's texts; `marks`: of the texts and the index."""
+    run, settings = replace(sections.run, method=method), sections.ground
+    approximate = [settings.search, settings.n_probe] if settings.search != "exact" else []
+    return steps.do(
+        "ground",
+        lambda: ground_stage.main(run, sections.data, sections.model, settings),
+        label=method,
+        depends=[*marks, ranking_options(settings), *approximate],
+        outputs=[steps.folder / method / RANKINGS_FILE],
+        distributed=True,
+    )
+
+
+def rank_baseline(steps: Steps, sections: RunSections, name: str, marks: list[Any]) -> str:
+    """A baseline's rankings of the fine-tuned model's examples; `marks`: of that model's rankings and the data."""
+    options, seed = ranking_options(sections.ground), sections.run.seed
+
+    def rank() -> None:
+        table = baseline_table(name, steps.folder / "finetuned", sections.data, seed=seed, **options)
+        write_rankings(table, steps.folder / name)
+
+    return steps.do(
+        "ground", rank, label=name, depends=[*marks, options, seed], outputs=[steps.folder / name / RANKINGS_FILE]
+    )
+
+
+def score(steps: Steps, sections: RunSections, name: str, mark: str) -> str:
+    """The scores of a method or baseline; `mark`: of its rankings."""
+    folder, settings, seed = steps.folder / name, sections.score, sections.run.seed
+    return steps.do(
+        "score",
+        lambda: score_stage.score_folder(folder, **vars(settings), seed=seed),
+        label=name,
+        depends=[mark, asdict(settings), seed],
+        outputs=[folder / score_stage.RESULTS_FILE, folder / score_stage.PER_EXAMPLE_FILE],
+    )

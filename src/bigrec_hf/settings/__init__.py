@@ -1,11 +1,13 @@
-"""Every setting a recipe or a command line can hold: one dataclass a section, with help, unit and default.
+"""Every setting a recipe or a command line can hold: one dataclass per section, with help, unit and default.
 
 Nothing heavy is imported here, so that `--help` answers at once. Field names are unique across sections: a recipe
 groups them by section, the command line names them directly (`--num_beams 4`). Stages unpack these objects in `main`;
-functions take plain values.
+functions take plain values, or a whole section where they are its only reader.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, fields
 
 from bigrec_hf.settings.prepare import DataSettings, PrepareSettings
 from bigrec_hf.settings.rank import (
@@ -28,46 +30,31 @@ from bigrec_hf.settings.train import (
     SftSettings,
 )
 
-__all__ = [
-    "SECTIONS",
-    "DataSettings",
-    "DebiasSettings",
-    "DownloadSettings",
-    "EvaluateSettings",
-    "FuseSettings",
-    "GenerateSettings",
-    "GroundSettings",
-    "KeywordsSettings",
-    "ModelSettings",
-    "PipelineSettings",
-    "PrepareSettings",
-    "PromptSettings",
-    "PublishSettings",
-    "ReportSettings",
-    "RerankSettings",
-    "RunSettings",
-    "SasrecSettings",
-    "ScoreSettings",
-    "SftSettings",
-]
 
-SECTIONS = {
-    "run": RunSettings,
-    "pipeline": PipelineSettings,
-    "prepare": PrepareSettings,
-    "data": DataSettings,
-    "model": ModelSettings,
-    "prompt": PromptSettings,
-    "sft": SftSettings,
-    "generate": GenerateSettings,
-    "ground": GroundSettings,
-    "score": ScoreSettings,
-    "rerank": RerankSettings,
-    "debias": DebiasSettings,
+@dataclass(frozen=True)
+class RunSections:
+    """The sections that `run` reads, in the order in which it writes them to `<run_dir>/recipe.yaml`."""
+
+    run: RunSettings = RunSettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    prepare: PrepareSettings = PrepareSettings()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    prompt: PromptSettings = PromptSettings()
+    sft: SftSettings = SftSettings()
+    generate: GenerateSettings = GenerateSettings()
+    ground: GroundSettings = GroundSettings()
+    score: ScoreSettings = ScoreSettings()
+    sasrec: SasrecSettings = SasrecSettings()
+    fuse: FuseSettings = FuseSettings()
+    rerank: RerankSettings = RerankSettings()
+    debias: DebiasSettings = DebiasSettings()
+
+
+RUN_SECTIONS = tuple(section.name for section in fields(RunSections))
+SECTIONS: dict[str, type] = {section.name: type(section.default) for section in fields(RunSections)} | {
     "keywords": KeywordsSettings,
-    "fuse": FuseSettings,
     "evaluate": EvaluateSettings,
-    "sasrec": SasrecSettings,
     "report": ReportSettings,
     "publish": PublishSettings,
     "download": DownloadSettings,

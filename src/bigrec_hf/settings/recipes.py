@@ -12,6 +12,7 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,7 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
     return {name: cls(**merged.get(name, {})) for name, cls in SECTIONS.items()}
 
 
-def to_yaml(settings: dict[str, Any], sections: tuple[str, ...]) -> str:
-    """The resolved recipe as YAML, to be kept with the run."""
-    return yaml.safe_dump({name: asdict(settings[name]) for name in sections}, sort_keys=False, allow_unicode=True)
+def to_yaml(sections: Mapping[str, Any]) -> str:
+    """Settings by section as a recipe, every value written out, sections and keys in the order given."""
+    plain = {name: asdict(settings) for name, settings in sections.items()}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
