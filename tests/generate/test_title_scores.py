@@ -1,0 +1,87 @@
+"""log p of all titles: against plain forward passes, title by title."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.trie import build_trie
+from bigrec_hf.generate.title_scores import TitleScorer
+from bigrec_hf.models.catalog_head import catalog_head
+from bigrec_hf.models.trie_loss import token_columns
+
+END = 1
+TITLES = [[5, END], [5, 6, END], [5, 6, 7, 8, END], [5, 6, 7, 9, END], [10, END], [11, 12, 13, END], [11, 12, 14, END]]
+PROMPTS = [[20, 21, 22], [23, 24], [25, 26, 27, 28, 29]]
+
+
+def tiny(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=1.0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def plainly(model, prompt: list[int], title: list[int]) -> float:
+    """-log p over the trie's continuations, one plain forward pass per title."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + title])).logits[0].double()
+    total = 0.0
+    for place, token in enumerate(title):
+        allowed = sorted({other[place] for other in TITLES if other[:place] == title[:place] and len(other) > place})
+        total += float(logits[len(prompt) + place - 1, allowed].log_softmax(0)[allowed.index(token)])
+    return total
+
+
+def scorer_log_probs(model, **options) -> np.ndarray:
+    trie, leaves = build_trie(TITLES)
+    token_ids, columns = token_columns(trie)
+    with catalog_head(model, token_ids) as head:
+        return TitleScorer(model, head, trie, columns, **options).log_probs(PROMPTS)[:, leaves]
+
+
+def test_every_title_gets_the_log_p_of_a_plain_pass_and_they_sum_to_one():
+    model = tiny()
+    found = scorer_log_probs(model)
+    expected = [[plainly(model, prompt, title) for title in TITLES] for prompt in PROMPTS]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_a_narrow_walk_is_exact_on_the_likeliest_path_and_still_a_distribution():
+    model = tiny()
+    wide, narrow = scorer_log_probs(model), scorer_log_probs(model, width=1)
+    np.testing.assert_allclose(np.exp(narrow).sum(axis=1), 1.0, atol=1e-5)
+    assert not np.allclose(wide, narrow)  # one of the two open nodes of the first level was not visited
+    for row in range(len(PROMPTS)):
+        assert np.isclose(wide[row], narrow[row], atol=1e-5).sum() >= 3
+
+
+def test_the_model_has_its_own_head_again_afterwards():
+    model = tiny()
+    head = model.lm_head
+    scorer_log_probs(model)
+    assert model.lm_head is head
+
+
+def test_sliding_windows_are_refused():
+    config = MistralConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=4,
+    )  # fmt: skip
+    config.layer_types = ["sliding_attention"]
+    with pytest.raises(BigrecError, match="decoding constrained"):
+        scorer_log_probs(MistralForCausalLM(config).eval())
+
+
+def test_a_model_that_ignores_the_mask_is_refused():
+    model = tiny()
+    forward = model.model.forward
+    model.model.forward = lambda *args, attention_mask=None, **kwargs: forward(*args, **kwargs)
+    with pytest.raises(BigrecError, match="ignores masks"):
+        scorer_log_probs(model)
