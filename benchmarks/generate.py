@@ -31,7 +31,7 @@ from benchmarks.lm_data import MAX_LENGTH, TEMPLATE, examples, trained_adapter
 from bigrec_hf.data.prompts import parse_answer
 from bigrec_hf.generate.batches import decode_batches, plan_batches
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
-from bigrec_hf.generate.stage import render_prompts
+from bigrec_hf.generate.inputs import render_prompts
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.models.loading import load_generator, load_tokenizer
 from bigrec_hf.settings import GenerateSettings
