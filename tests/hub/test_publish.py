@@ -261,9 +261,9 @@ def test_terms_that_forbid_redistribution(tiny_prepared, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     card = tmp_path / "out" / "datasets" / "alice" / "ml" / "README.md"
     assert cli.main(["publish", "dataset", *flags, "--private"]) == 0
-    assert "**Private, and to stay so:**" in card.read_text()
+    assert "**Keep this repository private:**" in card.read_text()
     assert cli.main(["publish", "dataset", *flags, "--i_have_permission"]) == 0
-    assert "states to have the permission" in card.read_text() and "to stay so" not in card.read_text()
+    assert "declares to have permission" in card.read_text() and "Keep this repository private" not in card.read_text()
 
 
 def test_an_index_of_forbidden_titles_is_refused_too(tiny_run, tmp_path, capsys):
