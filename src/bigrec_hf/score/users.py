@@ -133,7 +133,7 @@ def intervals(
             )
     misses = np.where((gains == (gains > 0)).all(axis=0), n - hits, n)  # what is rarely missed has no gains below 1
     rare = np.minimum(hits, misses) / effects < RARE_HITS
-    for column in np.flatnonzero(rare):
+    for column in np.flatnonzero(rare).tolist():
         gain, effect = gains[:, column], effects[column]
         squares = float(gain @ gain)
         effective, scale = (gain.sum() ** 2 / squares, squares / gain.sum()) if squares else (0.0, 1.0)

@@ -11,6 +11,7 @@ size on float32 is used.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from scipy.linalg import lapack
@@ -69,7 +70,7 @@ def ease_models(
     """One model for each lambda, for `linear.choose`; nothing is inverted before its weights are asked for."""
     check_size(n_items, most)
     matrix = interaction_matrix(sequences, n_items)
-    return [Fitted({"lambda": ridge}, lambda ridge=ridge: ease_weights(matrix, ridge)) for ridge in lambdas]
+    return [Fitted({"lambda": ridge}, partial(ease_weights, matrix, ridge)) for ridge in lambdas]
 
 
 def _dtype(n_items: int) -> type[np.floating]:
@@ -99,9 +100,7 @@ def _inverse(gram: np.ndarray, ridge: float) -> np.ndarray:
     if not failed:
         lower, failed = invert(lower, lower=1, overwrite_c=1)
     if failed:
-        raise BigrecError(
-            f"EASE: the matrix cannot be inverted in {gram.dtype} with lambda {ridge:g}: give a larger one"
-        )
+        raise BigrecError(f"EASE: no inverse in {gram.dtype} with lambda {ridge:g}: give a larger one")
     full = lower.T  # its upper triangle is filled
     for start in range(0, len(full), BLOCK):
         rows = slice(start, start + BLOCK)

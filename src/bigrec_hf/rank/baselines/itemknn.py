@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -78,9 +79,8 @@ def itemknn_models(
 ) -> list[Fitted]:
     """One model for each shrinkage and number of neighbors, for `linear.choose`."""
     matrix = interaction_matrix(sequences, n_items)
-    models = []
+    models: list[Fitted] = []
     for shrinkage in shrinkages:
         found = nearest_neighbors(matrix, max(neighbors, default=0), shrinkage)
-        for k in neighbors:
-            models.append(Fitted({"neighbors": k, "shrinkage": shrinkage}, lambda found=found, k=k: found.weights(k)))
+        models += [Fitted({"neighbors": k, "shrinkage": shrinkage}, partial(found.weights, k)) for k in neighbors]
     return models
