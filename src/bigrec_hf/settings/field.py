@@ -19,11 +19,11 @@ LIMITS = {  # in the words of an error and of `--help`
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field with its help text; mutable defaults are copied.
+    """Return a dataclass field with its help text; mutable defaults are copied.
 
     `more`: `choices`, `positional`, `flag`; `least`, `above`, `most`, `below`: limits of a number, or of every element
-    of a list; `hub`: the field may name a Hub repository of this type (`words`: values that do not; `creates`: where
-    there is no such repository, a folder to make).
+    of a list; `hub`: the field may name a Hub repository of this type (`words`: values that are not names; `creates`:
+    if there is no such repository, the value is a folder to create).
     """
     metadata = {"help": help, **more}
     if isinstance(default, (list, dict)):
@@ -32,12 +32,12 @@ def setting(default: Any, help: str, **more: Any) -> Any:
 
 
 def limits_text(metadata: Mapping[str, Any]) -> str:
-    """The limits in words: "at least 0, at most 1"; "" where there are none."""
+    """Return the limits in words: "at least 0, at most 1"; "" if there are none."""
     return ", ".join(f"{words} {metadata[name]}" for name, (words, _) in LIMITS.items() if name in metadata)
 
 
 def check_value(cls: type, key: str, value: Any, where: str) -> None:
-    """Raise BigrecError where the field `key` of `cls` holds none of its choices, or a number outside its limits."""
+    """Raise BigrecError if `value` of the field `key` of `cls` is not one of its choices, or is outside its limits."""
     metadata = next(f for f in fields(cls) if f.name == key).metadata
     choices = metadata.get("choices")
     if choices and value is not None and value not in choices:
@@ -48,7 +48,7 @@ def check_value(cls: type, key: str, value: Any, where: str) -> None:
 
 
 def check_limits(metadata: Mapping[str, Any], value: Any, where: str) -> None:
-    """Raise BigrecError where a number, or one in a list, is outside the limits; NaN and infinity always are."""
+    """Raise BigrecError if a number, or one in a list, is outside the limits; NaN and infinity always are."""
     for number in value if isinstance(value, list) else [value]:
         if not isinstance(number, int | float):
             continue
