@@ -11,7 +11,7 @@ __all__ = ["Recommender", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Recommender` is imported when it is asked for: it brings torch, which `--help` does not need."""
+    """Import `Recommender` on first use: it pulls in torch, which `--help` does not need."""
     if name == "Recommender":
         from bigrec_hf.hub.recommender import Recommender
 

@@ -1,4 +1,4 @@
-"""`python -m bigrec_hf STAGE ...`: the command line, without its console script."""
+"""`python -m bigrec_hf STAGE ...`: the same command line as the `bigrec-hf` script."""
 
 import sys
 

@@ -98,7 +98,7 @@ def test_the_word_base_is_no_repository(cached):
 
 def test_an_index_that_is_not_on_the_hub_is_a_folder_to_make(cached, capsys):
     assert pin(GroundSettings(index_dir="indexes/games")).index_dir == "indexes/games"
-    assert "taken as a folder to make" in capsys.readouterr().out
+    assert "treated as a folder to create" in capsys.readouterr().out
     with pytest.raises(BigrecError, match="not in the cache"):
         pin(GroundSettings(index_dir="indexes/games@v2"))
 
@@ -111,8 +111,8 @@ def test_only_the_last_known_commit_helps_when_the_network_fails(cached, monkeyp
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unreachable)
     cache(cached)
     assert resolve_commit("user/set", "dataset") == COMMIT
-    assert "the Hub cannot be reached: user/set as fetched last" in capsys.readouterr().out
-    with pytest.raises(BigrecError, match="cannot be reached for 'user/unknown'"):
+    assert "the Hub cannot be reached: using user/set as last fetched" in capsys.readouterr().out
+    with pytest.raises(BigrecError, match="cannot be reached, and 'user/unknown' is not in the cache"):
         resolve_commit("user/unknown", "dataset")
 
 
@@ -169,15 +169,15 @@ def wrapped(error):
     ("error", "expected"),
     [
         ((403, "GatedRepo", "gated"), "is gated: accept its terms at"),
-        ((404, "RepoNotFound"), "is no repository on the Hub, or a private one"),
-        ((401, None, None), "is no repository on the Hub, or a private one"),
+        ((404, "RepoNotFound"), "does not exist on the Hub or is private"),
+        ((401, None, None), "does not exist on the Hub or is private"),
         ((404, "RevisionNotFound"), "has no revision 'v1'"),
-        ((404, "EntryNotFound"), "lacks a file that is needed (config.json)"),
-        ((401, None, "Invalid credentials in Authorization header"), "refuses the token"),
-        ((401, None, "Access token is expired"), "refuses the token"),
-        ((403, None, "Forbidden"), "the token has no right to"),
-        ((429,), "answers 429"),
-        ((502,), "answers 502"),
+        ((404, "EntryNotFound"), "lacks a required file (config.json)"),
+        ((401, None, "Invalid credentials in Authorization header"), "rejects the token"),
+        ((401, None, "Access token is expired"), "rejects the token"),
+        ((403, None, "Forbidden"), "the token lacks permission for"),
+        ((429,), "returned 429"),
+        ((502,), "returned 502"),
     ],
 )
 @pytest.mark.parametrize("outer", [lambda error: error, wrapped], ids=["bare", "wrapped"])

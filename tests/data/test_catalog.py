@@ -85,7 +85,7 @@ def test_a_byte_order_mark_and_empty_lines_at_the_end_do_not_count(tmp_path):
     [
         ("movies.dat", "", "movies.dat: the file is empty"),
         ("movies.dat", "1::A::X\n2:B:X\n", "movies.dat:2: expected id::title::genres"),
-        ("movies.dat", "1::A::X\n1::B::X\n", "movies.dat:2: item id '1' already stands in line 1"),
+        ("movies.dat", "1::A::X\n1::B::X\n", "movies.dat:2: item id '1' already occurs in line 1"),
         ("movies.dat", "1::A::X\n2::::X\n", "movies.dat:2: item '2' has no title"),
         ("movies.dat", '1::A::X\n2::" "::X\n', "movies.dat:2: item '2' has no title"),
         ("movies.csv", "id,name\n1,A\n", "movies.csv:1: expected the columns movieId"),
@@ -95,8 +95,8 @@ def test_a_byte_order_mark_and_empty_lines_at_the_end_do_not_count(tmp_path):
         ("x.item", "item_id:token\tyear:token\n1\t2\n", "x.item:1: expected the columns item_id and title"),
         ("x.item", "item_id:token\ttitle:token_seq\n1\tA\tB\n", "x.item:2: expected 2 fields"),
         ("id2name.txt", "A\t0\nB\n", "id2name.txt:2: expected title<TAB>row"),
-        ("id2name.txt", "A\t0\nB\t0\n", "id2name.txt:2: row 0 already stands in line 1"),
-        ("id2name.txt", "A\t0\nB\t5\n", "id2name.txt:2: row 5 of 2 lines"),
+        ("id2name.txt", "A\t0\nB\t0\n", "id2name.txt:2: row 0 already occurs in line 1"),
+        ("id2name.txt", "A\t0\nB\t5\n", "id2name.txt:2: row 5 in a file of 2 lines"),
         ("movies.xml", "<a/>", "not a known catalog file"),
         ("items.parquet", "no parquet", "not the items of a prepared set"),
     ],
@@ -113,7 +113,7 @@ def test_unknown_encoding_missing_path_and_ambiguous_folder(tmp_path):
     with pytest.raises(BigrecError, match="no catalog at"):
         load_catalog(tmp_path / "none.dat")
     write(tmp_path, "b.item", FORMATS["Games.item"])
-    with pytest.raises(BigrecError, match=r"found a\.item, b\.item: name the file itself"):
+    with pytest.raises(BigrecError, match=r"found a\.item, b\.item: give the path of the file itself"):
         load_catalog(tmp_path)
 
 

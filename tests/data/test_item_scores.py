@@ -61,7 +61,7 @@ def test_facts(tmp_path):
 
 @pytest.mark.parametrize("kind", ["safetensors", "npy", "parquet"])
 def test_a_missing_id(tmp_path, kind):
-    with pytest.raises(BigrecError, match=r"no scores for the example 'x' \(1 of 2 are missing\): score these"):
+    with pytest.raises(BigrecError, match=r"no scores for the example 'x' \(1 of 2 are missing\): score exactly these"):
         read_scores(write_kind(tmp_path, kind), ["u:1", "x"], CATALOG)
 
 
@@ -77,7 +77,7 @@ def test_another_catalog(tmp_path, kind):
     assert len(read_scores(path, IDS, CATALOG)) == 4
     with pytest.raises(BigrecError, match="made with another catalog"):
         read_scores(path, IDS, Catalog(["a", "b", "c"], ["A", "Ç", "B"]))
-    with pytest.raises(BigrecError, match="3 scores an example, but the catalog has 2 items"):
+    with pytest.raises(BigrecError, match="3 scores per example, but the catalog has 2 items"):
         read_scores(path, IDS, Catalog(["a", "b"], ["A", "B"]))
 
 
@@ -102,10 +102,10 @@ def test_a_double_beyond_float32(tmp_path):
     [
         (SCORES[:3], IDS, "s.safetensors", r"shape \(3, 3\) for 4 example ids"),
         (SCORES[0], IDS, "s.safetensors", r"shape \(3,\)"),
-        (SCORES[:, :2], IDS, "s.safetensors", "2 scores an example"),
+        (SCORES[:, :2], IDS, "s.safetensors", "2 scores per example"),
         (SCORES, ["a", "b", "b", "c"], "s.safetensors", "'b' has two rows"),
         (SCORES * np.nan, IDS, "s.safetensors", "'u:1' is nan"),
-        (SCORES, IDS, "s.npy", "end the name with .safetensors"),
+        (SCORES, IDS, "s.npy", "the name must end in .safetensors"),
     ],
 )
 def test_writing_refuses(tmp_path, scores, ids, name, message):
@@ -117,7 +117,7 @@ def test_writing_refuses(tmp_path, scores, ids, name, message):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(BigrecError, match="does not exist"):
         read_scores(tmp_path / "s.npy", IDS, CATALOG)
-    with pytest.raises(BigrecError, match="no file of item scores"):
+    with pytest.raises(BigrecError, match="not a file of item scores"):
         read_scores(tmp_path / "s.csv", IDS, CATALOG)
     np.save(tmp_path / "s.npy", SCORES)
     with pytest.raises(BigrecError, match="does not say which example a row belongs to"):
@@ -129,7 +129,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(BigrecError, match="JSON list of example ids"):
         read_scores(tmp_path / "s.npy", IDS, CATALOG)
     (tmp_path / "s.safetensors").write_bytes(b"no")
-    with pytest.raises(BigrecError, match="no safetensors file"):
+    with pytest.raises(BigrecError, match="not a safetensors file"):
         read_scores(tmp_path / "s.safetensors", IDS, CATALOG)
     save_file({"scores": SCORES}, tmp_path / "t.safetensors")
     with pytest.raises(BigrecError, match="lacks example_ids"):

@@ -77,13 +77,13 @@ def test_all_empty():
 
 
 def test_faults_of_values():
-    with pytest.raises(BigrecError, match="target row 9 lies outside"):
+    with pytest.raises(BigrecError, match="target row 9 is outside"):
         ground_answers(answers(["one"], [9]), make_index(), encode)
     with pytest.raises(BigrecError, match="2 dimensions, the index has 1"):
         ground_answers(answers(["x"], [0]), make_index(), lambda texts: np.zeros((len(texts), 2), np.float32))
     with pytest.raises(BigrecError, match="grounding: queries holds NaN"):
         ground_answers(answers(["x"], [0]), make_index(), lambda texts: np.full((len(texts), 1), np.nan, np.float32))
-    with pytest.raises(BigrecError, match="carry no settings"):
+    with pytest.raises(BigrecError, match="contain no settings"):
         table_settings(pa.table({"rank": [1]}))
 
 
@@ -114,10 +114,13 @@ def test_an_unknown_target_row_is_found_by_its_title(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"titles": ("zz", "yy")}, r"target 'zz' stands in no row of the catalog.*\(2 of 2 targets\)"),
-        ({"targets": (1, 3)}, r"target 'one' .* or in another than the file says \(1 of 2"),
+        ({"titles": ("zz", "yy")}, r"target 'zz' is not in the catalog.*\(2 of 2 targets\)"),
+        ({"targets": (1, 3)}, r"target 'one' .* or not at the row that the file gives \(1 of 2"),
         ({"history": None}, "lacks the column 'history'"),
-        ({"targets": (), "titles": (), "texts": (), "history": pa.array([], pa.list_(pa.int32()))}, "holds no example"),
+        (
+            {"targets": (), "titles": (), "texts": (), "history": pa.array([], pa.list_(pa.int32()))},
+            "contains no examples",
+        ),
     ],
 )
 def test_faults_of_the_file(tmp_path, changes, message):

@@ -140,7 +140,7 @@ def test_a_local_model_is_known_by_its_content(tmp_path):
 def test_fingerprint_of_other_encoders(tmp_path):
     assert encoder_fingerprint(save_sentence_model(tmp_path))["kind"] == "sentence-transformers"
     (tmp_path / "empty").mkdir()
-    for name, message in (("/no/such", "does not exist"), (str(tmp_path / "empty"), "holds no model")):
+    for name, message in (("/no/such", "does not exist"), (str(tmp_path / "empty"), "contains no model")):
         with pytest.raises(BigrecError, match=message):
             encoder_fingerprint(name)
 

@@ -306,7 +306,7 @@ def test_without_a_token_it_is_a_dry_run(tiny_prepared, tmp_path, capsys, monkey
     ("arguments", "message"),
     [
         (["adapter"], "--repo_id is None"),
-        (["adapter", "--repo_id", "alice/x@main"], "a branch goes into --revision"),
+        (["adapter", "--repo_id", "alice/x@main"], "give a branch with --revision"),
         (["adapter", "--repo_id", "alice/x"], "give --run_dir"),
         (["dataset", "--repo_id", "alice/x"], "--run_dir or --dataset"),
         (["dataset", "--repo_id", "alice/x", "--dataset", "./nowhere"], "is no folder"),
@@ -397,7 +397,7 @@ def test_retries_wait_longer_each_time_or_as_the_hub_says(pauses, capsys):
     assert push.retry(action) == "done"
     assert pauses == [1.0, 7.0, 4.0]
     out = capsys.readouterr().out
-    assert "the Hub answers 503" in out and "the connection broke (ReadError)" in out
+    assert "the Hub returned 503" in out and "the connection broke (ReadError)" in out
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])

@@ -359,7 +359,7 @@ def test_download_then_everything_offline(hub, published, places, base, tiny_run
     assert done.stdout.strip().endswith("10") and len(hub.requests()) == before
     # another machine without the cache: one line that says what to do
     done = hub.run_python(offline, home=tmp_path / "empty", HF_HUB_OFFLINE="1", check=False)
-    assert done.returncode != 0 and "run `bigrec-hf download` with the network on" in done.stderr
+    assert done.returncode != 0 and "run `bigrec-hf download` while online" in done.stderr
 
 
 def test_download_to_a_folder(hub, base, tmp_path, capsys):
@@ -459,8 +459,8 @@ def open_facts(repo_id):
 
 
 LASTING = {
-    "5xx": ({"kind": "status", "status": 503}, "answers 503"),
-    "429": ({"kind": "status", "status": 429}, "answers 429"),
+    "5xx": ({"kind": "status", "status": 503}, "returned 503"),
+    "429": ({"kind": "status", "status": 429}, "returned 429"),
     "409": ({"kind": "status", "status": 409}, "being changed by somebody else"),
     "412": ({"kind": "status", "status": 412}, "being changed by somebody else"),
     "cut": ({"kind": "drop_upload", "after": 10}, "cannot be reached"),
@@ -513,18 +513,18 @@ def test_errors_of_names_in_one_line(hub, base, tiny_run, capsys, monkeypatch):
         assert len(error.splitlines()) == 1 and "Traceback" not in error
         return error
 
-    assert "is no repository on the Hub, or a private one" in error_of("alice/never-made")
-    assert "is no repository on the Hub, or a private one" in error_of(secret)
+    assert "does not exist on the Hub or is private" in error_of("alice/never-made")
+    assert "does not exist on the Hub or is private" in error_of(secret)
     assert "has no revision 'v9'" in error_of(f"{base}@v9")
     monkeypatch.setenv("HF_TOKEN", "hf_alice_expired")
-    assert "refuses the token" in error_of(base)
+    assert "rejects the token" in error_of(base)
     monkeypatch.setenv("HF_TOKEN", "hf_alice_write")
     hub.faults.add(kind="status", path=f"/api/models/{base}*", status=503, count=None)
-    assert "answers 503" in error_of(base)
+    assert "returned 503" in error_of(base)
 
 
 def test_an_expired_or_reading_token_cannot_publish(hub, tiny_prepared, capsys, monkeypatch):
-    for token, message in (("hf_alice_expired", "refuses the token"), ("hf_alice_read", "no right to")):
+    for token, message in (("hf_alice_expired", "rejects the token"), ("hf_alice_read", "lacks permission for")):
         monkeypatch.setenv("HF_TOKEN", token)
         publish("dataset", "--dataset", tiny_prepared, "--repo_id", hub.new_id("set"), code=2)
         error = capsys.readouterr().err

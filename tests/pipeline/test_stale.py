@@ -112,7 +112,7 @@ def test_rankings_of_other_texts_are_not_scored(place, capsys):
 def test_an_adapter_of_another_base_is_refused(place, capsys):
     save_tiny_model(place / "other", seed=3)
     assert cli.main(["generate", "--config", "recipe.yaml", "--base_model", "other"]) == 2
-    assert "was trained on another base than 'other'" in capsys.readouterr().err
+    assert "was trained on another base model than 'other'" in capsys.readouterr().err
     assert cli.main(["generate", "--config", "recipe.yaml", "--base_model", "other", "--method", "zero_shot"]) == 0
 
 

@@ -434,7 +434,7 @@ def test_history_refusals(history_settings, tmp_path):
     swapped = tmp_path / "id2name.txt"
     swapped.write_text("".join(f"{title}\t{row}\n" for row, title in enumerate(titles[::-1])), encoding="utf-8")
     data = replace(history_settings["data"], catalog=str(swapped))
-    with pytest.raises(BigrecError, match="leave out --catalog"):
+    with pytest.raises(BigrecError, match="omit --catalog"):
         stage.main(**history_settings | {"data": data})
 
 
@@ -459,8 +459,8 @@ def test_a_kill_leaves_no_results_of_other_rankings(run_dir, history_settings, m
 @pytest.mark.parametrize(
     "column, value, message",
     [
-        (C.EXAMPLE_ID, "same", "the example 'same' stands there twice"),
-        (C.HISTORY, [5000], "names row 5000, the catalog ends at"),
+        (C.EXAMPLE_ID, "same", "the example 'same' occurs twice"),
+        (C.HISTORY, [5000], "contains row 5000, but the catalog ends at row"),
         (C.TARGET_TITLE, None, "has no target_title"),
     ],
 )

@@ -148,7 +148,7 @@ def test_the_index_is_reused(place, monkeypatch):
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([{**RECORDS[0], "output": '"zz"'}], "target 'zz' stands in no row"),
+        ([{**RECORDS[0], "output": '"zz"'}], "target 'zz' is not in the catalog"),
         ([{"input": "", "output": "a"}], "record 0: 'predict' must be a list of texts"),
         ([RECORDS[0], {"predict": ["a"]}], "record 1: no text field 'output'"),
         ([], "at least one record"),

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of recommendation: files, locks, shards, Hub names, errors."""
+"""Helpers unrelated to recommendation: files, locks, shards, Hub names, errors."""

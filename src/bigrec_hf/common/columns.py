@@ -6,7 +6,7 @@ from typing import Final
 
 
 class Columns:
-    """Column-name constants, grouped by the artifact that first holds them."""
+    """Column names, grouped by the file in which they first appear."""
 
     # items: one row per catalog row, in catalog order
     ROW: Final = "row"  # int32, 0-based catalog row
@@ -17,13 +17,13 @@ class Columns:
     # interactions: one row per kept interaction, in file order
     USER_ID: Final = "user_id"  # string
     RATING: Final = "rating"  # float32 or null
-    TIMESTAMP: Final = "timestamp"  # int64 seconds, or null where the source has only an order
+    TIMESTAMP: Final = "timestamp"  # int64 seconds, null if the source only gives an order
 
     # default (examples): one row per history -> target pair
     EXAMPLE_ID: Final = "example_id"  # string, "{user_id}:{position of the target in the user's sequence}"
     HISTORY: Final = "history"  # list[int32], catalog rows, oldest first
     HISTORY_RATINGS: Final = "history_ratings"  # list[float32] or null
-    TARGET: Final = "target"  # int32, catalog row (-1: the title is in no catalog row)
+    TARGET: Final = "target"  # int32, catalog row (-1: the title is not in the catalog)
 
     # text: the reference's JSON fields
     INSTRUCTION: Final = "instruction"
@@ -32,16 +32,16 @@ class Columns:
     PREDICT: Final = "predict"  # list[string] in the reference's prediction files
 
     # examples as text, made on loading (data.examples)
-    INPUT_PREFIX: Final = "input_prefix"  # what stands before the first history title
+    INPUT_PREFIX: Final = "input_prefix"  # the text before the first history title
     HISTORY_TITLES: Final = "history_titles"  # list[string], oldest first
     TARGET_TITLE: Final = "target_title"  # string
 
     # generations.parquet
-    TEXTS: Final = "texts"  # list[string], best first, cut and unquoted
-    SCORES: Final = "scores"  # list[float32], sequence log-probability scores as `generate` gives them
-    EMPTY: Final = "empty"  # bool, the first text is empty
-    IN_CATALOG: Final = "in_catalog"  # bool, the first text is a catalog title (quotes and outer spaces ignored)
-    IN_HISTORY: Final = "in_history"  # bool, the first text is a title of this example's history
+    TEXTS: Final = "texts"  # list[string], generated titles, best first, up to the line break and unquoted
+    SCORES: Final = "scores"  # list[float32], sequence log-probability scores as `generate` returns them
+    EMPTY: Final = "empty"  # bool, the best generation is empty
+    IN_CATALOG: Final = "in_catalog"  # bool, the best generation is a catalog title (quotes and outer spaces ignored)
+    IN_HISTORY: Final = "in_history"  # bool, the best generation is a title of this example's history
 
     # rankings.parquet and per_example.parquet
     RANK: Final = "rank"  # int64, 0-based rank of the target in the whole catalog
@@ -49,5 +49,5 @@ class Columns:
     TOP_DISTANCES: Final = "top_distances"  # list[float32], Euclidean
 
     # keywords.parquet: one row per distinct clean title
-    KEYWORDS: Final = "keywords"  # string, comma-separated; the title itself where the answer did not parse
-    PARSED: Final = "parsed"  # bool, the answer was JSON with keywords
+    KEYWORDS: Final = "keywords"  # string, comma-separated; the title itself if the generation did not parse
+    PARSED: Final = "parsed"  # bool, the generation was JSON with keywords

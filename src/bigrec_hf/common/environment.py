@@ -22,7 +22,7 @@ PACKAGES = tuple(
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and hardware that a result depends on. No path and no host name."""
+    """Versions, commit and hardware that a result depends on, without any path or host name."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -49,7 +49,7 @@ def _cuda() -> Any:
 
 
 def _git_commit() -> str | None:
-    """Commit of the source tree this package runs from, `-dirty` where it has changes; None outside a checkout."""
+    """Commit of the source tree this package runs from, `-dirty` if it has local changes; None outside a checkout."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
@@ -69,7 +69,9 @@ def _git_commit() -> str | None:
 
 def peak_memory_mib() -> int:
     """Peak resident memory of this process so far, in MiB."""
-    with contextlib.suppress(OSError, IndexError):  # Linux: `ru_maxrss` there is at least what the parent held
+    with contextlib.suppress(
+        OSError, IndexError
+    ):  # on Linux `ru_maxrss` is never below the parent's memory, so ask the kernel
         return int(Path("/proc/self/status").read_bytes().split(b"VmHWM:")[1].split()[0]) // 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024 if sys.platform != "darwin" else 1024**2))
@@ -77,7 +79,7 @@ def peak_memory_mib() -> int:
 
 @contextlib.contextmanager
 def measured(record: dict[str, Any]) -> Iterator[None]:
-    """Fill `record` with start (UTC), wall seconds and peak memory of the block, GPU memory where there is one."""
+    """Fill `record` with the block's start (UTC), wall-clock seconds and peak memory in MiB, also on the GPU if any."""
     record["started"] = datetime.now(UTC).isoformat(timespec="seconds")
     start = time.perf_counter()
     cuda = _cuda()

@@ -1,7 +1,7 @@
-"""Errors meant for the person at the keyboard: the command line prints them in one line, without a traceback."""
+"""Errors meant for the user: the command line prints them on one line, without a traceback."""
 
 from __future__ import annotations
 
 
 class BigrecError(ValueError):
-    """A mistake in input, settings or files. The message names the value, the place and the remedy."""
+    """A mistake in input, settings or files. The message names the value, where it was found, and the remedy."""

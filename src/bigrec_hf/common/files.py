@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Call `write(temporary path)` and move the result into place: a reader sees all of the file or nothing."""
+    """Call `write(temporary path)` and move the result into place: readers see the complete file or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -25,17 +25,17 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON, all of it or nothing."""
+    """Write a value as JSON, completely or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in `path`, or an empty one where there is no such file."""
+    """The JSON object in `path`, or an empty one if there is no such file."""
     path = Path(path)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_table(table: pa.Table, path: str | Path) -> None:
-    """Write parquet beside `path` and move it into place."""
+    """Write a table as parquet, completely or not at all."""
     write_atomically(path, lambda temporary: pq.write_table(table, temporary))

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def fingerprint(*values: Any) -> str:
-    """sha256 (first 16 hex digits) of JSON-serializable values, key order ignored."""
+    """sha256 (first 16 hex digits) of JSON-serializable values, regardless of key order."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

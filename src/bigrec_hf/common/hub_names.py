@@ -1,8 +1,8 @@
-"""Names on the Hugging Face Hub: `user/name[@revision]` -> commit, file or folder, with errors of one line.
+"""Names on the Hugging Face Hub: `user/name[@revision]` -> commit, file or folder, with one-line errors.
 
-Every place that takes a folder takes a Hub id too. A command pins its names first (`pin`): `user/name` becomes
-`user/name@<commit>`, so that all its stages see one revision and every record holds the commit, not a moving branch.
-What has been downloaded once is found again without a network (`HF_HUB_OFFLINE=1`).
+Wherever a folder is accepted, so is a Hub id. A command pins its names first (`pin`): `user/name` becomes
+`user/name@<commit>`, so that all its stages see the same revision and every record holds a commit rather than a moving
+branch. Anything downloaded before is found again without a network (`HF_HUB_OFFLINE=1`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FILE_SUFFIXES = {".dat", ".item", ".inter", ".csv", ".tsv", ".txt", ".json", ".j
 
 
 def is_hub_id(name: str, *, bare: bool = False) -> bool:
-    """Whether a name is meant for the Hub: no existing path, no `./`, `/`, `~`, no data file, at most one slash.
+    """Whether a name refers to the Hub: not an existing path, not a data file, no leading `.`, `/`, `~`, one slash.
 
-    `bare`: names without an owner (`gpt2`) count as well; only models have them.
+    `bare`: names without an owner and slash (`gpt2`) count as well; only models have them.
     """
     path, _ = split_revision(name)
     if Path(path).exists() or path.startswith((".", "/", "~")) or Path(path).suffix in FILE_SUFFIXES:
@@ -42,7 +42,7 @@ def check_repo_id(name: str | None, flag: str) -> str:
 
     path, _, revision = (name or "").partition("@")
     if name is None or HUB_ID.fullmatch(path) is None or "/" not in path or revision:
-        raise BigrecError(f"{flag} is {name!r}: expected user/name (a branch goes into --revision)")
+        raise BigrecError(f"{flag} is {name!r}: expected user/name (give a branch with --revision)")
     try:
         validate_repo_id(path)
     except HFValidationError as error:
@@ -55,7 +55,7 @@ def check_repo_id(name: str | None, flag: str) -> str:
 
 @contextlib.contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Turn what a Hub client raises about `name` into a BigrecError of one line; anything else passes unchanged."""
+    """Turn a Hub client's exception about `name` into a one-line BigrecError; other exceptions pass unchanged."""
     try:
         yield
     except BigrecError:
@@ -68,7 +68,7 @@ def hub_errors(name: str) -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those it was raised from, the innermost last; libraries wrap the Hub's errors in their own."""
+    """The error and its causes, outermost first: libraries wrap the Hub's errors in their own."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -77,7 +77,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def explain(error: BaseException, name: str) -> str | None:
-    """One line: what is wrong with `name` on the Hub and what to do; None for an error of another kind."""
+    """One line: what is wrong with `name` on the Hub and what to do about it; None if the error has another cause."""
     from huggingface_hub import constants, errors
 
     repo_id = split_revision(name)[0]
@@ -87,42 +87,43 @@ def explain(error: BaseException, name: str) -> str | None:
         return next((link for link in chain if isinstance(link, kinds)), None)
 
     if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
-        return f"no space left on the disk while fetching {name!r}: free some, or set HF_HOME to a larger disk"
+        return f"no space left on the disk while fetching {name!r}: free some, or move HF_HOME to a larger disk"
     if found(errors.GatedRepoError):
         return (
-            f"{repo_id!r} is gated: accept its terms at {constants.ENDPOINT}/{repo_id}, then `hf auth login` with an "
-            "account that has access"
+            f"{repo_id!r} is gated: accept its terms at {constants.ENDPOINT}/{repo_id}, then run `hf auth login` with "
+            "an account that has access"
         )
     if found(errors.RevisionNotFoundError):
-        return f"{repo_id!r} has no revision {split_revision(name)[1] or 'main'!r}: name a branch, tag or commit of it"
+        revision = split_revision(name)[1] or "main"
+        return f"{repo_id!r} has no revision {revision!r}: use one of its branches, tags or commits"
     response = getattr(found(errors.HfHubHTTPError), "response", None)
     status = getattr(response, "status_code", None)
     said = (response.headers.get("X-Error-Message") or "") if response is not None else ""
     if status == 401 and re.search("credential|token|expired", said, re.IGNORECASE):
-        return f"the Hub refuses the token for {repo_id!r} (expired or revoked): `hf auth login`, or renew HF_TOKEN"
+        return f"the Hub rejects the token for {repo_id!r} (expired or revoked): `hf auth login`, or renew HF_TOKEN"
     if found(errors.RepositoryNotFoundError):
         return (
-            f"{repo_id!r} is no repository on the Hub, or a private one: check the spelling, or `hf auth login` with "
-            "an account that may read it"
+            f"{repo_id!r} does not exist on the Hub or is private: check the spelling, or run `hf auth login` with "
+            "an account that can read it"
         )
     if status in (401, 403):
-        return f"the token has no right to {repo_id!r} ({status}): `hf auth login` with a token that may do this"
+        return f"the token lacks permission for {repo_id!r} ({status}): run `hf auth login` with a token that has it"
     if found(errors.OfflineModeIsEnabled) or (found(errors.LocalEntryNotFoundError) and constants.is_offline_mode()):
         return (
-            f"{name!r} is not in the cache, and HF_HUB_OFFLINE=1 forbids fetching it: run `bigrec-hf download` with "
-            "the network on"
+            f"{name!r} is not in the cache, and HF_HUB_OFFLINE=1 prevents downloading it: run `bigrec-hf download` "
+            "while online"
         )
     if status is not None and (status == 429 or status >= 500):
-        return f"the Hub answers {status} for {repo_id!r}: try again in a while"
+        return f"the Hub returned {status} for {repo_id!r}: try again later"
     missing = found(errors.RemoteEntryNotFoundError)
     if missing is not None:
-        return f"{name!r} lacks a file that is needed ({_file_of(response)}): is it the right kind of repository?"
+        return f"{name!r} lacks a required file ({_file_of(response)}): is it the right kind of repository?"
     if found(errors.HFValidationError):
         return f"{name!r} is neither a folder nor a Hub id (user/name): check the path"
     if found(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError, *_transport_errors()):
         return (
-            f"the Hub at {constants.ENDPOINT} cannot be reached for {name!r}, and the cache does not hold it: check "
-            "the network, or fetch it elsewhere with `bigrec-hf download --local_dir`"
+            f"the Hub at {constants.ENDPOINT} cannot be reached, and {name!r} is not in the cache: check the "
+            "network, or download it on another machine with `bigrec-hf download --local_dir`"
         )
     return None
 
@@ -134,7 +135,7 @@ def _transport_errors() -> tuple[type[BaseException], ...]:
 
 
 def _file_of(response: Any) -> str:
-    """The file a response was about, from its URL, without any query (it may hold a signature)."""
+    """The file that a response is about, from its URL; the query is dropped because it may contain a signature."""
     url = str(getattr(response, "url", "")).partition("?")[0]
     return url.partition("/resolve/")[2].partition("/")[2] or "see --debug"
 
@@ -143,7 +144,7 @@ SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def known_tokens() -> set[str]:
-    """The tokens of this session, from the environment and the login."""
+    """The access tokens in use, from the environment and from `hf auth login`."""
     from huggingface_hub import get_token
 
     values = {os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")} | {get_token()}
@@ -151,7 +152,7 @@ def known_tokens() -> set[str]:
 
 
 def redact(text: str) -> str:
-    """The text without any access token: this session's, and whatever looks like one."""
+    """The text with access tokens replaced: those in use, and anything that looks like one."""
     for token in known_tokens():
         text = text.replace(token, "[token]")
     return SECRET.sub("[token]", text)
@@ -161,7 +162,7 @@ def redact(text: str) -> str:
 
 
 def resolve_commit(name: str, repo_type: str) -> str:
-    """The commit that a Hub name stands for now; offline, or without a network, the one that was fetched last."""
+    """The commit that a Hub name refers to now; offline or without a network, the one fetched last."""
     from huggingface_hub import HfApi, constants
 
     repo_id, revision = split_revision(name)
@@ -175,9 +176,9 @@ def resolve_commit(name: str, repo_type: str) -> str:
     except BigrecError as error:
         if known is None or not _is_network(error.__cause__):
             raise
-        print(f"the Hub cannot be reached: {repo_id} as fetched last, commit {known}", flush=True)
+        print(f"the Hub cannot be reached: using {repo_id} as last fetched, commit {known}", flush=True)
         return known
-    if commit != revision:  # as the Hub's own client notes it, for later runs without a network
+    if commit != revision:  # recorded where the Hub's own client does, for later runs without a network
         ref = _storage(repo_id, repo_type) / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(str(commit))
@@ -197,7 +198,7 @@ def _storage(repo_id: str, repo_type: str) -> Path:
 
 
 def cached_commit(repo_id: str, revision: str, repo_type: str) -> str | None:
-    """The commit that the local cache knows for a revision, or None."""
+    """The commit that the local cache holds for a revision, or None."""
     storage = _storage(repo_id, repo_type)
     if COMMIT.fullmatch(revision):
         return revision if (storage / "snapshots" / revision).is_dir() else None
@@ -206,9 +207,9 @@ def cached_commit(repo_id: str, revision: str, repo_type: str) -> str | None:
 
 
 def fetch_file(name: str, file: str, repo_type: str, *, optional: bool = False) -> Path | None:
-    """A file of a local folder or of a Hub repository, as a local path; None where the folder or repository lacks it.
+    """A file of a local folder or of a Hub repository, as a local path; None if the folder or repository lacks it.
 
-    `optional`: offline, a file that the cache does not hold of a repository that it does hold counts as lacking.
+    `optional`: when offline, a file missing from a cached repository counts as missing from the repository.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
@@ -223,12 +224,12 @@ def fetch_file(name: str, file: str, repo_type: str, *, optional: bool = False) 
             return None
         except LocalEntryNotFoundError:
             if optional and cached_commit(path, revision or "main", repo_type) is not None:
-                return None  # a repository in the cache, and this file is not: it was not there to be fetched
+                return None  # the repository was cached without this file, so it has none
             raise
 
 
 def fetch_folder(name: str, repo_type: str, patterns: Sequence[str] | None = None) -> Path:
-    """A local folder as it is, or a Hub repository's files (those that match `patterns`) in the local cache."""
+    """A local folder itself, or the cache folder of a Hub repository with its files (those that match `patterns`)."""
     from huggingface_hub import snapshot_download
 
     path, revision = split_revision(name)
@@ -264,5 +265,5 @@ def pin(section: Any) -> Any:
         except BigrecError:
             if not item.metadata.get("creates") or "@" in value:
                 raise
-            print(f"{item.name} {value!r} is not on the Hub: taken as a folder to make", flush=True)
+            print(f"{item.name} {value!r} is not on the Hub: treated as a folder to create", flush=True)
     return replace(section, **changes)

@@ -1,8 +1,8 @@
-"""Locks of a run folder, so that two commands do not write the same artifacts at the same time.
+"""Locks on a run folder, which keep two commands from writing the same artifacts at the same time.
 
-`run` has the whole folder for itself; a stage alone has its method (generate, ground, score) or its own name, so that
-several methods can be generated side by side. The locks are advisory file locks, which the system drops when a process
-ends, however it ends; a leftover lock file means nothing.
+`run` locks the whole folder. A single stage locks its method (generate, ground, score) or its own name, so that several
+methods can be generated side by side. The locks are advisory file locks, which the system releases when a process ends,
+however it ends; a leftover lock file has no effect.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BY_METHOD = ("generate", "ground", "score")  # stages that write one method's fo
 
 @contextlib.contextmanager
 def locked(run_dir: str | Path, stage: str, method: str) -> Iterator[None]:
-    """Hold the locks of a stage of the run in `run_dir`; of several processes of one job the first holds them.
+    """Hold a stage's locks on the run folder `run_dir`; in a job of several processes, only the first holds them.
 
-    Raises BigrecError where another command works there. Without file locks (Windows) nothing is locked.
+    Raises BigrecError if another command is working there. On systems without file locks (Windows) nothing is locked.
     """
     try:
         import fcntl
     except ImportError:
-        fcntl = None  # type: ignore[assignment]
+        fcntl = None  # type: ignore[assignment]  # a module, or None on Windows
     if fcntl is None or int(os.environ.get("RANK", "0")) > 0:
         yield
         return
@@ -45,7 +45,7 @@ def locked(run_dir: str | Path, stage: str, method: str) -> Iterator[None]:
                 fcntl.flock(stream, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise BigrecError(
-                    f"another bigrec-hf command is working in {folder}: wait until it has ended, or name another folder"
+                    f"another bigrec-hf command is working in {folder}: wait until it finishes, or use another folder"
                 ) from error
         try:
             yield

@@ -1,4 +1,4 @@
-"""The processes of one job, as `torchrun` or `accelerate launch` started them."""
+"""The processes of one job, started by `torchrun` or `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bigrec_hf.common.errors import BigrecError
 
 
 def process_state() -> PartialState:
-    """This process's rank, device and process group (gloo on CPUs). Call it before anything else asks accelerate.
+    """This process's rank, device and process group (gloo on CPUs). Call it before anything else uses accelerate.
 
-    Without an accelerator `PartialState()` ignores the launcher, and every process would take itself for the only one;
-    whoever comes first decides for all. Raises BigrecError where that has happened.
+    Without an accelerator a plain `PartialState()` ignores the launcher, so that every process believes it is the only
+    one, and the first caller fixes the process group. Raises BigrecError if that has already happened.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
     launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,10 +1,10 @@
-"""Work cut into batches, one shard file a batch: what was written before a kill is not done again.
+"""Work split into batches with one shard file each, so that an interrupted run does not redo finished batches.
 
-Used by `generate` and `keywords` (texts), the catalog index (vectors) and `ground` (rankings). The batches follow from
-the inputs and the settings alone, not from the number of processes, so that a run may be continued by more or fewer of
-them (`share_rows` excepted). Shards live in a folder named after a fingerprint of everything that has a say in their
-content; a run with other settings never sees them. Processes meet over these files (they share a file system, on one
-machine or over a network): a collective operation would time out while one process still decodes.
+Used by `generate` and `keywords` (texts), the catalog index (vectors) and `ground` (rankings). The batches depend only
+on the inputs and the settings, not on the number of processes, so that a run can be resumed with more or fewer of them
+(except in `share_rows`). Shards live in a folder named after a fingerprint of everything that affects their content; a
+run with other settings never sees them. Processes synchronize through these files (they share a file system, on one
+machine or over a network): a collective operation would time out while one process is still decoding.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
     from accelerate import PartialState
 
-POSITION = "position"  # int64, row of the example among those of the run
+POSITION = "position"  # int64, index of the example within the run
 SHARD_SCHEMA = pa.schema([(POSITION, pa.int64()), (C.TEXTS, pa.list_(pa.string())), (C.SCORES, pa.list_(pa.float32()))])
 POLL_SECONDS = 0.2
 
 
 def processes(state: PartialState | None) -> dict[str, int]:
-    """`rank` and `n_processes` of a ShardFolder; None = one process alone."""
+    """The arguments `rank` and `n_processes` of ShardFolder; None = a single process."""
     return {"rank": state.process_index, "n_processes": state.num_processes} if state is not None else {}
 
 
 class ShardFolder:
-    """The shards of one run with one set of settings; `rank` of `n_processes` works on them."""
+    """The shards of one run with one set of settings, seen from process `rank` of `n_processes`."""
 
     def __init__(self, root: Path, key: str, n_batches: int, *, rank: int = 0, n_processes: int = 1) -> None:
         self.root, self.path = root, root / key
@@ -59,7 +59,7 @@ class ShardFolder:
         return [number for number in range(self.n_batches) if self._file(number).name not in done]
 
     def own(self) -> list[int]:
-        """This process's part of what is missing now. Call it in all processes before any goes on to `write`."""
+        """This process's part of the missing batches. All processes must call it before any of them writes."""
         return self.missing()[self.rank :: self.n_processes]
 
     def write_table(self, number: int, table: pa.Table) -> None:
@@ -67,7 +67,7 @@ class ShardFolder:
         write_atomically(self._file(number), lambda path: pq.write_table(table, path))
 
     def read_tables(self) -> list[pa.Table]:
-        """All shards, in the order of their numbers."""
+        """All shards, ordered by number."""
         return [pq.read_table(self._file(number)) for number in range(self.n_batches)]
 
     def write(self, number: int, positions: list[int], texts: list[list[str]], scores: list[list[float]]) -> None:
@@ -76,7 +76,7 @@ class ShardFolder:
 
     @contextlib.contextmanager
     def shared_failure(self) -> Iterator[None]:
-        """Tell the other processes, where there are any, of an error in the block: none waits for what never comes."""
+        """Report an error in the block to the other processes, so that none of them waits forever."""
         try:
             yield
         except Exception as error:
@@ -85,7 +85,7 @@ class ShardFolder:
             raise
 
     def fail(self, error: BaseException) -> None:
-        """Tell the other processes that this one gives up."""
+        """Tell the other processes that this one has failed."""
         message = f"{type(error).__name__}: {error}"
         write_atomically(self._failure_file(self.rank), lambda path: path.write_text(message, encoding="utf-8"))
 
@@ -98,36 +98,36 @@ class ShardFolder:
                 )
 
     def wait_complete(self) -> None:
-        """Return when all shards are there; raise where another process has failed.
+        """Wait until all shards exist. Raises BigrecError if another process has failed.
 
-        A process that is killed outright writes no failure: `torchrun` and `accelerate launch` then end the others.
+        A process that is killed outright cannot report it; `torchrun` and `accelerate launch` then stop the others.
         """
         while self.missing():
             self._raise_on_failure()
             time.sleep(POLL_SECONDS)
 
     def wait_joined(self) -> None:
-        """Return when the main process has joined and removed the shards; raise where it has failed."""
+        """Wait until the main process has joined and removed the shards. Raises BigrecError if it has failed."""
         while self.path.is_dir():
             self._raise_on_failure()
             time.sleep(POLL_SECONDS)
 
     def read(self, n_rows: int) -> tuple[list[list[str]], list[list[float]]]:
-        """Texts and scores of all examples in their own order. Raises BigrecError unless each is there once."""
+        """Texts and scores of all `n_rows` examples, in order. Raises BigrecError unless each occurs exactly once."""
         table = pa.concat_tables(self.read_tables()).sort_by(POSITION)
         if table[POSITION].to_pylist() != list(range(n_rows)):
             raise BigrecError(
-                f"the shards in {self.path} hold {len(table)} rows for {n_rows} examples: delete that folder, try again"
+                f"the shards in {self.path} hold {len(table)} rows for {n_rows} examples: delete that folder and rerun"
             )
         return table[C.TEXTS].to_pylist(), table[C.SCORES].to_pylist()
 
     def remove(self) -> None:
-        """Delete this run's shards and any that runs with other settings have left."""
+        """Delete this run's shards and any left by runs with other settings."""
         shutil.rmtree(self.root, ignore_errors=True)
 
 
 def share_of_rows(n: int, part_rows: int, rank: int, n_processes: int) -> slice:
-    """The rows of one process among `n`: whole parts of `part_rows`, side by side, as even as these allow."""
+    """One process's slice of `n` rows: consecutive parts of `part_rows` rows, distributed as evenly as possible."""
     n_parts = -(-n // part_rows)
     start, stop = (n_parts * r // n_processes * part_rows for r in (rank, rank + 1))
     return slice(min(start, n), min(stop, n))
@@ -136,16 +136,19 @@ def share_of_rows(n: int, part_rows: int, rank: int, n_processes: int) -> slice:
 def share_rows(
     n: int, part_rows: int, compute: Callable[[slice], pa.Table], root: Path, key: str, state: PartialState
 ) -> pa.Table | None:
-    """`compute` of all `n` rows as one table: of several processes each computes its share, the first gets the table
-    (the others None). They meet over files in `root`, named after `key`: everything that has a say in the rows."""
+    """`compute` of all `n` rows as one table, split over the processes; the main process gets it, the others get None.
+
+    The processes exchange their rows through files in `root`, named after `key`, which identifies everything that
+    affects the rows. Each process computes whole parts of `part_rows` rows.
+    """
     if state.num_processes == 1:
-        shutil.rmtree(root, ignore_errors=True)  # what several processes may have left behind
+        shutil.rmtree(root, ignore_errors=True)  # left behind by an earlier run of several processes
         return compute(slice(0, n))
     shards = ShardFolder(root, fingerprint(key, state.num_processes), state.num_processes, **processes(state))
     numbers = shards.own()
-    state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
+    state.wait_for_everyone()  # all processes have listed the shards before a new one appears
     with shards.shared_failure():
-        for number in numbers:  # one share a process, less what an interrupted start has finished
+        for number in numbers:  # one per process, unless an interrupted run has finished it
             shards.write_table(number, compute(share_of_rows(n, part_rows, number, state.num_processes)))
         if not state.is_main_process:
             shards.wait_joined()

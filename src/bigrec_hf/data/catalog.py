@@ -1,7 +1,7 @@
-"""The catalog: item ids and titles in row order, and readers of every file that can hold one.
+"""The catalog: item ids and titles in row order, and readers for every supported catalog file.
 
-Text is split at line feeds only. Other "line ends" (U+0085 and friends) occur inside real titles once a UTF-8 file is
-read as latin-1, and `str.splitlines` would tear such a title in two and shift every later row.
+Text is split at line feeds only. Other line separators (such as U+0085) occur inside real titles once a UTF-8 file is
+read as latin-1; `str.splitlines` would break such a title in two and shift every later row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.hub_names import fetch_file, is_hub_id
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
-ITEMS_FILE = "data/items/train.parquet"  # of a prepared set
+ITEMS_FILE = "data/items/train.parquet"  # in a prepared set
 YEAR = re.compile(r"[12]\d{3}")
 
 
@@ -39,7 +39,7 @@ class Catalog:
 
     @cached_property
     def rows_by_title(self) -> dict[str, list[int]]:
-        """Clean title (outer spaces and quotes stripped) -> rows, ascending; several where titles repeat."""
+        """Clean title (outer spaces and quotes stripped) -> rows, ascending; several if titles repeat."""
         rows: dict[str, list[int]] = {}
         for row, title in enumerate(self.titles):
             rows.setdefault(clean_title(title), []).append(row)
@@ -47,7 +47,7 @@ class Catalog:
 
 
 class Item(NamedTuple):
-    """One catalog line: `line` is its 1-based line in the file."""
+    """One catalog entry; `line` is its 1-based line number in the file."""
 
     item_id: str
     title: str
@@ -58,7 +58,7 @@ def load_catalog(path: str | Path, encoding: str | None = None) -> Catalog:
     """Read a catalog from a prepared set (folder, its items parquet, or Hub id, `@revision` allowed) or a single file.
 
     Files: `movies.dat` (`id::title::genres`), `u.item`, `id2name.txt` (`title<TAB>row`), `movies.csv`, and the typed
-    tab-separated `.item`. `encoding` overrides the format's own. Raises BigrecError naming file, line and remedy.
+    tab-separated `.item`. `encoding` overrides the format's default. Raises BigrecError naming file, line and remedy.
     """
     local = Path(path)
     if local.is_dir():
@@ -70,11 +70,11 @@ def load_catalog(path: str | Path, encoding: str | None = None) -> Catalog:
     name = str(path)
     if not is_hub_id(name):
         raise BigrecError(
-            f"no catalog at {name}: give a prepared set (folder or Hub id), movies.dat, id2name.txt or a CSV"
+            f"no catalog at {name}: give a prepared set (folder or Hub id), movies.dat, id2name.txt or a CSV file"
         )
     items = fetch_file(name, ITEMS_FILE, "dataset")
     if items is None:
-        raise BigrecError(f"no catalog at {name}: the data set on the Hub has no {ITEMS_FILE}, it is no prepared set")
+        raise BigrecError(f"no catalog at {name}: this data set on the Hub is not a prepared set (no {ITEMS_FILE})")
     return read_items_parquet(items)
 
 
@@ -92,7 +92,7 @@ def read_items_parquet(path: Path) -> Catalog:
 
 
 def find_items_file(folder: Path) -> Path:
-    """The one catalog file in a raw folder, by MovieLens's and RecBole's file names."""
+    """The only catalog file in a raw folder, recognized by MovieLens's and RecBole's file names."""
     for name in ("movies.dat", "u.item", "movies.csv", "id2name.txt"):
         if (folder / name).is_file():
             return folder / name
@@ -100,7 +100,7 @@ def find_items_file(folder: Path) -> Path:
     if len(typed) == 1:
         return typed[0]
     found = ", ".join(file.name for file in typed) or "none of movies.dat, u.item, movies.csv, id2name.txt, *.item"
-    raise BigrecError(f"{folder}: expected one items file, found {found}: name the file itself")
+    raise BigrecError(f"{folder}: expected one items file, found {found}: give the path of the file itself")
 
 
 def read_catalog_file(path: Path, encoding: str | None = None) -> Catalog:
@@ -110,17 +110,17 @@ def read_catalog_file(path: Path, encoding: str | None = None) -> Catalog:
     for item in items:
         if item.item_id in first_line:
             raise BigrecError(
-                f"{path}:{item.line}: item id {item.item_id!r} already stands in line {first_line[item.item_id]}: "
+                f"{path}:{item.line}: item id {item.item_id!r} already occurs in line {first_line[item.item_id]}: "
                 "remove one of the two"
             )
         first_line[item.item_id] = item.line
-        if not clean_title(item.title):  # spaces and quotes are no title
+        if not clean_title(item.title):  # spaces and quotes alone do not make a title
             raise BigrecError(f"{path}:{item.line}: item {item.item_id!r} has no title: give it one or remove the line")
     return Catalog([item.item_id for item in items], [item.title for item in items])
 
 
 def read_items(path: Path, encoding: str | None = None) -> list[Item]:
-    """Parse one items file, by its name, into items in row order."""
+    """Parse one items file into items in row order; its name tells the format."""
     if path.name == "u.item":
         return _read_pipes(path, encoding or "latin-1")
     if path.suffix == ".dat":
@@ -135,13 +135,13 @@ def read_items(path: Path, encoding: str | None = None) -> list[Item]:
 
 
 def dat_encoding(path: Path) -> str:
-    """Encoding of a `.dat` file: MovieLens-1M (told by its `users.dat` or folder name) is latin-1, 10M is UTF-8."""
+    """Encoding of a `.dat` file: MovieLens-1M (recognized by its `users.dat` or folder name) is latin-1, 10M UTF-8."""
     is_1m = (path.parent / "users.dat").is_file() or path.resolve().parent.name == "ml-1m"
     return "latin-1" if is_1m else "utf-8"
 
 
 def read_text(path: Path, encoding: str) -> str:
-    """Decode a whole file strictly, without a byte order mark. Raises BigrecError naming the first bad byte's line."""
+    """Decode a whole file strictly, without byte order mark. Raises BigrecError naming the first bad byte's line."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -152,7 +152,7 @@ def read_text(path: Path, encoding: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise BigrecError(
             f"{path}:{line}: byte 0x{data[error.start]:02x} is not valid {encoding}: "
-            "repair the file or name its encoding, e.g. --encoding latin-1 (of prepare and evaluate)"
+            "fix the file or give its encoding, e.g. --encoding latin-1 (for prepare and evaluate)"
         ) from error
     except LookupError as error:
         raise BigrecError(
@@ -160,12 +160,12 @@ def read_text(path: Path, encoding: str) -> str:
         ) from error
     text = text.removeprefix("\ufeff")
     if not text.strip():
-        raise BigrecError(f"{path}: the file is empty: fetch it again")
+        raise BigrecError(f"{path}: the file is empty: download it again")
     return text
 
 
 def read_lines(path: Path, encoding: str) -> list[str]:
-    """Lines of a text file, split at line feeds only, without carriage returns there or empty lines at the end."""
+    """Lines of a text file, split at line feeds only, without trailing carriage returns or empty lines at the end."""
     lines = [line.removesuffix("\r") for line in read_text(path, encoding).split("\n")]
     while lines and not lines[-1]:
         lines.pop()
@@ -173,13 +173,13 @@ def read_lines(path: Path, encoding: str) -> list[str]:
 
 
 def _read_double_colons(path: Path, encoding: str) -> list[Item]:
-    """`id::title::genres`; the title may hold colons, even `::`: it is all between the first and the last separator."""
+    """`id::title::genres`; the title is all between the first and the last separator, and may contain `::`."""
     items = []
     for number, line in enumerate(read_lines(path, encoding), start=1):
         item_id, first, rest = line.partition("::")
         title, last, _ = rest.rpartition("::")
         if not (item_id and first and last):
-            raise BigrecError(f"{path}:{number}: expected id::title::genres, found {line[:80]!r}: repair the line")
+            raise BigrecError(f"{path}:{number}: expected id::title::genres, found {line[:80]!r}: fix the line")
         items.append(Item(item_id, title, number))
     return items
 
@@ -190,9 +190,7 @@ def _read_pipes(path: Path, encoding: str) -> list[Item]:
     for number, line in enumerate(read_lines(path, encoding), start=1):
         fields = line.split("|")
         if len(fields) != 24 or not fields[0]:
-            raise BigrecError(
-                f"{path}:{number}: expected 24 fields separated by |, found {len(fields)}: repair the line"
-            )
+            raise BigrecError(f"{path}:{number}: expected 24 fields separated by |, found {len(fields)}: fix the line")
         items.append(Item(fields[0], fields[1], number))
     return items
 
@@ -200,8 +198,8 @@ def _read_pipes(path: Path, encoding: str) -> list[Item]:
 def _read_typed(path: Path, encoding: str) -> list[Item]:
     """RecBole's `.item`: a typed header (`item_id:token<TAB>movie_title:token_seq<TAB>release_year:token...`).
 
-    A four-digit `release_year` joins the title, `Toy Story` + `1995` -> `Toy Story (1995)`; the year may be missing or
-    hold something else (one line of ml-100k has `V`), then the title stays as it is.
+    A four-digit `release_year` is appended to the title, `Toy Story` + `1995` -> `Toy Story (1995)`; without one (the
+    year is missing, or `V` as in one line of ml-100k) the title is kept as it is.
     """
     header, *lines = read_lines(path, encoding)
     names = [field.partition(":")[0] for field in header.split("\t")]
@@ -215,7 +213,7 @@ def _read_typed(path: Path, encoding: str) -> list[Item]:
         fields = line.split("\t")
         if len(fields) != len(names) or not fields[id_at]:
             raise BigrecError(
-                f"{path}:{number}: expected {len(names)} fields separated by tabs, found {len(fields)}: repair the line"
+                f"{path}:{number}: expected {len(names)} fields separated by tabs, found {len(fields)}: fix the line"
             )
         title = fields[title_at]
         if title and year_at is not None and YEAR.fullmatch(fields[year_at]):
@@ -241,27 +239,29 @@ def _read_movies_csv(path: Path, encoding: str) -> list[Item]:
                 continue
             if len(fields) != len(header) or not fields[id_at]:
                 raise BigrecError(
-                    f"{path}:{reader.line_num}: expected {len(header)} fields, found {len(fields)}: repair the line"
+                    f"{path}:{reader.line_num}: expected {len(header)} fields, found {len(fields)}: fix the line"
                 )
             items.append(Item(fields[id_at], fields[title_at], reader.line_num))
     except csv.Error as error:
-        raise BigrecError(f"{path}:{reader.line_num}: {error}: repair the quotes") from error
+        raise BigrecError(f"{path}:{reader.line_num}: {error}: fix the quotes") from error
     return items
 
 
 def _read_id2name(path: Path, encoding: str) -> list[Item]:
-    """The reference's `id2name.txt`: `title<TAB>row`, leading spaces kept; rows must be 0..n-1, each once."""
+    """The reference's `id2name.txt`: `title<TAB>row`, leading spaces kept; each row 0..n-1 must occur once."""
     lines = read_lines(path, encoding)
     items: list[Item | None] = [None] * len(lines)
     for number, line in enumerate(lines, start=1):
         title, tab, row = line.rpartition("\t")
         if not (tab and row.isascii() and row.isdigit()):
-            raise BigrecError(f"{path}:{number}: expected title<TAB>row, found {line[:80]!r}: repair the line")
+            raise BigrecError(f"{path}:{number}: expected title<TAB>row, found {line[:80]!r}: fix the line")
         if int(row) >= len(lines):
-            raise BigrecError(f"{path}:{number}: row {row} of {len(lines)} lines: rows must be 0..{len(lines) - 1}")
+            raise BigrecError(
+                f"{path}:{number}: row {row} in a file of {len(lines)} lines: rows must be 0..{len(lines) - 1}"
+            )
         before = items[int(row)]
         if before is not None:
-            raise BigrecError(f"{path}:{number}: row {row} already stands in line {before.line}: rows must be unique")
+            raise BigrecError(f"{path}:{number}: row {row} already occurs in line {before.line}: rows must be unique")
         items[int(row)] = Item(row, title, number)
     return [item for item in items if item is not None]
 
@@ -273,8 +273,11 @@ def catalog_sha256(catalog: Catalog) -> str:
 
 
 def catalog_source(catalog: str | None, dataset: Sequence[str]) -> str:
-    """Where the catalog is read: the setting, else the (first) data set's own items."""
+    """Where to read the catalog: the `catalog` setting, else the items of the first data set.
+
+    Raises BigrecError if neither is given.
+    """
     source = catalog or (dataset[0] if dataset else None)
     if source is None:
-        raise BigrecError("no catalog given: name one with --catalog (prepared set, movies.dat, id2name.txt or CSV)")
+        raise BigrecError("no catalog given: give one with --catalog (prepared set, movies.dat, id2name.txt or CSV)")
     return source

@@ -1,4 +1,4 @@
-"""Examples as text: prepared sets (folder or Hub id) and the reference's JSON files, in one shape for every stage."""
+"""Examples as text, from prepared sets (folder or Hub id) and the reference's JSON files, in one common format."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ EXAMPLE_FEATURES = Features(
         C.TARGET_TITLE: Value("string"),
     }
 )
-FACTS_FILE = "facts.json"  # the mark of a prepared set
+FACTS_FILE = "facts.json"  # identifies a folder as a prepared set
 
 
 def load_facts(dataset: str) -> dict[str, Any]:
-    """`facts.json` of a prepared set, folder or Hub id. Raises BigrecError where it is none."""
+    """`facts.json` of a prepared set, folder or Hub id. Raises BigrecError if it is not one."""
     _check_place(dataset)
     file = fetch_file(dataset, "facts.json", "dataset")
     if file is None:
-        raise BigrecError(f"{dataset!r} holds no facts.json: it is no prepared set; make one with `bigrec-hf prepare`")
+        raise BigrecError(f"{dataset!r} is not a prepared set (no facts.json): create one with `bigrec-hf prepare`")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def find_table(dataset: str, config: str, split: str) -> Path:
-    """The parquet file of one configuration and split of a prepared set, fetched where it is on the Hub.
+    """The parquet file of one configuration and split of a prepared set, downloaded if the set is on the Hub.
 
-    Raises BigrecError where there is none.
+    Raises BigrecError if there is no such file.
     """
     _check_place(dataset)
     file = fetch_file(dataset, f"data/{config}/{split}.parquet", "dataset")
     if file is None:
         raise BigrecError(
-            f"{dataset!r} has no data/{config}/{split}.parquet: it is no prepared set; use `bigrec-hf prepare`"
+            f"{dataset!r} is not a prepared set (no data/{config}/{split}.parquet): create one with `bigrec-hf prepare`"
         )
     return file
 
@@ -64,32 +64,32 @@ def find_table(dataset: str, config: str, split: str) -> Path:
 def load_config(dataset: str, config: str, split: str) -> Dataset:
     """One configuration and split of a prepared set, from its folder or from the Hub.
 
-    The parquet file is read directly: `load_dataset` caches a folder by its name and the files' relative names, so two
-    runs whose sets are both called `data` would be given each other's examples; and one file is all that is fetched.
+    The parquet file is read directly: `load_dataset` caches a folder by its name and its files' relative names, so two
+    runs whose sets are both called `data` would get each other's examples. This also downloads no more than one file.
     """
     return Dataset(pq.read_table(find_table(dataset, config, split)))
 
 
 def load_titles(dataset: str) -> np.ndarray:
-    """The titles of a prepared set's items, (n_items,) str objects, by row."""
+    """The titles of a prepared set's items, (n_items,) str objects, indexed by catalog row."""
     return np.asarray(load_config(dataset, "items", "train")[C.TITLE], dtype=object)
 
 
 def _check_place(dataset: str) -> None:
     if not Path(split_revision(dataset)[0]).is_dir() and not is_hub_id(dataset):
-        raise BigrecError(f"data set folder {dataset!r} does not exist: make it with `bigrec-hf prepare`")
+        raise BigrecError(f"data set folder {dataset!r} does not exist: create it with `bigrec-hf prepare`")
 
 
 def evaluation_rows(n: int, sample: int) -> np.ndarray:
-    """The reference's evaluation rows, as drawn (`splits.evaluation_sample`); 0 = all, in order."""
+    """Rows of the reference's evaluation sample, in drawn order (`data.samples`); `sample` 0 = all rows, in order."""
     return evaluation_sample(n, sample) if sample > 0 else np.arange(n)
 
 
 def load_examples(dataset: str, split: str, *, sample: int = 0, seed: int | None = None) -> Dataset:
     """Examples of a prepared set with their texts (EXAMPLE_FEATURES).
 
-    `sample` > 0 draws that many: as the reference's evaluation sets where `seed` is None, else by
-    `Dataset.shuffle(seed).select(range(sample))` as its training does. Raises BigrecError on an empty split.
+    `sample` > 0 draws that many: like the reference's evaluation sets if `seed` is None, otherwise with
+    `Dataset.shuffle(seed).select(range(sample))` like its training. Raises BigrecError if the split is empty.
     """
     facts = load_facts(dataset)
     rows = load_config(dataset, "default", split)
@@ -105,7 +105,7 @@ def load_examples(dataset: str, split: str, *, sample: int = 0, seed: int | None
 
 
 def example_columns(rows: dict[str, Sequence[Any]], facts: dict[str, Any], titles: np.ndarray) -> dict[str, Any]:
-    """The columns of EXAMPLE_FEATURES for rows (ids, histories, targets) of a prepared set with these facts."""
+    """EXAMPLE_FEATURES for rows (ids, histories, targets) of a prepared set with these facts and titles."""
     histories, targets = list(rows[C.HISTORY]), list(rows[C.TARGET])
     n = len(targets)
     return {
@@ -124,15 +124,13 @@ def read_json_file(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise BigrecError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}): write it again or remove it"
-        ) from error
+        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): recreate or remove it") from error
     except UnicodeDecodeError as error:
         raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
 
 
 def read_input(record: dict[str, Any], place: str) -> tuple[str, list[str]]:
-    """Prefix and history titles of a record's `input`. Raises BigrecError naming the `place` of one that is no list."""
+    """Prefix and history titles of a record's `input`. Raises BigrecError naming the `place` if it is malformed."""
     try:
         return parse_input(record[C.INPUT])
     except BigrecError as error:
@@ -142,16 +140,16 @@ def read_input(record: dict[str, Any], place: str) -> tuple[str, list[str]]:
 def load_json_examples(
     path: str, *, rows_by_title: dict[str, list[int]] | None = None, sample: int = 0, seed: int | None = None
 ) -> Dataset:
-    """Examples of one of the reference's JSON files (records of instruction, input, output), shaped as `load_examples`.
+    """Examples of a reference JSON file (instruction, input, output), with the columns of `load_examples`.
 
-    `rows_by_title` (clean title -> catalog rows) fills `target` and `history` where given; unknown titles get row -1
-    and are left out of `history`. Raises BigrecError naming file and record where a field is missing.
+    `rows_by_title` (clean title -> catalog rows), if given, fills `target` and `history`: an unknown target gets row
+    -1, unknown history titles are left out. Raises BigrecError naming the file and the record if a field is missing.
     """
     if not Path(path).is_file():
         raise BigrecError(f"{path!r} does not exist: give one of the reference's JSON files")
     records = read_json_file(Path(path))
     if not isinstance(records, list) or not records:
-        raise BigrecError(f"{path!r} must hold a JSON array of at least one record")
+        raise BigrecError(f"{path!r} must contain a JSON array with at least one record")
     known = rows_by_title or {}
     columns: dict[str, list[Any]] = {name: [] for name in EXAMPLE_FEATURES}
     for number, record in enumerate(records):
@@ -184,25 +182,28 @@ def train_counts(dataset: str) -> np.ndarray:
 
 
 def own_items(dataset: str, catalog: Catalog) -> Dataset:
-    """The items of a prepared set. Raises BigrecError where the catalog's rows are not they."""
+    """The items of a prepared set. Raises BigrecError if the catalog does not consist of them."""
     items = load_config(dataset, "items", "train")
     if list(items[C.TITLE]) != catalog.titles:
         raise BigrecError(
-            f"the catalog's rows are not the items of {dataset!r}, to which histories and train counts belong: "
-            "leave out --catalog"
+            f"the catalog's rows are not the items of {dataset!r}, which histories and train counts refer to: "
+            "omit --catalog"
         )
     return items
 
 
 def catalog_train_counts(data: DataSettings, catalog: Catalog) -> list[int] | None:
-    """How often each catalog row is a training target; None without a prepared set. The rows must be that set's."""
+    """How often each catalog row is a training target; None without a prepared set.
+
+    Raises BigrecError if the catalog does not consist of that set's items.
+    """
     if not data.dataset:
         return None
     return own_items(data.dataset[0], catalog)[C.TRAIN_COUNT]
 
 
 def data_mark(data: DataSettings) -> list[str]:
-    """What identifies the data: content of local facts and JSON files, names (with revision) of Hub data sets."""
+    """Fingerprints of the data: of the content of local facts and JSON files; for Hub data sets, name and revision."""
     marks = []
     for name in data.dataset:
         local = Path(split_revision(name)[0]) / FACTS_FILE

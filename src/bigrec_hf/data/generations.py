@@ -1,5 +1,4 @@
-"""The file of a run's answers, generations.parquet: its columns, the flags of each answer, the counts over all; and how
-it is read."""
+"""generations.parquet, the texts a run has generated: columns, flags of each generation, writing and reading."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ Examples = tuple[list[str], list[int], list[list[int]]]  # ids, target rows, his
 def answer_flags(
     texts: Sequence[Sequence[str]], histories: Sequence[Sequence[str]], titles: Sequence[str]
 ) -> dict[str, list[bool]]:
-    """Of each example's first text: is it empty, a catalog title, a title of the whole history (as `clean_title`s)."""
+    """Whether each example's best text is empty, in the catalog, in the full history (compared by `clean_title`)."""
     known = {clean_title(title) for title in titles} - {""}
     first = [clean_title(row[0]) for row in texts]
     return {
@@ -71,12 +70,12 @@ def write_generations(
 
 @dataclass(frozen=True)
 class Answers:
-    """What is to be ranked, one entry an example; rows are catalog rows."""
+    """The generations to rank, one entry per example; rows are catalog rows."""
 
     example_ids: list[str]
-    texts: list[str]  # the text that is grounded: the first one of every example
+    texts: list[str]  # the text to ground: the best of each example
     targets: list[int]
-    histories: list[list[int]]  # [] where unknown
+    histories: list[list[int]]  # [] if unknown
 
     def part(self, rows: slice) -> Answers:
         """The entries in a slice of positions."""
@@ -84,33 +83,36 @@ class Answers:
 
 
 def read_generations(path: str | Path, catalog: Catalog) -> Answers:
-    """Answers of a generations.parquet. Raises BigrecError for missing columns, no rows, an id that
-    stands there twice, an unknown target, or history rows beyond the catalog."""
+    """The best generation of each example in a generations.parquet.
+
+    Raises BigrecError for missing columns, an empty file, a repeated id, an unknown target, or history rows outside the
+    catalog.
+    """
     path = Path(path)
     if not path.is_file():
-        raise BigrecError(f"{path} does not exist: run `bigrec-hf generate` first, or name the file with --generations")
+        raise BigrecError(f"{path} does not exist: run `bigrec-hf generate` first, or give the file with --generations")
     wanted = [C.EXAMPLE_ID, C.TARGET, C.TARGET_TITLE, C.HISTORY, C.TEXTS]
     missing = [name for name in wanted if name not in pq.read_schema(path).names]
     if missing:
-        raise BigrecError(f"{path} lacks the column {missing[0]!r}: it is no file of `bigrec-hf generate`")
+        raise BigrecError(f"{path} lacks the column {missing[0]!r}: give a file written by `bigrec-hf generate`")
     table = pq.read_table(path, columns=wanted)
     if table.num_rows == 0:
-        raise BigrecError(f"{path} holds no example: generate at least one")
+        raise BigrecError(f"{path} contains no examples: generate at least one")
     ids = table[C.EXAMPLE_ID].to_pylist()
     if len(set(ids)) < len(ids):
         twice = next(i for i, n in Counter(ids).items() if n > 1)
-        raise BigrecError(f"{path}: the example {twice!r} stands there twice: keep one row of it")
+        raise BigrecError(f"{path}: the example {twice!r} occurs twice: keep one of its rows")
     if table[C.TARGET_TITLE].null_count:
         at = table[C.TARGET_TITLE].is_null().index(True).as_py()
-        raise BigrecError(f"{path}: the example {ids[at]!r} has no target_title: generate it again, or leave it out")
+        raise BigrecError(f"{path}: the example {ids[at]!r} has no target_title: generate it again, or remove it")
     texts = [(texts or [""])[0] or "" for texts in table[C.TEXTS].to_pylist()]
     targets = resolve_targets(table[C.TARGET_TITLE].to_pylist(), table[C.TARGET].to_pylist(), catalog, str(path))
     histories = [history or [] for history in table[C.HISTORY].to_pylist()]
     for example_id, history in zip(ids, histories, strict=True):
         if history and max(history) >= len(catalog):
             raise BigrecError(
-                f"{path}: the history of {example_id!r} names row {max(history)}, the catalog ends at "
-                f"{len(catalog) - 1}: give the catalog these examples were made with (--catalog)"
+                f"{path}: the history of {example_id!r} contains row {max(history)}, but the catalog ends at "
+                f"row {len(catalog) - 1}: give the catalog these examples were made with (--catalog)"
             )
     return Answers(ids, texts, targets, histories)
 
@@ -118,9 +120,9 @@ def read_generations(path: str | Path, catalog: Catalog) -> Answers:
 def resolve_targets(
     titles: Sequence[str], rows: Sequence[int | None] | None, catalog: Catalog, place: str
 ) -> list[int]:
-    """Each target's catalog row: as given where `rows` has one (its title must agree), else the title's first row.
+    """Each target's catalog row: the one in `rows` if given (its title must match), else the first row with the title.
 
-    Raises BigrecError naming the first title that stands in no row (or in another), how many there are, and the remedy.
+    Raises BigrecError naming the first title that is not in the catalog, or not at its row, and how many there are.
     """
     known = catalog.rows_by_title
     rows = [None] * len(titles) if rows is None else rows
@@ -133,31 +135,31 @@ def resolve_targets(
             resolved.append(row if row is not None and row >= 0 else candidates[0])
     if unknown:
         raise BigrecError(
-            f"{place}: the target {unknown[0]!r} stands in no row of the catalog, or in another than the file says "
+            f"{place}: the target {unknown[0]!r} is not in the catalog, or not at the row that the file gives "
             f"({len(unknown)} of {len(titles)} targets): give the catalog these examples were made with (--catalog)"
         )
     return resolved
 
 
 def read_texts(path: str | Path) -> list[list[str]]:
-    """All texts of a generations.parquet, best first, one list an example, in the file's order."""
+    """All texts of a generations.parquet, best first, one list per example, in the file's order."""
     return [list(texts or []) for texts in pq.read_table(path, columns=[C.TEXTS])[C.TEXTS].to_pylist()]
 
 
 def read_ids(generations: Path) -> list[str]:
-    """The example ids of a generations.parquet, and nothing else of it."""
+    """The example ids of a generations.parquet; no other column is read."""
     return pq.read_table(generations, columns=[C.EXAMPLE_ID])[C.EXAMPLE_ID].to_pylist()
 
 
 def sample_examples(dataset: str, split: str, sample: int) -> Examples:
-    """Ids, targets and histories of a split's evaluated sample (`data.evaluation_rows`; 0 = all)."""
+    """Ids, targets and histories of a split's evaluation sample (`examples.evaluation_rows`; 0 = all)."""
     rows = load_config(dataset, "default", split)
     rows = rows.select(evaluation_rows(len(rows), sample))
     return rows[C.EXAMPLE_ID][:], rows[C.TARGET][:], rows[C.HISTORY][:]
 
 
 def evaluated_examples(folder: str | Path, catalog: Catalog, dataset: str, split: str, sample: int) -> Examples:
-    """The examples in `folder`/finetuned/generations.parquet; where there is none, the split's evaluated sample."""
+    """The examples in `folder`/finetuned/generations.parquet; without that file, the split's evaluation sample."""
     generations = Path(folder) / "finetuned" / GENERATIONS_FILE
     if not generations.is_file():
         return sample_examples(dataset, split, sample)

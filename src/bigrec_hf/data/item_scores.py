@@ -1,14 +1,14 @@
-"""Item scores: what a collaborative model thinks of every catalog item, one row an example, bound to ids and catalog.
+"""Item scores: a collaborative model's score of every catalog item, one row per example, tied to ids and catalog.
 
-The suite's own file is safetensors: `scores`, (n_examples, n_items) float32, larger is better, with the example ids and
-the catalog's sha256 in its metadata. Scores made elsewhere may come as
+The native format is safetensors: `scores`, (n_examples, n_items) float32, larger is better, with the example ids and
+the catalog's sha256 in the metadata. Scores computed elsewhere may be given as
 
 - `NAME.npy` beside `NAME.ids.json`: a JSON list of example ids, or an object with `example_ids` and, if known,
   `catalog_sha256`;
-- parquet with the columns `example_id` and `scores` (a list of n_items numbers); `catalog_sha256` may stand in the
-  schema's metadata.
+- parquet with the columns `example_id` and `scores` (a list of n_items numbers); the schema's metadata may contain
+  `catalog_sha256`.
 
-Rows are matched by id, never by position; nothing is assumed about their order.
+Rows are matched by id, never by position, so they may come in any order.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from bigrec_hf.common.files import write_atomically
 from bigrec_hf.data.catalog import Catalog, catalog_sha256
 
 SCORES_FILE = "scores.safetensors"
-CHUNK = 1024  # rows checked together
+CHUNK = 1024  # rows checked at a time
 
 
 class _Stored(NamedTuple):
-    """What a file holds: (n, m) scores, an id a row, the catalog they were made with (None: the file does not say)."""
+    """The content of a file: (n, m) scores, one id per row, the digest of their catalog (None: not recorded)."""
 
     scores: np.ndarray
     example_ids: list[str]
@@ -43,22 +43,22 @@ class _Stored(NamedTuple):
 def write_scores(
     path: str | Path, scores: np.ndarray, example_ids: Sequence[str], catalog: Catalog, **facts: Any
 ) -> None:
-    """Write scores as safetensors, all of it or nothing.
+    """Write scores as safetensors, completely or not at all.
 
     Args:
         path: file to write, `.safetensors`.
         scores: (len(example_ids), len(catalog)), finite, larger is better; stored as float32.
-        example_ids: one a row, distinct.
-        catalog: the catalog whose rows the columns are.
-        facts: JSON-able, what made the scores (e.g. model="sasrec"), read back by `read_facts`.
+        example_ids: one per row, distinct.
+        catalog: its rows are the columns of `scores`.
+        facts: how the scores were made (e.g. model="sasrec"), JSON-serializable; `read_facts` returns them.
 
-    Raises BigrecError for another suffix, shapes that do not fit, repeated ids, NaN or infinity.
+    Raises BigrecError for another suffix, shapes that do not match, repeated ids, NaN or infinity.
     """
     from safetensors.numpy import save_file
 
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise BigrecError(f"{path}: item scores are written as safetensors: end the name with .safetensors")
+        raise BigrecError(f"{path}: scores are written as safetensors: the name must end in .safetensors")
     scores = _as_float32(scores)
     ids = [str(example_id) for example_id in example_ids]
     _check(str(path), _Stored(scores, ids, None), catalog)
@@ -72,10 +72,10 @@ def write_scores(
 
 
 def read_scores(path: str | Path, example_ids: Sequence[str], catalog: Catalog) -> np.ndarray:
-    """(len(example_ids), len(catalog)) float32: the rows of these examples, in this order, however the file is sorted.
+    """(len(example_ids), len(catalog)) float32: the rows of these examples, in this order, however the file is ordered.
 
-    The file may hold more examples. Raises BigrecError, with the remedy, for a missing file or id, an id that stands in
-    two rows, another catalog, a shape that does not fit, NaN or infinity.
+    The file may contain more examples. Raises BigrecError for a missing file or id, a repeated id, another catalog, a
+    shape that does not match, NaN or infinity.
     """
     path = Path(path)
     stored = _read(path)
@@ -85,7 +85,7 @@ def read_scores(path: str | Path, example_ids: Sequence[str], catalog: Catalog) 
     if missing:
         raise BigrecError(
             f"{path} has no scores for the example {missing[0]!r} ({len(missing)} of {len(example_ids)} are missing): "
-            "score these very examples"
+            "score exactly these examples"
         )
     rows = [row_of[example_id] for example_id in example_ids]
     same = rows == list(range(len(stored.example_ids)))
@@ -95,25 +95,25 @@ def read_scores(path: str | Path, example_ids: Sequence[str], catalog: Catalog) 
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """The facts that `write_scores` put into a safetensors file; {} for other kinds of file."""
+    """The facts that `write_scores` stored in a safetensors file; {} for other file formats."""
     if Path(path).suffix != ".safetensors":
         return {}
     return json.loads(_open(Path(path))[0].get("facts", "{}"))
 
 
 def _as_float32(scores: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is rejected as such
         return np.ascontiguousarray(scores, np.float32)
 
 
 def _check(place: str, stored: _Stored, catalog: Catalog) -> None:
-    """Shape, ids and catalog; BigrecError names what does not fit."""
+    """Check shape, ids and catalog. Raises BigrecError naming what does not match."""
     shape, n_ids = stored.scores.shape, len(stored.example_ids)
     if len(shape) != 2 or shape[0] != n_ids:
-        raise BigrecError(f"{place}: scores of shape {shape} for {n_ids} example ids: give one row an example")
+        raise BigrecError(f"{place}: scores of shape {shape} for {n_ids} example ids: give one row per example")
     if shape[1] != len(catalog):
         raise BigrecError(
-            f"{place}: {shape[1]} scores an example, but the catalog has {len(catalog)} items: give one a catalog row"
+            f"{place}: {shape[1]} scores per example, but the catalog has {len(catalog)} items: give one for each"
         )
     if len(set(stored.example_ids)) < n_ids:
         twice = next(example_id for example_id, n in Counter(stored.example_ids).items() if n > 1)
@@ -139,9 +139,9 @@ def _check_finite(place: str, scores: np.ndarray, example_ids: Sequence[str]) ->
 def _read(path: Path) -> _Stored:
     readers = {".safetensors": _read_safetensors, ".npy": _read_npy, ".parquet": _read_parquet}
     if path.suffix not in readers:
-        raise BigrecError(f"{path} is no file of item scores: give .safetensors, .npy (with .ids.json) or .parquet")
+        raise BigrecError(f"{path} is not a file of item scores: give .safetensors, .npy (with .ids.json) or .parquet")
     if not path.is_file():
-        raise BigrecError(f"{path} does not exist: have the model score these examples first")
+        raise BigrecError(f"{path} does not exist: score these examples with the model first")
     return readers[path.suffix](path)
 
 
@@ -153,7 +153,7 @@ def _open(path: Path) -> tuple[dict[str, str], np.ndarray | None]:
         with safe_open(path, framework="numpy") as file:
             return file.metadata() or {}, file.get_tensor("scores") if "scores" in file.keys() else None  # noqa: SIM118
     except SafetensorError as error:
-        raise BigrecError(f"{path} is no safetensors file ({error}): write it again") from error
+        raise BigrecError(f"{path} is not a safetensors file ({error}): write it again") from error
 
 
 def _read_safetensors(path: Path) -> _Stored:
@@ -171,12 +171,12 @@ def _read_npy(path: Path) -> _Stored:
     sidecar = path.with_suffix(".ids.json")
     if not sidecar.is_file():
         raise BigrecError(
-            f"{path} does not say which example a row belongs to: put the ids, a JSON list in row order, into {sidecar}"
+            f"{path} does not say which example a row belongs to: write the ids, a JSON list in row order, to {sidecar}"
         )
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
         scores = np.load(path, allow_pickle=False)
-    except ValueError as error:  # JSONDecodeError is one
+    except ValueError as error:  # includes JSONDecodeError
         raise BigrecError(f"{path} or {sidecar.name} cannot be read: {error}") from error
     facts = content if isinstance(content, dict) else {"example_ids": content}
     ids = facts.get("example_ids")
@@ -189,13 +189,13 @@ def _read_parquet(path: Path) -> _Stored:
     schema = pq.read_schema(path)
     missing = [name for name in (C.EXAMPLE_ID, C.SCORES) if name not in schema.names]
     if missing:
-        raise BigrecError(f"{path} lacks the column {missing[0]!r}: expected example_id and scores (a list a row)")
+        raise BigrecError(f"{path} lacks the column {missing[0]!r}: expected example_id and scores (one list per row)")
     table = pq.read_table(path, columns=[C.EXAMPLE_ID, C.SCORES])
     column = table[C.SCORES].combine_chunks()
     kind = column.type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-        raise BigrecError(f"{path}: the column scores holds {kind}: expected a list of numbers a row")
+        raise BigrecError(f"{path}: the column scores holds {kind}: expected a list of numbers in each row")
     lengths = set(column.value_lengths().to_pylist()) if not pa.types.is_fixed_size_list(kind) else {kind.list_size}
     flat = column.flatten()
     if column.null_count or flat.null_count or len(lengths) > 1:
@@ -206,7 +206,7 @@ def _read_parquet(path: Path) -> _Stored:
 
 
 def find_scores(folder: Path, given: str | None) -> Path:
-    """The scores file named, or the one in `folder` (.safetensors, .npy or .parquet)."""
+    """The scores file `given`, else the one in `folder` (.safetensors, .npy or .parquet)."""
     if given is not None:
         return Path(given)
     names = [Path(SCORES_FILE).with_suffix(suffix) for suffix in (".safetensors", ".npy", ".parquet")]

@@ -1,6 +1,6 @@
-"""The only prompt templates: one function renders a prompt for training and for inference alike.
+"""The prompt templates; the same function renders prompts for training and for inference.
 
-Texts and layouts are those of the reference scripts (BIGRec, arXiv 2308.08434; Bi-Step-Rec), minus stray tokens.
+Wording and layout are those of the reference scripts (BIGRec, arXiv 2308.08434; Bi-Step-Rec), minus stray tokens.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def build_instruction(noun: str, verb: str, noun_singular: str | None = None) ->
 
 
 def build_input_prefix(noun: str, verb: str) -> str:
-    """What stands before the first history title."""
+    """The text before the first history title."""
     return f"The user has {verb} the following {noun} before:"
 
 
@@ -63,7 +63,8 @@ def join_input(prefix: str, titles: Sequence[str]) -> str:
 def parse_input(text: str) -> tuple[str, list[str]]:
     """Split a reference `input` into its prefix and history titles: the inverse of `join_input`.
 
-    A title that itself holds `", "` (quote, comma, space, quote) cannot be told from two titles and is split in two.
+    A title that itself contains `", "` (quote, comma, space, quote) looks like two titles and is split in two. Raises
+    BigrecError if the titles do not end with a quote.
     """
     body = text.rstrip()
     start = body.find(':"')
@@ -83,10 +84,10 @@ def build_output(title: str) -> str:
 def format_prompt(
     template: str, instruction: str, input_text: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str:
-    """Render one prompt, up to and including what precedes the answer.
+    """Render one prompt, up to where the completion begins.
 
-    `template` is one of TEMPLATES; the chat templates need the `tokenizer` of a chat model. Raises BigrecError on
-    another name, or where the tokenizer has no chat template.
+    `template` is one of TEMPLATES; the chat templates need the `tokenizer` of a chat model. Raises BigrecError for
+    an unknown template, or if the tokenizer has no chat template.
     """
     if template == "alpaca-basic":
         return f"{ALPACA_PREAMBLE}\n\n### Instruction:\n{instruction}\n\n### Input:\n{input_text}\n\n### Response:\n"
@@ -104,7 +105,7 @@ def format_prompt(
     if tokenizer is None or not tokenizer.chat_template:
         name = getattr(tokenizer, "name_or_path", None)
         raise BigrecError(
-            f"{template} needs a tokenizer with a chat template, {name!r} has none: use an alpaca template"
+            f"{template} needs a tokenizer with a chat template, but {name!r} has none: use an alpaca template"
         )
     messages = [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": user}]
     # transformers annotates the union over all options; without tokenizing it is the text
@@ -112,10 +113,10 @@ def format_prompt(
 
 
 def keywords_prompt_ids(title: str, noun: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the question for one title's keywords: the tokenizer's chat layout, else the Alpaca layout.
+    """Token ids of the prompt for one title's keywords, in the tokenizer's chat layout if it has one, else Alpaca.
 
-    What differs between titles stands last, so that all questions share their beginning (BIGRec's keywords variant asks
-    for comma-separated attributes in JSON; the wording is ours).
+    The title comes last, so that all these prompts share a prefix (BIGRec's keywords variant asks for comma-separated
+    attributes in JSON; the wording is ours).
     """
     template = "chat-basic" if tokenizer.chat_template else "alpaca-basic"
     task = KEYWORDS_TASK.format(noun=noun)
@@ -124,15 +125,15 @@ def keywords_prompt_ids(title: str, noun: str, tokenizer: PreTrainedTokenizerBas
 
 
 def prompt_token_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a rendered prompt, without a closing EOS, which some tokenizers append to every text.
+    """Token ids of a rendered prompt, without the final EOS that some tokenizers append to every text.
 
-    Chat templates write their special tokens out; alpaca prompts get those that the tokenizer adds (BOS for Llama).
+    Chat templates spell out their special tokens; alpaca prompts get those that the tokenizer adds (BOS for Llama).
     """
     return without_eos(tokenizer(text, add_special_tokens=not template.startswith("chat"))["input_ids"], tokenizer)
 
 
 def without_eos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids less a closing EOS, if there is one."""
+    """The ids without a final EOS, if there is one."""
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
@@ -146,10 +147,10 @@ def fit_prompt(
     max_history: int,
     max_tokens: int,
 ) -> tuple[str, list[int], int]:
-    """Render a prompt of at most `max_tokens` tokens: the oldest history titles give way, never the completion.
+    """Render a prompt of at most `max_tokens` tokens, dropping the oldest history titles as needed.
 
-    Returns the text, its token ids and how many titles were left out beyond `max_history`. Raises BigrecError where not
-    even a prompt without history fits.
+    Returns the text, its token ids, and how many of the last `max_history` titles were dropped. Raises BigrecError if
+    even a prompt without history is too long.
     """
     kept = list(titles[-max_history:]) if max_history > 0 else []
     n_wanted = len(kept)
@@ -160,8 +161,8 @@ def fit_prompt(
             return text, ids, n_wanted - len(kept)
         if not kept:
             raise BigrecError(
-                f"the {template} prompt takes {len(ids)} tokens without any history, {max_tokens} are left for it: "
-                "raise max_length"
+                f"the {template} prompt takes {len(ids)} tokens without any history, but only {max_tokens} are "
+                "available: raise max_length"
             )
         kept = kept[1:]
 
@@ -169,10 +170,11 @@ def fit_prompt(
 def completion_token_ids(
     prompt_text: str, prompt_ids: list[int], completion: str, template: str, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """Token ids of `completion` as they follow the prompt, EOS appended.
+    """Token ids of `completion` after the prompt, with EOS appended.
 
-    Prompt and completion are tokenized together, so that the completion's ids are those of the running text; where the
-    tokenizer would merge across the border, the completion is tokenized alone (inference always sees the prompt alone).
+    Prompt and completion are tokenized together, so that the completion's ids are those of the continuous text; if the
+    tokenizer merges across the boundary, the completion is tokenized alone (inference always sees the prompt alone).
+    Raises BigrecError if the tokenizer has no EOS token.
     """
     return completions_token_ids(prompt_text, prompt_ids, [completion], template, tokenizer)[0]
 
@@ -184,7 +186,7 @@ def completions_token_ids(
     template: str,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[list[int]]:
-    """`completion_token_ids` of many completions of one prompt, in one call of the tokenizer."""
+    """`completion_token_ids` for many completions of one prompt, in one tokenizer call."""
     if tokenizer.eos_token_id is None:
         raise BigrecError(f"tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in its configuration")
     if not completions:
@@ -206,5 +208,5 @@ _LINE_BREAK = re.compile(r"[\r\n]")
 
 
 def parse_answer(text: str) -> str:
-    """The generated title: what follows the prompt, up to the first line break, without the surrounding quotes."""
+    """The generated title: the text after the prompt, up to the first line break, without surrounding quotes."""
     return clean_title(_LINE_BREAK.split(text, maxsplit=1)[0])

@@ -19,15 +19,15 @@ from bigrec_hf.metrics.ndcg_hr.ranking import Ranking
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 RANKINGS_FILE = "rankings.parquet"
-RANKS_BY_METRIC_FILE = "ranks_by_metric.parquet"  # beside it where a parameter was chosen for each metric
-SCORE_FILES = ("results.json", "per_example.parquet")  # what `score` makes of them
+RANKS_BY_METRIC_FILE = "ranks_by_metric.parquet"  # next to it, if a parameter was chosen for each metric
+SCORE_FILES = ("results.json", "per_example.parquet")  # which `score` derives from them
 METADATA_KEY = b"bigrec_hf"
-GENERATIONS_KEY = "generations_fingerprint"  # among the settings: the generations.parquet that was ranked
+GENERATIONS_KEY = "generations_fingerprint"  # among the settings: which generations.parquet was ranked
 RANKINGS_SCHEMA = pa.schema(
     [
         (C.EXAMPLE_ID, pa.string()),
         (C.TARGET, pa.int32()),
-        (C.RANK, pa.int64()),  # number of items where nothing was ranked (an empty text) or the target was excluded
+        (C.RANK, pa.int64()),  # number of items if nothing was ranked (an empty text) or the target was excluded
         (C.TOP_ROWS, pa.list_(pa.int32())),  # empty for an empty text
         (C.TOP_DISTANCES, pa.list_(pa.float32())),
         (C.EMPTY, pa.bool_()),
@@ -35,15 +35,17 @@ RANKINGS_SCHEMA = pa.schema(
         (C.IN_HISTORY, pa.bool_()),
     ]
 )
-HYBRID = "_hybrid"  # ends the name of the method's folder
+HYBRID = "_hybrid"  # suffix of the method folder's name
 
 
 def target_rows(targets: Sequence[int], catalog: Catalog, duplicates: str) -> list[list[int]]:
-    """The rows at which each target counts as found (method: duplicates "best" or "exact")."""
+    """The catalog rows that count as a hit for each target: all with its title (`duplicates` "best"), or only its own
+    ("exact"). Raises BigrecError for a target outside the catalog.
+    """
     wrong = [row for row in targets if not 0 <= row < len(catalog)]
     if wrong:
         raise BigrecError(
-            f"target row {wrong[0]} lies outside the catalog's rows 0 to {len(catalog) - 1} ({len(wrong)} such): "
+            f"target row {wrong[0]} is outside the catalog's rows 0 to {len(catalog) - 1} ({len(wrong)} such): "
             "give the catalog these examples were made with"
         )
     if duplicates == "exact":
@@ -52,7 +54,7 @@ def target_rows(targets: Sequence[int], catalog: Catalog, duplicates: str) -> li
 
 
 def spread(ranking: Ranking, places: Sequence[int], n: int, n_items: int) -> Ranking:
-    """A ranking of some examples put at their `places` among `n`; the others are misses (rank n_items, rows -1)."""
+    """A ranking of some examples, moved to their `places` among `n`; the others are misses (rank n_items, rows -1)."""
     k = ranking.top_rows.shape[1]
     full = Ranking(np.full(n, n_items, np.int64), np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
     full.rank[places], full.top_rows[places] = ranking.rank, ranking.top_rows
@@ -70,7 +72,7 @@ def rankings_table(
     in_catalog: Sequence[bool | None],
     in_history: Sequence[bool | None],
 ) -> pa.Table:
-    """RANKINGS_SCHEMA, with `settings` (JSON, `n_items` at least) in its metadata; padding rows (-1) are left out."""
+    """RANKINGS_SCHEMA, with `settings` (JSON, at least `n_items`) in its metadata; padding rows (-1) are left out."""
     kept = ranking.top_rows >= 0
     offsets = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
     columns = [
@@ -86,10 +88,10 @@ def rankings_table(
 
 
 def table_settings(table: pa.Table) -> dict[str, Any]:
-    """The settings a rankings table was made with. Raises BigrecError where it carries none."""
+    """The settings a rankings table was made with. Raises BigrecError if it has none."""
     metadata = table.schema.metadata or {}
     if METADATA_KEY not in metadata:
-        raise BigrecError("the rankings carry no settings: make them with `bigrec-hf ground`")
+        raise BigrecError("the rankings contain no settings: create them with `bigrec-hf ground`")
     return json.loads(metadata[METADATA_KEY])
 
 
@@ -99,8 +101,9 @@ def read_ranks(path: str | Path) -> np.ndarray:
 
 
 def write_rankings(table: pa.Table, folder: str | Path) -> None:
-    """Write a method's rankings. What belongs to those before them goes first, so that a kill leaves no results beside
-    rankings that they were not made of."""
+    """Write a method's rankings. Files derived from its previous rankings are removed first, so that an interruption
+    never leaves results next to rankings they were not computed from.
+    """
     for name in (RANKS_BY_METRIC_FILE, *SCORE_FILES):
         (Path(folder) / name).unlink(missing_ok=True)
     write_table(table, Path(folder) / RANKINGS_FILE)

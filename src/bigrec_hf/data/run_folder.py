@@ -6,13 +6,13 @@ from pathlib import Path
 
 from bigrec_hf.common.files import read_json
 
-VALIDATION_DIR = "validation"  # in a run's folder: the same method folders, for validation examples
+VALIDATION_DIR = "validation"  # in a run folder: the same method folders, for the validation examples
 
 
 def seed_folders(run_dir: str | Path) -> list[Path]:
-    """The folders seed-0, seed-1, ... of a run of several seeds, by number; the run's folder itself where it has none.
+    """The folders seed-0, seed-1, ... of a run of several seeds, by number; of any other run, the run folder itself.
 
-    Where the run has a manifest, folders of seeds that it does not name (left by an earlier recipe) do not count.
+    If the run has a manifest, folders of seeds that it does not list (left by an earlier recipe) are ignored.
     """
     manifest = read_json(Path(run_dir) / "manifest.json")
     named = manifest.get("seeds", []) if manifest else None
@@ -21,5 +21,5 @@ def seed_folders(run_dir: str | Path) -> list[Path]:
 
 
 def run_name(run_dir: str | Path) -> str:
-    """The folder's own name, also for `.` and `runs/x/..`."""
+    """The folder's own name, even if given as `.` or `runs/x/..`."""
     return Path(run_dir).resolve().name

@@ -1,13 +1,10 @@
-"""The samples that the reference draws: which rows are evaluated, which are trained on."""
+"""The samples that the reference draws: the rows to evaluate and the rows to train on."""
 
 from __future__ import annotations
 
 import numpy as np
 
 SAMPLE_SIZE, SAMPLE_SEED = 5000, 42  # the reference's valid_5000 and test_5000
-
-
-# --- samples --------------------------------------------------------------------------------------------------------
 
 
 def evaluation_sample(n: int, size: int = SAMPLE_SIZE) -> np.ndarray:

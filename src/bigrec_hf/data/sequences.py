@@ -12,7 +12,7 @@ from bigrec_hf.common.columns import Columns as C
 
 @dataclass(frozen=True)
 class ItemSequences:
-    """Sequences of catalog rows, oldest first, end to end."""
+    """Sequences of catalog rows, oldest first, concatenated."""
 
     items: np.ndarray  # (total,) int64
     starts: np.ndarray  # (n + 1,) int64, where each sequence begins
@@ -23,17 +23,17 @@ class ItemSequences:
 
 
 def training_sequences(train: pa.Table) -> ItemSequences:
-    """One sequence for each user's run of consecutive training examples: the first one's history, then all targets.
+    """One sequence for each user's run of consecutive training examples: the first history, then all targets.
 
     `train` is the `default` configuration's train split (user_id, history, target; a user's examples oldest first, as
-    `prepare` writes them). Nothing else is read, so what is learned is what the training examples hold:
+    `prepare` writes them). Nothing else is read, so a model learns only what the training examples contain:
 
-    - bigrec-movie, bigrec-game, d3 cut all examples by target time, so a user's training examples are the oldest ones:
-      the sequence ends with the user's last target before the cut, and users without a training example give none.
+    - bigrec-movie, bigrec-game, d3 split all examples by target time, so a user's training examples are the oldest:
+      the sequence ends with the user's last target before the split, and users without a training example have none.
     - leave-one-out trains on targets among a user's first n - 2 items: the sequence ends there, before the validation
-      and the test target. (A test history does hold the validation target, as input, as usual for this protocol.)
+      and the test target. (A test history does include the validation target as input, as usual for this protocol.)
 
-    An example that does not follow on the user's previous one (its history does not end with that one's target) begins
+    An example that does not continue the user's previous one (its history does not end with that one's target) starts
     a new sequence with its own history.
     """
     histories, targets = train[C.HISTORY].combine_chunks(), train[C.TARGET].to_numpy()
@@ -48,7 +48,7 @@ def training_sequences(train: pa.Table) -> ItemSequences:
     newest[lengths > 0] = flat[(begins + lengths - 1)[lengths > 0]]
     follows = np.zeros(len(order), bool)
     follows[1:] = (users[1:] == users[:-1]) & (newest[1:] == targets[:-1])
-    sizes = np.where(follows, 1, lengths + 1)  # what each example adds
+    sizes = np.where(follows, 1, lengths + 1)  # items that each example adds
     ends = np.cumsum(sizes)
     items = np.empty(ends[-1], np.int64)
     items[ends - 1] = targets
@@ -64,5 +64,5 @@ def _flat(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ranges(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Indices begins[i] .. begins[i] + lengths[i] - 1 of every i, end to end."""
+    """Indices begins[i] .. begins[i] + lengths[i] - 1 for every i, concatenated."""
     return np.repeat(begins - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())

@@ -1,4 +1,4 @@
-"""The text encoder of a run: its name, its fingerprint, and a function that loads it at its first call."""
+"""The text encoder of a run: its name, its fingerprint, and a function that loads it on first use."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, d) float32
 
 
 def encoder_name(encoder: str, base_model: str | None) -> str:
-    """The encoder's name or folder; `base` stands for the base model. Raises BigrecError where that is not given."""
+    """The encoder's name or folder; `base` means the base model. Raises BigrecError if none is given."""
     if encoder != "base":
         return encoder
     if not base_model:
-        raise BigrecError("encoder is 'base' but no base model is given: name one with --encoder or --base_model")
+        raise BigrecError("encoder is 'base' but no base model is given: give one with --encoder or --base_model")
     return base_model
 
 
 def encoder_fingerprint(encoder: str, dtype: str = "float32") -> dict[str, str]:
     """What identifies an encoder: name, revision (commit, or `sha256:...` of a local folder), kind, dtype.
 
-    Raises BigrecError where there is no such model.
+    Raises BigrecError if there is no such model.
     """
     import torch
 
@@ -56,7 +56,7 @@ def encoder_fingerprint(encoder: str, dtype: str = "float32") -> dict[str, str]:
 
 
 def lazy_encode(encoder: str, dtype: str = "float32", batch_tokens: int = 4096, device: str | None = None) -> Encode:
-    """An `Encode` that loads the model at its first call: a run whose index is reused may need no model at all."""
+    """An `Encode` that loads the model on its first call: a run that reuses an index may not need the model at all."""
     loaded: list[Any] = []
 
     def encode(texts: Sequence[str]) -> np.ndarray:

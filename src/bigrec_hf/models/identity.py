@@ -1,6 +1,6 @@
 """Content fingerprints of models and adapters, so that stale outputs are rebuilt.
 
-A name says where something lies, not what it is: the weights in a folder may have been replaced since.
+A name says where a model is, not what it contains: the weights in a folder may have been replaced since.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from bigrec_hf.common.hub_names import fetch_file, is_hub_id, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-TRAINING_FILE = "training.json"  # in an adapter's folder: what `sft` records
+TRAINING_FILE = "training.json"  # in an adapter folder, written by `sft`
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 
 def model_revision(name: str) -> str:
     """The Hub commit of a model, or `sha256:...` over names and contents of a folder's configuration, tokenizer and
-    weight files. Raises BigrecError where there is no such model."""
+    weight files. Raises BigrecError if there is no such model.
+    """
     folder = Path(split_revision(name)[0])
     if not folder.is_dir():
         return resolve_commit(name, "model")
@@ -31,14 +32,14 @@ def model_revision(name: str) -> str:
         if file.is_file() and file.suffix in MODEL_SUFFIXES and file.name != "training_args.bin"
     )
     if not files:
-        raise BigrecError(f"{folder} holds no model (no configuration or weights): give the folder of a model")
+        raise BigrecError(f"{folder} contains no model (neither configuration nor weights): give a model folder")
     stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     return f"sha256:{_folder_sha256(str(folder), stamps)}"
 
 
 @lru_cache(maxsize=16)
 def _folder_sha256(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """Read once a process, as long as sizes and times of change stay the same."""
+    """Cached: the files are read once per process as long as their sizes and modification times stay the same."""
     digest = hashlib.sha256()
     for name, size, _ in stamps:
         digest.update(f"{Path(name).relative_to(folder).as_posix()}\0{size}\0".encode())
@@ -49,7 +50,7 @@ def _folder_sha256(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> str
 
 
 def adapter_fingerprint(adapter: str | None) -> str | None:
-    """sha256 of the adapter's weights (folder or Hub id). Raises BigrecError where there is no adapter."""
+    """sha256 of the adapter's weights (folder or Hub id). Raises BigrecError if there is no adapter."""
     if adapter is None:
         return None
     if Path(split_revision(adapter)[0]).is_dir() or is_hub_id(adapter, bare=True):
@@ -62,9 +63,9 @@ def adapter_fingerprint(adapter: str | None) -> str | None:
 
 
 def check_same_base(adapter: str, base_model: str) -> None:
-    """Raise BigrecError where an adapter (folder or Hub id) records that it was trained on another base.
+    """Raise BigrecError if an adapter (folder or Hub id) records that it was trained on another base model.
 
-    Only like is compared with like: a folder's content and a Hub commit say nothing about each other.
+    Only revisions of the same kind are compared: the digest of a folder says nothing about a Hub commit.
     """
     file = fetch_file(adapter, TRAINING_FILE, "model", optional=True)
     recorded = None if file is None else read_json(file).get("settings", {}).get("base_revision")
@@ -73,6 +74,6 @@ def check_same_base(adapter: str, base_model: str) -> None:
     current = model_revision(base_model)
     if recorded.startswith("sha256:") == current.startswith("sha256:") and recorded != current:
         raise BigrecError(
-            f"the adapter {adapter} was trained on another base than {base_model!r} ({recorded[:19]}, not "
-            f"{current[:19]}): name the base it was trained on, or train an adapter on this one"
+            f"the adapter {adapter} was trained on another base model than {base_model!r} ({recorded[:19]}, not "
+            f"{current[:19]}): give the one it was trained on, or train an adapter on this one"
         )
