@@ -16,10 +16,10 @@ from bigrec_hf.score.stage import results_table, score_rankings
 from bigrec_hf.settings import RunSettings, ScoreSettings
 
 
-def make_table(ranks=(0, 2, 9), empty=(False, False, True), in_catalog=(True, False, False)):
+def make_table(ranks=(0, 2, 9), empty=(False, False, True), in_catalog=(True, False, False), ids=None):
     n = len(ranks)
     ranking = Ranking(np.array(ranks), np.full((n, 1), -1, np.int32), np.full((n, 1), np.inf, np.float32))
-    ids = [f"e{i}" for i in range(n)]
+    ids = ids or [f"e{i}" for i in range(n)]
     return rankings_table(
         ids, [0] * n, ranking, {"n_items": 9}, empty=empty, in_catalog=in_catalog, in_history=in_catalog
     )
@@ -34,7 +34,8 @@ def test_hand_computed():
     assert results["n_items"] == 9
     assert per_example["hr@3"].to_pylist() == [1, 1, 0]
     assert per_example["ndcg@3"].to_pylist() == [1, 0.5, 0]
-    assert per_example.column_names[:5] == ["example_id", "rank", "empty", "in_catalog", "in_history"]
+    assert per_example.column_names[:6] == ["example_id", "user_id", "rank", "empty", "in_catalog", "in_history"]
+    assert per_example["user_id"].to_pylist() == [None] * 3 and results["n_users"] is None
     json.dumps(results)
 
 
@@ -47,6 +48,29 @@ def test_drop_empty_is_the_references_mean():
 def test_intervals():
     results, _ = score_rankings(make_table((0, 8) * 50, (False,) * 100, (True,) * 100), [1], bootstrap=500, seed=1)
     assert 0.3 < results["hr@1_low"] < 0.5 < results["hr@1_high"] < 0.7
+
+
+def test_users_are_what_is_resampled():
+    ranks, flags = [0] * 50 + [8] * 50, ((False,) * 100, (True,) * 100)
+    by_user, per_example = score_rankings(
+        make_table(ranks, *flags, ids=[f"{i // 25}:{i % 25}" for i in range(100)]), [1, 3], bootstrap=400
+    )
+    by_row, _ = score_rankings(make_table(ranks, *flags), [1, 3], bootstrap=400)
+    assert per_example["user_id"].to_pylist() == [str(i // 25) for i in range(100)]
+    assert by_user["hr@1"] == by_row["hr@1"] == 0.5
+    assert (by_user["n_users"], by_row["n_users"]) == (4, None)
+    assert by_user["design_effect"] == pytest.approx(25 * 4 / 3) and by_row["design_effect"] == 1.0
+    assert by_user["hr@1_high"] - by_user["hr@1_low"] > 3 * (by_row["hr@1_high"] - by_row["hr@1_low"])
+    # 50 hits of which 25 come from each of two users: worth 1.5 hits
+    assert (by_user["wilson"], by_row["wilson"]) == (["ndcg@1", "ndcg@3", "hr@1", "hr@3"], [])
+
+
+def test_dropped_answers_are_not_resampled():
+    table = make_table([0, 0, 9, 9], [False, False, True, True], [True] * 4, ["a:1", "b:1", "c:1", "c:2"])
+    results, per_example = score_rankings(table, [1], drop_empty=True, bootstrap=50)
+    assert (results["hr@1"], results["n_scored"], results["n_users"]) == (1.0, 2, 2)
+    assert results["hr@1_low"] == pytest.approx(2 / (2 + 1.959964**2))  # Wilson's, of two hits in two
+    assert per_example.num_rows == 4
 
 
 def test_a_baseline_has_no_text_shares():

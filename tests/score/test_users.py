@@ -25,7 +25,8 @@ from bigrec_hf.score.users import (
 def test_users_by_hand():
     assert user_ids(["a:1", "b:7", "a:2", "a:b:3"]) == ["a", "b", "a", "a:b"]
     assert user_ids(["a:1", "b"]) is None  # one that names no user: no one's are taken
-    assert user_ids(["test_5000:0", "test_5000:1"]) is None  # record numbers of one file, not places of one user
+    assert user_ids(["test_5000#0", "test_5000#1"]) is None  # records of a file
+    assert user_ids(["test_5000:0", "test_5000:1"]) is None  # one user alone says nothing about others
     assert user_ids(["a:1"]) == ["a"]
     assert user_codes(["b", "a", "b"], 3).tolist() == [1, 0, 1]
     assert user_codes(None, 3).tolist() == user_codes(["a", None, "a"], 3).tolist() == [0, 1, 2]

@@ -20,7 +20,8 @@ class Columns:
     TIMESTAMP: Final = "timestamp"  # int64 seconds, null if the source only gives an order
 
     # default (examples): one row per history -> target pair
-    EXAMPLE_ID: Final = "example_id"  # string, "{user_id}:{position of the target in the user's sequence}"
+    # string, "{user_id}:{position of the target in the user's sequence}"; "{file stem}#{record}" of the reference's JSON
+    EXAMPLE_ID: Final = "example_id"
     HISTORY: Final = "history"  # list[int32], catalog rows, oldest first
     HISTORY_RATINGS: Final = "history_ratings"  # list[float32] or null
     TARGET: Final = "target"  # int32, catalog row (-1: the title is not in the catalog)
@@ -43,7 +44,7 @@ class Columns:
     IN_CATALOG: Final = "in_catalog"  # bool, the best generation is a catalog title (quotes and outer spaces ignored)
     IN_HISTORY: Final = "in_history"  # bool, the best generation is a title of this example's history
 
-    # rankings.parquet and per_example.parquet
+    # rankings.parquet and per_example.parquet; the latter also has USER_ID, null where the examples name no user
     RANK: Final = "rank"  # int64, 0-based rank of the target in the whole catalog
     TOP_ROWS: Final = "top_rows"  # list[int32], the top_k catalog rows, nearest first
     TOP_DISTANCES: Final = "top_distances"  # list[float32], Euclidean

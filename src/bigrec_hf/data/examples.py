@@ -162,7 +162,7 @@ def load_json_examples(
         prefix, titles = read_input(record, f"{path}, record {number}")
         rows = [known.get(clean_title(title), [-1])[0] for title in titles]
         target = clean_title(record[C.OUTPUT])
-        columns[C.EXAMPLE_ID].append(f"{Path(path).stem}:{number}")
+        columns[C.EXAMPLE_ID].append(f"{Path(path).stem}#{number}")
         columns[C.INSTRUCTION].append(record[C.INSTRUCTION])
         columns[C.INPUT_PREFIX].append(prefix)
         columns[C.HISTORY].append([row for row in rows if row >= 0])

@@ -72,7 +72,7 @@ def has_predict(file: Path) -> bool:
 
 
 def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False) -> Answers:
-    """Answers of the reference's prediction JSON; ids are `{file stem}:{record number}`, as `load_json_examples` gives.
+    """Answers of the reference's prediction JSON; ids are `{file stem}#{record number}`, as `load_json_examples` gives.
 
     The first of `predict` is grounded (stripped of spaces and quotes, as the reference does); history titles of no
     catalog row are left out. Raises BigrecError naming file and record; for a history that cannot be read only where it
@@ -104,7 +104,7 @@ def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False
         if n:
             print(f"evaluate: {path}: {n} of {len(records)} {what}", file=sys.stderr)
     targets = resolve_targets(outputs, None, catalog, str(path))
-    return Answers([f"{path.stem}:{number}" for number in range(len(records))], texts, targets, histories)
+    return Answers([f"{path.stem}#{number}" for number in range(len(records))], texts, targets, histories)
 
 
 def _history(record: dict[str, Any], place: str) -> list[str]:

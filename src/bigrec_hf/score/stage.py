@@ -1,4 +1,4 @@
-"""Score: NDCG@K and HR@K of a rankings.parquet, per example first, then means with bootstrap intervals.
+"""Score: NDCG@K and HR@K of a rankings.parquet, per example first, then means with intervals over users (`users`).
 
 Reads `<run_dir>/<method>/rankings.parquet`, writes `results.json` (flat) and `per_example.parquet` beside it. A method
 whose parameter is chosen per metric and K has a rank for each: `ranks_by_metric.parquet` (example_id and an int64
@@ -28,19 +28,15 @@ from bigrec_hf.data.rankings import (
     SCORE_FILES,
     table_settings,
 )
-from bigrec_hf.metrics.ndcg_hr.scores import (
-    bootstrap_intervals,
-    check_ks,
-    hr_per_example,
-    mean_scores,
-    ndcg_per_example,
-)
+from bigrec_hf.metrics.ndcg_hr.scores import check_ks, hr_per_example, ndcg_per_example
+from bigrec_hf.score.users import intervals, user_codes, user_ids
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import RunSettings, ScoreSettings
 
 
 RESULTS_FILE, PER_EXAMPLE_FILE = SCORE_FILES
+GAINS = {"ndcg": ndcg_per_example, "hr": hr_per_example}
 
 
 def score_rankings(
@@ -57,10 +53,12 @@ def score_rankings(
 
     `by_metric`: the ranks that each metric and K is computed from (see the module), instead of the table's.
 
-    Results: `ndcg@K`, `hr@K`, `..._low`/`..._high` where bootstrap > 0, n_examples (all), n_scored (in the mean),
-    n_empty, the shares in_catalog and in_history over all examples (null for a baseline, which writes no text), and
-    every setting that has a say. Raises BigrecError for no example, K larger than the catalog, or `by_metric` without a
-    metric and K asked for or of other rankings.
+    Results: `ndcg@K`, `hr@K`, `..._low`/`..._high` where bootstrap > 0 (`users.intervals`), n_users (null: unknown, so
+    every example counts as a user of its own), wilson (the metrics whose interval is Wilson's, their hits being too
+    rare for a bootstrap), design_effect (of HR at the largest K: how many times the variance exceeds that of
+    independent examples), n_examples (all), n_scored (in the mean), n_empty, the shares in_catalog and in_history over
+    all examples (null for a baseline, which writes no text), and every setting that matters. Raises BigrecError for no
+    example, K larger than the catalog, or `by_metric` without a metric and K asked for or of other rankings.
     """
     settings = table_settings(table)
     rank = table[C.RANK].to_numpy()
@@ -69,25 +67,28 @@ def score_rankings(
         ks = check_ks(ks, settings["n_items"])
         if "ranks_known_to" in settings:  # approximate search
             ks = check_ks(ks, settings["ranks_known_to"], "what is known of the ranks")
-        if drop_empty and empty.all():
-            raise ValueError(f"all {len(rank)} answers are empty: with drop_empty nothing is left to score")
-        kept = ~empty if drop_empty else np.ones(len(rank), bool)
-        ranks = {f"{metric}@{k}": rank for metric in ("ndcg", "hr") for k in ks}
-        if by_metric is None:
-            results: dict[str, Any] = mean_scores(rank[kept], ks)
-            if bootstrap:
-                results |= bootstrap_intervals(rank[kept], ks, bootstrap, confidence, seed)
-        else:
-            ranks = _ranks_by_metric(table, by_metric, list(ranks))
-            results = {key: mean_scores(own[kept], [_cutoff(key)])[key] for key, own in ranks.items()}
-            for key, own in ranks.items() if bootstrap else ():
-                ends = bootstrap_intervals(own[kept], [_cutoff(key)], bootstrap, confidence, seed)
-                results |= {name: value for name, value in ends.items() if name.startswith(f"{key}_")}
     except ValueError as error:
         raise BigrecError(f"scoring: {error}") from error
+    kept = ~empty if drop_empty else np.ones(len(rank), bool)
+    if not kept.any():
+        found = f"all {len(rank)} answers are empty: with drop_empty nothing is left" if len(rank) else "no example"
+        raise BigrecError(f"scoring: {found} to score")
+    keys = [f"{metric}@{k}" for metric in ("ndcg", "hr") for k in ks]
+    ranks = dict.fromkeys(keys, rank) if by_metric is None else _ranks_by_metric(table, by_metric, keys)
+    gains = {key: GAINS[key.partition("@")[0]](own, int(key.partition("@")[2])) for key, own in ranks.items()}
+    results: dict[str, Any] = {key: float(gain[kept].mean()) for key, gain in gains.items()}
+    users = user_ids(table[C.EXAMPLE_ID].to_pylist())
+    codes = user_codes(users, len(rank))[kept]
+    if bootstrap:
+        found = intervals(np.column_stack(list(gains.values()))[kept], codes, bootstrap, confidence, seed)
+        for key, low, high in zip(keys, found.low, found.high, strict=True):
+            results |= {f"{key}_low": float(low), f"{key}_high": float(high)}
+        results["wilson"] = [key for key, rare in zip(keys, found.wilson, strict=True) if rare]
+        results["design_effect"] = float(found.design_effect[-1])
     results |= {
         "n_examples": len(rank),
         "n_scored": int(kept.sum()),
+        "n_users": None if users is None else len(np.unique(codes)),
         "n_empty": int(empty.sum()),
         "in_catalog": _share(table[C.IN_CATALOG]),
         "in_history": _share(table[C.IN_HISTORY]),
@@ -99,15 +100,11 @@ def score_rankings(
         **settings,
     }
     per_example = table.select([C.EXAMPLE_ID, C.RANK, C.EMPTY, C.IN_CATALOG, C.IN_HISTORY])
+    per_example = per_example.add_column(1, C.USER_ID, pa.array(users or [None] * len(rank), pa.string()))
     for k in ks:
-        for metric, score in (("ndcg", ndcg_per_example), ("hr", hr_per_example)):
-            key = f"{metric}@{k}"
-            per_example = per_example.append_column(key, pa.array(score(ranks[key], k)))
+        for key in (f"ndcg@{k}", f"hr@{k}"):
+            per_example = per_example.append_column(key, pa.array(gains[key]))
     return results, per_example
-
-
-def _cutoff(key: str) -> int:
-    return int(key.partition("@")[2])
 
 
 def _ranks_by_metric(table: pa.Table, by_metric: pa.Table, keys: Sequence[str]) -> dict[str, np.ndarray]:

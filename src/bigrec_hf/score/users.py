@@ -51,10 +51,14 @@ def bootstrap_users(
 
     Users are drawn with replacement, each with all its rows, so a resample's mean is a ratio of sums. Whole rows stay
     together: the difference of two methods on an example is paired. Users with the same sums are drawn as one, by a
-    multinomial. Raises BigrecError where n is 0.
+    multinomial. Raises BigrecError where n is 0, resamples below 1, or confidence is not between 0 and 1.
     """
     if len(values) == 0:
         raise BigrecError("there is no example to resample: give at least one")
+    if resamples < 1 or not 0.0 < confidence < 1.0:
+        raise BigrecError(
+            f"bootstrap={resamples} must be at least 1, confidence={confidence} between 0 and 1, such as 0.95"
+        )
     sums = np.column_stack([np.bincount(users), user_sums(values, users)])  # the first: how many rows
     sums = sums[sums[:, 0] > 0]
     distinct, counts = np.unique(sums, axis=0, return_counts=True)
