@@ -54,7 +54,7 @@ def run(place, generations, encoder="lm", **changes):
 
 def test_reads_the_references_predictions(place):
     answers = read_predictions(write_json(place / "p.json", RECORDS), load_catalog(place / "id2name.txt"))
-    assert answers.example_ids == ["p:0", "p:1", "p:2", "p:3"]
+    assert answers.example_ids == ["p#0", "p#1", "p#2", "p#3"]
     assert answers.texts == ["a b", "f", "", ""]
     assert answers.targets == [0, 3, 1, 3]
     assert answers.histories == [[3], [0], [], []]  # "zz" is in no row

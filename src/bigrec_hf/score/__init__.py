@@ -1,0 +1,1 @@
+"""NDCG@K and HR@K of rankings, and which differences are real."""

@@ -71,8 +71,8 @@ def score_rankings(
         raise BigrecError(f"scoring: {error}") from error
     kept = ~empty if drop_empty else np.ones(len(rank), bool)
     if not kept.any():
-        found = f"all {len(rank)} answers are empty: with drop_empty nothing is left" if len(rank) else "no example"
-        raise BigrecError(f"scoring: {found} to score")
+        why = f"all {len(rank)} answers are empty: with drop_empty nothing is left" if len(rank) else "no example"
+        raise BigrecError(f"scoring: {why} to score")
     keys = [f"{metric}@{k}" for metric in ("ndcg", "hr") for k in ks]
     ranks = dict.fromkeys(keys, rank) if by_metric is None else _ranks_by_metric(table, by_metric, keys)
     gains = {key: GAINS[key.partition("@")[0]](own, int(key.partition("@")[2])) for key, own in ranks.items()}
@@ -100,7 +100,9 @@ def score_rankings(
         **settings,
     }
     per_example = table.select([C.EXAMPLE_ID, C.RANK, C.EMPTY, C.IN_CATALOG, C.IN_HISTORY])
-    per_example = per_example.add_column(1, C.USER_ID, pa.array(users or [None] * len(rank), pa.string()))
+    per_example = per_example.add_column(
+        1, C.USER_ID, pa.array(users, pa.string()) if users else pa.nulls(len(rank), pa.string())
+    )
     for k in ks:
         for key in (f"ndcg@{k}", f"hr@{k}"):
             per_example = per_example.append_column(key, pa.array(gains[key]))
