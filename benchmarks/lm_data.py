@@ -34,7 +34,7 @@ def examples(split: str, n: int, seed: int = 0) -> Dataset:
 
 def training_tokens(n: int, max_history: int) -> Dataset:
     """`n` tokenized examples, loss on the completion."""
-    tokens, _ = tokenize_examples(
+    return tokenize_examples(
         examples("train", n),
         TEMPLATE,
         load_tokenizer(str(BASE_MODEL)),
@@ -42,7 +42,6 @@ def training_tokens(n: int, max_history: int) -> Dataset:
         max_length=MAX_LENGTH,
         completion_only=True,
     )
-    return tokens
 
 
 def bench_config(folder: str, dtype: str, n: int, batch: int, **trainer_args: Any):

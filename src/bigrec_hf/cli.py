@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.version import __version__
 from bigrec_hf.settings import RUN_SECTIONS
-from bigrec_hf.settings.recipes import add_section_arguments, build_settings
+from bigrec_hf.settings.recipes import add_retired_arguments, add_section_arguments, build_settings
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def build_parser(name: str) -> argparse.ArgumentParser:
     aliases = {stage.output: "--output_dir"} if stage.output else {}
     for section in stage.sections:
         add_section_arguments(parser, section, aliases)
+    add_retired_arguments(parser)
     return parser
 
 

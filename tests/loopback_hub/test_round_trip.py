@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -23,7 +22,6 @@ from peft import AutoPeftModelForCausalLM
 from bigrec_hf import Recommender, cli
 from bigrec_hf.data.examples import load_examples
 from bigrec_hf.hub import commit as push
-from bigrec_hf.sft.streaming import stream_examples
 from tests.hub.test_recommender import as_rows, rankings, run_histories
 
 CONFIGS = {"default": 3, "items": 1, "interactions": 1, "text": 3}
@@ -95,10 +93,8 @@ def test_a_data_set_comes_back_row_by_row(hub, tiny_prepared, tmp_path):
     assert load_examples(f"{repo_id}@{sha}", "test", sample=3).to_list() == (
         load_examples(tiny_prepared, "test", sample=3).to_list()
     )
-    pinned_name = f"{repo_id}@{sha}"
-    streamed, _ = stream_examples([pinned_name], "train", sample=0, seed=0, shuffle_buffer=1, n_processes=1)
-    whole = load_examples(tiny_prepared, "train").to_list()
-    assert list(islice(streamed, len(whole))) == whole
+    mapped = load_examples(f"{repo_id}@{sha}", "train", seed=0, cache_dir=tmp_path / "mapped")
+    assert list(mapped) == load_examples(tiny_prepared, "train", seed=0).to_list()
 
 
 def with_five_items(prepared, folder: Path) -> Path:

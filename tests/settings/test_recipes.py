@@ -11,11 +11,21 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
+from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.models.loading import count_parameters, lora_config
 from bigrec_hf.settings import SECTIONS
 from bigrec_hf.settings.field import LIMITS, check_value
-from bigrec_hf.settings.recipes import add_section_arguments, build_settings, coerce, field_types, read_recipe, to_yaml
+from bigrec_hf.settings.recipes import (
+    RETIRED,
+    add_section_arguments,
+    build_settings,
+    coerce,
+    field_types,
+    read_recipe,
+    to_yaml,
+)
+from bigrec_hf.sft import stage as sft
 from tests.helpers.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +57,20 @@ class TestReading:
         write(tmp_path, "b.yaml", "sft: {lora_r: 2, sample: 2}")
         child = write(tmp_path, "c.yaml", "extends: [a.yaml, b.yaml]\nsft: {sample: 3}")
         assert read_recipe(child) == {"sft": {"epochs": 1.0, "lora_r": 2, "sample": 3}, "model": {"dtype": "float32"}}
+
+    def test_retired_settings_are_ignored_with_one_line(self, tmp_path, capsys, monkeypatch):
+        child = write(tmp_path, "c.yaml", "sft: {streaming: true, sample: 3}")
+        assert read_recipe(child) == {"sft": {"sample": 3}}
+        assert capsys.readouterr().err == (
+            f"warning: streaming in section `sft` of {child} is ignored, remove it: {RETIRED['streaming']}\n"
+        )
+        seen = []
+        monkeypatch.setattr(sft, "main", lambda **settings: seen.append(settings["sft"].sample))
+        assert cli.main(["sft", "--sample", "7", "--shuffle_buffer", "20", "--streaming"]) == 0
+        warnings = capsys.readouterr().err.splitlines()
+        assert seen == [7] and len(warnings) == 2
+        assert f"warning: streaming on the command line is ignored, remove it: {RETIRED['streaming']}" in warnings
+        assert not set(RETIRED) & {field.name for section in SECTIONS.values() for field in fields(section)}
 
     def test_a_parent_may_serve_two_children_of_one_recipe(self, tmp_path):
         write(tmp_path, "base.yaml", "sft: {epochs: 1}")

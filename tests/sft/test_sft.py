@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,9 +32,11 @@ from bigrec_hf.models.loading import count_parameters, load_base, load_generator
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.sft import stage as sft
 from bigrec_hf.sft import trainer as training
+from bigrec_hf.sft.tokenize import count_tokens, tokenize_examples
 from bigrec_hf.sft.trainer import CompletionLossTrainer
 from tests.helpers.tiny import save_tiny_model, tiny_tokenizer, write_tiny_json
 
+LIMITS = {"max_history": 10, "max_length": 1024, "completion_only": True}
 QUICK = SftSettings(
     sample=16,
     validation_sample=8,
@@ -73,7 +78,7 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_labels_cover_the_title_and_eos_only():
     tokenizer = tiny_tokenizer()
-    tokens, dropped = sft.tokenize_examples(
+    tokens = tokenize_examples(
         one_example(["Heat (1995)", "Fargo (1996)"], "Babe (1995)"),
         "alpaca-basic",
         tokenizer,
@@ -82,7 +87,7 @@ def test_labels_cover_the_title_and_eos_only():
         completion_only=True,
     )
     ids, labels = tokens[0]["input_ids"], tokens[0]["labels"]
-    assert dropped == 0
+    assert tokens[0]["n_dropped"] == 0
     assert ids[-1] == tokenizer.eos_token_id
     answer = [label for label in labels if label != -100]
     assert tokenizer.decode(answer[:-1]) == '"Babe (1995)"'
@@ -95,7 +100,7 @@ def test_labels_cover_the_title_and_eos_only():
 
 
 def test_whole_sequence_loss_labels_every_token():
-    tokens, _ = sft.tokenize_examples(
+    tokens = tokenize_examples(
         one_example(["Heat (1995)"], "Babe (1995)"),
         "chat-basic",
         tiny_tokenizer(),
@@ -110,14 +115,10 @@ def test_a_long_history_loses_its_oldest_titles_never_the_completion():
     titles = [f"Movie number {i} (19{i:02d})" for i in range(40)]
     tokenizer = tiny_tokenizer()
     options = {"max_history": 40, "completion_only": True}
-    full, _ = sft.tokenize_examples(
-        one_example(titles, "Babe (1995)"), "alpaca-basic", tokenizer, max_length=4096, **options
-    )
+    full = tokenize_examples(one_example(titles, "Babe (1995)"), "alpaca-basic", tokenizer, max_length=4096, **options)
     limit = len(full[0]["input_ids"]) - 60
-    cut, dropped = sft.tokenize_examples(
-        one_example(titles, "Babe (1995)"), "alpaca-basic", tokenizer, max_length=limit, **options
-    )
-    text = tokenizer.decode(cut[0]["input_ids"])
+    cut = tokenize_examples(one_example(titles, "Babe (1995)"), "alpaca-basic", tokenizer, max_length=limit, **options)
+    text, dropped = tokenizer.decode(cut[0]["input_ids"]), cut[0]["n_dropped"]
     assert len(cut[0]["input_ids"]) <= limit
     assert 0 < dropped < 40
     assert text.endswith('"Babe (1995)"</s>')
@@ -127,7 +128,7 @@ def test_a_long_history_loses_its_oldest_titles_never_the_completion():
 
 def test_no_room_for_a_prompt_is_an_error():
     with pytest.raises(BigrecError, match="raise max_length"):
-        sft.tokenize_examples(
+        tokenize_examples(
             one_example([], "Babe (1995)"),
             "alpaca-basic",
             tiny_tokenizer(),
@@ -135,6 +136,58 @@ def test_no_room_for_a_prompt_is_an_error():
             max_length=20,
             completion_only=True,
         )
+
+
+def tokenize_split(datasets: list[str], json_files: list[str], *, folder: Path, sample=0, template="alpaca-basic"):
+    return sft.tokenize_split(
+        datasets, json_files, "train", template, tiny_tokenizer(), sample=sample, seed=0, folder=folder, **LIMITS
+    )
+
+
+@pytest.mark.parametrize("sample", [0, 17])
+def test_tokens_on_disk_are_those_in_memory(tmp_path, tiny_prepared, sample):
+    dataset = str(shutil.copytree(tiny_prepared, tmp_path / "movies [1]*"))  # a name that is a glob pattern
+    tokens = tokenize_split([dataset], [], sample=sample, folder=tmp_path / "tokens")
+    examples = load_examples(dataset, "train", sample=sample, seed=0)
+    expected = tokenize_examples(examples, "alpaca-basic", tiny_tokenizer(), **LIMITS)
+    assert tokens.to_list() == expected.to_list()
+    assert tokens.cache_files == [{"filename": str(tmp_path / "tokens" / "train-0-0-of-1.arrow")}]  # mapped, not read
+    n_dropped = sum(expected["n_dropped"])
+    assert count_tokens(tokens) == (sum(map(len, expected["input_ids"])), n_dropped)
+    mapped = load_examples(dataset, "train", sample=sample, seed=0, cache_dir=tmp_path / "rows")
+    assert list(mapped) == examples.to_list() and mapped.cache_files  # every column
+
+
+def test_tokens_of_an_interrupted_training_are_used_again(tmp_path, tiny_prepared, monkeypatch):
+    first = tokenize_split([tiny_prepared], [], folder=tmp_path).to_list()
+    monkeypatch.setattr(sft, "tokenize_examples", None)
+    assert tokenize_split([tiny_prepared], [], folder=tmp_path).to_list() == first
+
+
+@pytest.mark.parametrize(("n_processes", "sample"), [(2, 17), (5, 3)])
+def test_each_process_tokenizes_its_share(tmp_path, tiny_prepared, monkeypatch, n_processes, sample):
+    whole = tokenize_split([tiny_prepared], [], sample=sample, folder=tmp_path / "one").to_list()
+    sizes = []
+
+    def counted(rows, *rest, **more):
+        sizes.append(len(rows))
+        return tokenize_examples(rows, *rest, **more)
+
+    class OthersMissing(Exception):
+        pass
+
+    def meet(rank: int) -> None:
+        if rank < n_processes - 1:
+            raise OthersMissing
+
+    monkeypatch.setattr(sft, "tokenize_examples", counted)
+    for rank in range(n_processes):
+        state = SimpleNamespace(num_processes=n_processes, process_index=rank, wait_for_everyone=partial(meet, rank))
+        monkeypatch.setattr(sft, "process_state", lambda state=state: state)
+        with contextlib.suppress(OthersMissing):
+            tokens = tokenize_split([tiny_prepared], [], sample=sample, folder=tmp_path / "many")
+    assert tokens.to_list() == whole
+    assert sum(sizes) == sample and max(sizes) - min(sizes) <= 1
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -193,7 +246,7 @@ def loss_curve(trainer_class, tiny_model_dir: str, tiny_prepared: str, folder: P
     tokenizer = tiny_tokenizer()
     examples = load_examples(tiny_prepared, "train", sample=16, seed=0)
     options = {"max_history": 10, "max_length": 1024, "completion_only": True}
-    tokens, _ = sft.tokenize_examples(examples, "alpaca-basic", tokenizer, **options)
+    tokens = tokenize_examples(examples, "alpaca-basic", tokenizer, **options)
     config = training.trainer_config(
         str(folder),
         dtype=torch.float32,
@@ -313,11 +366,15 @@ def test_packing_does_not_leak_between_examples(tmp_path, tiny_model_dir, tiny_p
 
 def test_several_data_sets_and_json_files(tmp_path, tiny_model_dir, tiny_prepared):
     file = write_tiny_json(tmp_path / "train.json", 30)
-    data = sft.load_training_data([tiny_prepared, tiny_prepared], [file], "train", sample=10, seed=0)
-    assert len(data) == 30
-    assert list(data["example_id"][20:]) == list(load_json_examples(file, sample=10, seed=0)["example_id"])
-    drawn = load_examples(tiny_prepared, "train", seed=0)["example_id"][:10]
-    assert list(data["example_id"][:10]) == list(drawn)
+    tokens = tokenize_split(
+        [tiny_prepared, tiny_prepared], [file], sample=10, template="chat-basic", folder=tmp_path / "tokens"
+    )
+    drawn = load_examples(tiny_prepared, "train", seed=0).select(range(10))
+    parts = [
+        tokenize_examples(examples, "chat-basic", tiny_tokenizer(), **LIMITS).to_list()
+        for examples in (drawn, drawn, load_json_examples(file, sample=10, seed=0))
+    ]
+    assert tokens.to_list() == parts[0] + parts[1] + parts[2]
     record = sft.main(
         RunSettings(run_dir=str(tmp_path)),
         DataSettings(train_json=[file], validation_json=[file]),
@@ -350,6 +407,7 @@ def test_early_stopping_keeps_the_best_adapter(tmp_path, tiny_model_dir, tiny_pr
 
 def test_a_finished_adapter_is_kept_and_changed_settings_train_again(tmp_path, tiny_model_dir, tiny_prepared, capsys):
     first = train(tmp_path, tiny_model_dir, tiny_prepared)
+    assert not (tmp_path / "checkpoints" / sft.TOKENS_DIR).exists()
     again = train(tmp_path, tiny_model_dir, tiny_prepared)
     assert "kept" in capsys.readouterr().out
     assert again["started"] == first["started"]

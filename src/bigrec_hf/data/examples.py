@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,14 +86,23 @@ def evaluation_rows(n: int, sample: int) -> np.ndarray:
     return evaluation_sample(n, sample) if sample > 0 else np.arange(n)
 
 
-def load_examples(dataset: str, split: str, *, sample: int = 0, seed: int | None = None) -> Dataset:
+def load_examples(
+    dataset: str, split: str, *, sample: int = 0, seed: int | None = None, cache_dir: str | Path | None = None
+) -> Dataset:
     """Examples of a prepared set with their texts (EXAMPLE_FEATURES).
 
     `sample` > 0 draws that many: like the reference's evaluation sets if `seed` is None, otherwise with
-    `Dataset.shuffle(seed).select(range(sample))` like its training. Raises BigrecError if the split is empty.
+    `Dataset.shuffle(seed).select(range(sample))` like its training. With `cache_dir` the ids are kept in a file there
+    that is mapped into memory, and texts are rendered as rows are read, so a split may be larger than memory.
+    Raises BigrecError if the split is empty.
     """
-    facts = load_facts(dataset)
-    rows = load_config(dataset, "default", split)
+    facts, titles = load_facts(dataset), load_titles(dataset)
+    names = [C.EXAMPLE_ID, C.HISTORY, C.TARGET]
+    if cache_dir is None:
+        rows = load_config(dataset, "default", split)
+    else:
+        file = glob.escape(str(find_table(dataset, "default", split)))
+        rows = Dataset.from_parquet(file, columns=names, cache_dir=str(cache_dir))
     if len(rows) == 0:
         raise BigrecError(f"split {split!r} of {dataset!r} is empty: prepare more data or choose another split")
     if seed is None:
@@ -100,8 +110,10 @@ def load_examples(dataset: str, split: str, *, sample: int = 0, seed: int | None
     else:
         rows = rows.shuffle(seed=seed)
         rows = rows.select(range(min(sample, len(rows)))) if sample > 0 else rows
-    columns = {name: rows[name] for name in (C.EXAMPLE_ID, C.HISTORY, C.TARGET)}
-    return Dataset.from_dict(example_columns(columns, facts, load_titles(dataset)), features=EXAMPLE_FEATURES)
+    if cache_dir is not None:
+        return rows.with_transform(lambda batch: example_columns(batch, facts, titles))
+    columns = {name: rows[name] for name in names}
+    return Dataset.from_dict(example_columns(columns, facts, titles), features=EXAMPLE_FEATURES)
 
 
 def example_columns(rows: dict[str, Sequence[Any]], facts: dict[str, Any], titles: np.ndarray) -> dict[str, Any]:

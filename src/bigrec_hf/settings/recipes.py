@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -24,6 +25,10 @@ from bigrec_hf.settings import SECTIONS
 from bigrec_hf.settings.field import check_value, limits_text
 
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+RETIRED = {  # settings of earlier releases, ignored with this advice for one release
+    "streaming": "training reads its examples from disk whatever the size of the split",
+    "shuffle_buffer": "training shuffles all examples",
+}
 TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
 
 
@@ -45,6 +50,10 @@ class _RecipeLoader(yaml.SafeLoader):
 def field_types(section: str) -> dict[str, Any]:
     """Field name -> resolved type of one section."""
     return typing.get_type_hints(SECTIONS[section])
+
+
+def _warn_retired(key: str, where: str) -> None:
+    print(f"warning: {key} {where} is ignored, remove it: {RETIRED[key]}", file=sys.stderr, flush=True)
 
 
 def _section_of(key: str) -> str | None:
@@ -120,6 +129,9 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
             raise BigrecError(f"section `{section}` of {path} must be a mapping of settings, it is {values!r}")
         for key, value in values.items():
             where = f"section `{section}` of {path}"
+            if key in RETIRED:
+                _warn_retired(key, f"in {where}")
+                continue
             if key not in hints:
                 raise _unknown_key(key, list(hints), where)
             checked = coerce(value, hints[key], f"{key} in {where}")
@@ -184,6 +196,12 @@ def add_section_arguments(parser: argparse.ArgumentParser, section: str, aliases
             group.add_argument(*flags, dest=item.name, **options)
 
 
+def add_retired_arguments(parser: argparse.ArgumentParser) -> None:
+    """Accept the flags of retired settings, whatever their values; `build_settings` warns of them."""
+    for key in RETIRED:
+        parser.add_argument(f"--{key}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
 def flag_of(section: str, key: str) -> str:
     """The flag that sets a field on the command line."""
     return next(f for f in fields(SECTIONS[section]) if f.name == key).metadata.get("flag", f"--{key}")
@@ -215,6 +233,9 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
     """
     merged = read_recipe(recipe) if recipe is not None else {}
     for key, value in overrides.items():
+        if key in RETIRED:
+            _warn_retired(key, "on the command line")
+            continue
         section = _section_of(key)
         if section is None:
             raise _unknown_key(key, [f.name for cls in SECTIONS.values() for f in fields(cls)], "the command line")

@@ -93,14 +93,6 @@ class SftSettings:
     """LoRA fine-tuning with TRL's SFTTrainer; the defaults are the reference's."""
 
     sample: int = setting(1024, "training examples drawn from each data set; 0 = all", least=0)
-    streaming: bool = setting(
-        False,
-        "read the training split as it is needed, for splits larger than memory (prepared sets; not with packing or "
-        "length_grouping): all of it with sample 0, else the rows drawn without streaming; each process reads its part",
-    )
-    shuffle_buffer: int = setting(
-        10_000, "streaming: examples held to draw the next one from; 1 = the file's own order", least=1
-    )
     validation_sample: int = setting(5000, "validation examples for the loss, at most; 0 = all", least=0)
     epochs: float = setting(5.0, "passes over the training sample", above=0)
     learning_rate: float = setting(1e-4, "peak learning rate (AdamW, linear decay)", above=0)

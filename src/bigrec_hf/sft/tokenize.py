@@ -1,11 +1,13 @@
-"""TODO."""
+"""Training examples as tokens and labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset, List, Value
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from bigrec_hf.common.columns import Columns as C
@@ -47,27 +49,23 @@ def example_tokenizer(
 
 
 def tokenize_examples(
-    examples: Dataset, template: str, tokenizer: PreTrainedTokenizerBase, **limits: Any
-) -> tuple[Dataset, int]:
-    """Examples as `input_ids` and `labels` (`example_tokenizer`, whose `limits` are given by name).
+    examples: Dataset, template: str, tokenizer: PreTrainedTokenizerBase, *, file: Path | None = None, **limits: Any
+) -> Dataset:
+    """Examples as TOKENS (`example_tokenizer`, whose `limits` are given by name).
 
-    Returns the data set and how many history titles were dropped to fit.
+    They are held in memory, or with `file` written there (Arrow) and mapped into memory.
     """
-    tokens = examples.map(
+    return examples.map(
         example_tokenizer(template, tokenizer, **limits),
         remove_columns=examples.column_names,
         features=TOKENS,
         load_from_cache_file=False,
+        cache_file_name=None if file is None else str(file),
         desc="tokenize",
     )
-    n_dropped = sum(tokens["n_dropped"])
-    return tokens.remove_columns("n_dropped"), n_dropped
 
 
-def tokenize_stream(
-    examples: IterableDataset, template: str, tokenizer: PreTrainedTokenizerBase, **limits: Any
-) -> IterableDataset:
-    """What `tokenize_examples` makes, one example after another as they are asked for."""
-    tokenize = example_tokenizer(template, tokenizer, **limits)
-    tokens = examples.map(tokenize, remove_columns=examples.column_names, features=TOKENS)
-    return tokens.remove_columns("n_dropped")
+def count_tokens(tokens: Dataset) -> tuple[int, int]:
+    """Tokens of all examples, and the history titles dropped to fit."""
+    table = tokens.data.table
+    return pc.sum(pc.list_value_length(table["input_ids"])).as_py(), pc.sum(table["n_dropped"]).as_py()

@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import has_length
 from trl import SFTConfig, SFTTrainer
 
 from bigrec_hf.common.errors import BigrecError
@@ -60,11 +59,6 @@ class CompletionLossTrainer(SFTTrainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
-    def set_initial_training_values(self, args, dataloader):
-        """A stream without a length holds all its passes: one epoch of the trainer, none after the last step."""
-        values = super().set_initial_training_values(args, dataloader)
-        return values if has_length(dataloader) else (1, *values[1:])
-
     def shares_prompts(self) -> bool:
         """Whether a common prefix may be computed once: full attention, no dropout that draws anew for every row."""
         model = self.accelerator.unwrap_model(self.model)
@@ -103,12 +97,8 @@ def trainer_config(
     activation_checkpointing: bool,
     evals_per_epoch: int,
     trainer_args: dict[str, Any],
-    streaming: bool = False,
 ) -> SFTConfig:
-    """The SFTConfig of a run; `trainer_args` wins over everything. BigrecError on a field SFTConfig does not have.
-
-    `streaming`: the trainer cannot count its examples. It is told the steps that it would have come to otherwise.
-    """
+    """The SFTConfig of a run; `trainer_args` wins over everything. BigrecError on a field SFTConfig does not have."""
     state = process_state()
     on_cpu = state.device.type == "cpu"
     unknown = set(trainer_args) - set(SFTConfig.__dataclass_fields__)
@@ -122,12 +112,11 @@ def trainer_config(
                 f"trainer_args {name}: {value!r} is no number (the default is {default!r}); write a number"
             )
     accumulation = accumulation_steps(global_batch_size, micro_batch_size, state.num_processes)
-    steps_per_epoch = math.ceil(n_train / global_batch_size)
     interval: dict[str, Any] = {"save_strategy": "epoch", "eval_strategy": "epoch"}
     if evals_per_epoch == 0:
         interval = {"save_strategy": "no", "eval_strategy": "no"}
-    elif evals_per_epoch > 1 or streaming:
-        steps = max(1, steps_per_epoch // evals_per_epoch)
+    elif evals_per_epoch > 1:
+        steps = max(1, math.ceil(n_train / global_batch_size) // evals_per_epoch)
         interval = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": steps, "eval_steps": steps}
     if not has_validation:
         interval["eval_strategy"] = "no"
@@ -161,8 +150,6 @@ def trainer_config(
         "ddp_find_unused_parameters": False,
         **interval,
     }
-    if streaming:
-        options["max_steps"] = math.ceil(epochs * steps_per_epoch)
     if length_grouping:
         options["train_sampling_strategy"] = "group_by_length"
     return SFTConfig(**(options | trainer_args))
@@ -171,7 +158,7 @@ def trainer_config(
 def train_adapter(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    train: Dataset | IterableDataset,
+    train: Dataset,
     validation: Dataset | None,
     config: SFTConfig,
     *,
@@ -181,8 +168,7 @@ def train_adapter(
     """Train (or go on from the last checkpoint in `config.output_dir`) and return the trainer and its record.
 
     With a validation set the adapter of the best evaluation loss is loaded at the end; `patience` evaluations without a
-    better one stop the training (0 = never). A stream (IterableDataset) needs `config.max_steps` and a shard a process;
-    to go on from a checkpoint, it is read again up to there.
+    better one stop the training (0 = never).
     """
     set_seed(config.seed)
     callbacks = [EarlyStoppingCallback(patience)] if patience > 0 and config.load_best_model_at_end else []
@@ -201,18 +187,13 @@ def train_adapter(
     with process_state().main_process_first():
         checkpoint = last_checkpoint(config.output_dir)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    history = trainer.state.log_history
-    passes = 1.0
-    if isinstance(train, IterableDataset):  # the trainer counts the whole stream as one epoch
-        passes = config.num_train_epochs
-        history = [entry | {"epoch": entry["epoch"] * passes} for entry in history]
     record = {
         "trainable_parameters": trainable,
         "total_parameters": total,
         "optimizer_steps": trainer.state.global_step,
-        "epochs_done": trainer.state.epoch * passes,
+        "epochs_done": trainer.state.epoch,
         "train_loss": result.training_loss,
         "best_eval_loss": trainer.state.best_metric,
-        "history": history,
+        "history": trainer.state.log_history,
     }
     return trainer, record
