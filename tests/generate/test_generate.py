@@ -35,6 +35,7 @@ from bigrec_hf.data.prompts import parse_answer
 from bigrec_hf.generate import stage as generate
 from bigrec_hf.generate.batches import plan_batches
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
+from bigrec_hf.generate.route import PROMPT_CACHE, SHARED_PREFIX
 from bigrec_hf.generate.strategy import ChooseToken, Decoding, end_token_ids, line_break_ids, uniforms
 from bigrec_hf.models.loading import lora_config
 from bigrec_hf.settings.recipes import build_settings
@@ -190,7 +191,7 @@ class TestDecoder:
     def test_end_ids_of_tokenizer_config_and_generation_config_all_count(self, tokenizer):
         model = tiny_model(eos_token_id=[9, 8])
         model.generation_config = GenerationConfig(eos_token_id=[8, 7])
-        assert end_token_ids(model, tokenizer) == [tokenizer.eos_token_id, 7, 8, 9]
+        assert end_token_ids(tokenizer, model.config, model.generation_config) == [tokenizer.eos_token_id, 7, 8, 9]
 
     def test_a_second_end_token_ends_the_answer(self, tokenizer, prompts):
         model = tiny_model(seed=1)
@@ -206,8 +207,10 @@ class TestDecoder:
 
     def test_a_sliding_window_shares_no_prefix(self, tokenizer, prompts):
         model = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
-        prefix = prompts[0][: common_prefix_length(prompts)]
-        assert Decoder(model, tokenizer, GREEDY, shared_prefix=prefix).prefix == []
+        decoder = Decoder(model, tokenizer, GREEDY, shared_prefix=prompts[0][: common_prefix_length(prompts)])
+        decoder.decode(prompts, ["a"] * len(prompts))
+        assert decoder.prefix == [] and decoder.route.name == PROMPT_CACHE
+        assert decoder.route.reasons == {SHARED_PREFIX: "its attention has a sliding window"}
 
 
 class TestSampling:

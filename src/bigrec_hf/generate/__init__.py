@@ -1,0 +1,1 @@
+"""Step 1: the language model writes titles, in batches, with one process or several."""

@@ -27,6 +27,7 @@ from bigrec_hf.common.fingerprints import file_fingerprint
 from bigrec_hf.data.catalog import catalog_sha256
 from bigrec_hf.data.item_scores import read_scores
 from bigrec_hf.data.trie import TitleTrie, Trie, build_title_trie
+from bigrec_hf.generate.beams import origins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,7 @@ class Constraint:
     lm_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        """Raise BigrecError on a weight outside 0 to 1."""
         if not 0 <= self.lm_weight <= 1:
             raise BigrecError(f"lm_weight is {self.lm_weight}: it must lie between 0 (item scores alone) and 1")
 
@@ -120,9 +122,9 @@ def load_constraint(
 class TrieProcessor(LogitsProcessor):
     """Leaves each beam the tokens that the trie allows after it, everything else becomes -inf.
 
-    For one call of `generate` with `num_beams` beams for each prompt. All rows are handled at once. `generate` does not
-    say where a beam came from when it reorders them; its node is found by comparing its tokens with those of the step
-    before. The first beam of a prompt alone starts: the others would repeat it.
+    For one call of `generate` with `num_beams` beams for each prompt. All rows are handled at once. A beam's node is
+    that of the row it continues (`beams.origins`), one token further. Only the first beam of a prompt starts: the
+    others would repeat it.
     """
 
     def __init__(
@@ -149,7 +151,8 @@ class TrieProcessor(LogitsProcessor):
         token = self.trie.tokens[child]
         values = scores[row, token]
         if self.cumulated is not None:
-            values = self.lm_weight * values + (1 - self.lm_weight) * self._assistant(row, child).to(values.dtype)
+            assistant = self._assistant(self.cumulated, row, child).to(values.dtype)
+            values = self.lm_weight * values + (1 - self.lm_weight) * assistant
         leaf = self.trie.leaf[child]
         ended = leaf >= 0
         self.ends.append((row[ended] // self.num_beams, leaf[ended], self.totals[row[ended]] + values[ended]))
@@ -159,28 +162,23 @@ class TrieProcessor(LogitsProcessor):
         return scores
 
     def _advance(self, answers: torch.Tensor) -> None:
-        """Follow each row's last token, from the node where the row it goes on from stood."""
+        """Follow each row's last token, from the node of the row that it continues."""
         if answers.shape[1] == 0:
             self.nodes = torch.where(torch.arange(len(answers), device=answers.device) % self.num_beams == 0, 0, -1)
             self.totals = torch.zeros(len(answers), device=answers.device)
         else:
-            shape = (len(answers) // self.num_beams, self.num_beams, answers.shape[1] - 1)
-            now, before = answers[:, :-1].reshape(shape), self.answers.reshape(shape)
-            equal = (now[:, :, None] == before[:, None]).all(dim=-1)  # (prompts, beams, beams before)
             # rows that equal each other stand at one node with one sum, unless one of them never started
-            equal &= (self.nodes >= 0).view(-1, 1, self.num_beams)
-            found, beam = equal.max(dim=-1)
-            origin = (torch.arange(len(now), device=beam.device)[:, None] * self.num_beams + beam).view(-1)
-            nodes = torch.where(found.view(-1), self.nodes[origin], -1)
+            origin, found = origins(answers[:, :-1], self.answers, self.num_beams, self.nodes >= 0)
+            nodes = torch.where(found, self.nodes[origin], -1)
             self.totals = self.totals[origin] + self.last[origin, answers[:, -1]]
             self.nodes = self.trie.child(nodes, answers[:, -1])
         self.answers = answers
 
-    def _assistant(self, row: torch.Tensor, child: torch.Tensor) -> torch.Tensor:
+    def _assistant(self, cumulated: torch.Tensor, row: torch.Tensor, child: torch.Tensor) -> torch.Tensor:
         """log p_CF of each row's children.  # (n,) float64"""
         first, last = self.trie.leaf_range[child].unbind(dim=1)
         prompt = row // self.num_beams
-        mass = self.cumulated[prompt, last] - self.cumulated[prompt, first] + LEAST_MASS
+        mass = cumulated[prompt, last] - cumulated[prompt, first] + LEAST_MASS
         total = mass.new_zeros(len(self.nodes)).index_add_(0, row, mass)
         return mass.log() - total[row].log()
 

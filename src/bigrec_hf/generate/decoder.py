@@ -1,39 +1,45 @@
 """Decoding of batches: beams, free or constrained to the catalog, greedy and sampling, with clean settings.
 
-Three properties hold for all strategies and are tested. The model's `generation_config.json` has no say (Instruct
-models ship sampling and penalty values there). A text depends on its own prompt only, not on the batch it stands in
-(equal up to floating-point ties). The keys and values of a prompt are computed once, however many beams or samples it
-gets, and those of the tokens that all prompts share (template and instruction) once for all.
+Three properties hold for all strategies and are tested. The model's `generation_config.json` is ignored (Instruct
+models ship sampling and penalty values there). A text depends on its own prompt only, not on the rest of its batch
+(equal up to floating-point ties). Where the model's cache allows it (route.py), the keys and values of a prompt are
+computed once, however many beams or samples it gets, and those of the tokens that all prompts share (template and
+instruction) once for all.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import StoppingCriteriaList
 
+from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.prompts import parse_answer
-from bigrec_hf.generate.kv_cache import empty_cache, open_for_answers, repeat_rows
+from bigrec_hf.generate.beams import BeamScores
+from bigrec_hf.generate.kv_cache import pad_prompts, prefix_cache, prompts_cache
+from bigrec_hf.generate.route import ONE_BY_ONE, PROMPT_CACHE, SHARED_PREFIX, Route, choose_route
 from bigrec_hf.generate.strategy import ChooseToken, Decoding, StopAtLineBreak, end_token_ids, line_break_ids, uniforms
-from bigrec_hf.models.loading import backbone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from bigrec_hf.data.trie import TitleTrie
     from bigrec_hf.generate.constrained import Constraint
+
+Answers = tuple[list[list[str]], list[list[float]]]  # texts and scores of each prompt, best first
 
 
 def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts begin with, at least one token of every prompt left over."""
     if not prompts:
         return 0
-    low, high = min(prompts), max(prompts)  # in lexicographic order, all others lie between these two
+    low, high = min(map(list, prompts)), max(map(list, prompts))  # in lexicographic order, all others lie between
     limit = min(map(len, prompts)) - 1
     return next((i for i in range(limit) if low[i] != high[i]), max(limit, 0))
 
@@ -48,7 +54,7 @@ def answer_text(
 ) -> str:
     """The text of one answer (`cut_answer`); `single_line`: up to a line break and without quotes, as a title's."""
     ended = bool(answer) and answer[-1] in end_ids
-    text = tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True)
+    text = str(tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
     return parse_answer(text) if single_line else text
 
 
@@ -71,34 +77,21 @@ class Decoder:
         was written."""
         self.model, self.tokenizer, self.constraint, self.single_line = model, tokenizer, constraint, single_line
         if decoding.is_constrained != (constraint is not None):
-            raise ValueError(f"decoding {decoding.strategy} and the constraint do not fit together")
+            raise ValueError(f"decoding {decoding.strategy} does not fit its constraint")
         if constraint is not None:
             self.trie = constraint.titles.trie.to(model.device)
             decoding = replace(decoding, max_new_tokens=self.trie.depth)
             self.end_ids = [tokenizer.eos_token_id]  # the one end that the trie's paths have
         else:
-            self.end_ids = end_token_ids(model, tokenizer)
+            self.end_ids = end_token_ids(tokenizer, model.config, model.generation_config)
         self.decoding = decoding
         self.break_ids = line_break_ids(tokenizer) if single_line else torch.empty(0, dtype=torch.long)
         self.cut_ids = set(self.end_ids) | (set() if decoding.has_beams else set(self.break_ids.tolist()))
         # `generate` fills unset fields from the model's own file: leave it nothing to fill them with
         model.generation_config = GenerationConfig()
-        self.prefix: list[int] = []
-        self.prefix_cache = empty_cache(model)
-        # a sliding window counts cache slots, and padding would stand inside it between the prefix and the rest
-        if shared_prefix and not any(self.prefix_cache.is_sliding):
-            self.prefix = list(shared_prefix)
-            ids = torch.tensor([self.prefix], device=model.device)
-            self._fill(self.prefix_cache, ids, torch.ones_like(ids))
-
-    @torch.inference_mode()
-    def _fill(self, cache: DynamicCache, ids: torch.Tensor, mask: torch.Tensor) -> None:
-        """Append keys and values of `ids` (rows, new) to the cache; `mask` (rows, cached + new) marks real tokens."""
-        positions = (mask.cumsum(dim=-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
-        # without the LM head: on the last position of several rows it copies its whole weight for every row (CPU)
-        backbone(self.model)(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        self.given_prefix = list(shared_prefix)
+        self.prefix: list[int] = []  # what is shared: the given one where the route allows it
+        self.route: Route | None = None  # measured with the first batch
 
     def config(self) -> GenerationConfig:
         """Everything set here: beams with transformers' (and the reference's) early stopping and length penalty."""
@@ -118,13 +111,10 @@ class Decoder:
             bos_token_id=self.tokenizer.bos_token_id,
             use_cache=True,
             return_dict_in_generate=True,
-            output_scores=decoding.strategy == "beam",  # keeps the scores of all tokens at all steps in memory
         )
 
     @torch.inference_mode()
-    def decode(
-        self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]
-    ) -> tuple[list[list[str]], list[list[float]]]:
+    def decode(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]) -> Answers:
         """Answers to a batch of prompts (token ids): texts and scores, `n_texts` each, best first.
 
         A score is the sum of the answer's log-probabilities, its end token included, over its number of tokens (for
@@ -136,47 +126,64 @@ class Decoder:
         break would normalize its score over another length and so could change the ranking. Greedy and sampled answers
         stop there, which cannot change what precedes it.
         """
-        n_prefix, copies = len(self.prefix), self.decoding.rows_per_prompt
-        tails = [list(prompt[n_prefix:]) for prompt in prompts]
-        if any(not tail or list(prompt[:n_prefix]) != self.prefix for prompt, tail in zip(prompts, tails, strict=True)):
+        n = len(self.given_prefix)
+        if any(len(prompt) <= n or list(prompt[:n]) != self.given_prefix for prompt in prompts):
             raise ValueError("every prompt must begin with the shared prefix and go on after it")
-        # layout of a row: shared prefix, padding, the rest of the prompt
-        width = max(map(len, tails))
-        ids = torch.full((len(prompts), n_prefix + width), self.tokenizer.pad_token_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, tail in enumerate(tails):
-            ids[row, :n_prefix], mask[row, :n_prefix] = torch.tensor(self.prefix, dtype=torch.long), 1
-            ids[row, -len(tail) :], mask[row, -len(tail) :] = torch.tensor(tail), 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        cache = repeat_rows(self.prefix_cache, len(prompts))
-        if width > 1:  # the last token is left to `generate`, which expects one that is not in the cache
-            self._fill(cache, ids[:, n_prefix:-1], mask[:, :-1])
-        cache = open_for_answers(cache, copies, room=1 + self.decoding.max_new_tokens)
-        options: dict[str, object] = {}
-        chooser = constrained = None
-        if self.constraint is not None:
-            constrained = self.constraint.processor(self.trie, copies, ids.shape[1], example_ids)
-            options = {"logits_processor": LogitsProcessorList([constrained])}
-        elif self.decoding.strategy != "beam":
+        route = self._choose_route(prompts)
+        size = 1 if route == ONE_BY_ONE else len(prompts)
+        parts = [
+            self._decode(prompts[start : start + size], example_ids[start : start + size], route)
+            for start in range(0, len(prompts), size)
+        ]
+        return [row for texts, _ in parts for row in texts], [row for _, scores in parts for row in scores]
+
+    def _choose_route(self, prompts: Sequence[Sequence[int]]) -> str:
+        route = choose_route(self.model, max(prompts, key=len), self.tokenizer.pad_token_id)
+        if route != self.route:
+            self.route = route
+            self.prefix = self.given_prefix if route.name == SHARED_PREFIX else []
+            if route.name in (SHARED_PREFIX, PROMPT_CACHE):
+                self.prefix_cache = prefix_cache(self.model, self.prefix)
+        return route.name
+
+    def _decode(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str], route: str) -> Answers:
+        copies = self.decoding.rows_per_prompt
+        ids, mask = pad_prompts(prompts, len(self.prefix), self.tokenizer.pad_token_id, self.model.device)
+        width = ids.shape[1]
+        options: dict[str, Any] = {"generation_config": self.config()}
+        if route in (SHARED_PREFIX, PROMPT_CACHE):
+            room = 1 + self.decoding.max_new_tokens
+            options["past_key_values"] = prompts_cache(
+                self.model, self.prefix_cache, ids, mask, copies=copies, room=room
+            )
+        if not self.decoding.has_beams:
             ids, mask = ids.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)
-            chooser = ChooseToken(self.decoding, self._draws(example_ids))
-            options = {
-                "logits_processor": LogitsProcessorList([chooser]),
-                "stopping_criteria": StoppingCriteriaList([StopAtLineBreak(self.break_ids)]),
-            }
-        output = self.model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=self.config(), **options
-        )
-        if constrained is not None:
-            return self._titles(*constrained.titles(output.sequences))
-        answers = [self._cut(row) for row in output.sequences[:, ids.shape[1] :].tolist()]
-        texts = [self._text(answer) for answer in answers]
-        if chooser is None:
-            scores = output.sequences_scores.tolist()
-        else:
-            table = torch.stack(chooser.log_probs, dim=1).tolist()  # (rows, steps)
-            scores = [float(np.mean(row[: len(answer)])) for row, answer in zip(table, answers, strict=True)]
+            options["stopping_criteria"] = StoppingCriteriaList([StopAtLineBreak(self.break_ids)])
+
+        def run(processor: LogitsProcessor) -> torch.Tensor:
+            options["logits_processor"] = LogitsProcessorList([processor])
+            try:
+                output = self.model.generate(input_ids=ids, attention_mask=mask, **options)  # type: ignore[operator]
+                return output.sequences
+            except ValueError as error:
+                if "cannot use beam search" not in str(error):
+                    raise
+                raise BigrecError(f"{error}: use decoding greedy or sample with this model") from error
+
+        if self.constraint is not None:
+            constrained = self.constraint.processor(self.trie, copies, width, example_ids)
+            return self._titles(self.constraint.titles, *constrained.titles(run(constrained)))
         n = self.decoding.n_texts
+        if self.decoding.has_beams:
+            beams = BeamScores(copies, width, self.end_ids)
+            answers = [self._cut(row) for row in run(beams)[:, width:].tolist()]
+            divisors = torch.tensor([float(len(answer) ** self.decoding.length_penalty) for answer in answers])
+            scores = (beams.sums(answers, n) / divisors).tolist()
+        else:
+            chooser = ChooseToken(self.decoding, self._draws(example_ids))
+            answers = [self._cut(row) for row in run(chooser)[:, width:].tolist()]
+            scores = chooser.mean_log_probs(list(map(len, answers)))
+        texts = [self._text(answer) for answer in answers]
         grouped_texts, grouped_scores = [], []
         for start in range(0, len(texts), n):
             order = sorted(range(start, start + n), key=lambda row: -scores[row])  # stable: ties keep their number
@@ -184,9 +191,9 @@ class Decoder:
             grouped_scores.append([scores[row] for row in order])
         return grouped_texts, grouped_scores
 
-    def _titles(self, leaves: list[list[int]], totals: list[list[float]]) -> tuple[list[list[str]], list[list[float]]]:
+    def _titles(self, titles: TitleTrie, leaves: list[list[int]], totals: list[list[float]]) -> Answers:
         """Texts and scores of constrained beams, best first, from their leaves and summed log-probabilities."""
-        titles, n = self.constraint.titles, self.decoding.n_texts
+        n = self.decoding.n_texts
         texts, scores = [], []
         for row, sums in zip(leaves, totals, strict=True):
             normalized = [

@@ -14,7 +14,9 @@ from transformers.generation import StoppingCriteria, TemperatureLogitsWarper, T
 from bigrec_hf.common.errors import BigrecError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
 
 
 CONSTRAINED = ("constrained", "debiased")  # beams that write catalog titles only
@@ -36,6 +38,7 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Raise BigrecError on values that are impossible alone or together."""
         if self.strategy not in STRATEGIES:
             raise BigrecError(f"decoding is {self.strategy!r}: choose one of {', '.join(STRATEGIES)}")
         if self.max_new_tokens < 1:
@@ -66,10 +69,12 @@ class Decoding:
 
     @property
     def has_beams(self) -> bool:
+        """Whether several sequences of a prompt compete, constrained or not."""
         return self.strategy == "beam" or self.is_constrained
 
     @property
     def is_constrained(self) -> bool:
+        """Whether only catalog titles are written."""
         return self.strategy in CONSTRAINED
 
     @property
@@ -85,10 +90,13 @@ class Decoding:
         return self.num_beams if self.has_beams else self.n_texts
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends an answer: the tokenizer's EOS and those of the model's two configurations (int or list)."""
+def end_token_ids(*owners: object) -> list[int]:
+    """Every id that ends an answer: `eos_token_id` (int or list) of the tokenizer and the model's two configurations.
+
+    Raises BigrecError where none of them has any.
+    """
     found: set[int] = set()
-    for owner in (tokenizer, model.config, getattr(model, "generation_config", None)):
+    for owner in owners:
         value = getattr(owner, "eos_token_id", None)
         found |= {value} if isinstance(value, int) else set(value or ())
     if not found:
@@ -131,7 +139,8 @@ class ChooseToken(LogitsProcessor):
             if decoding.top_p < 1:
                 self.warpers.append(TopPLogitsWarper(decoding.top_p))
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores`: (rows, vocabulary) logits. Gives 0 at the chosen token and -inf elsewhere, in the same shape."""
         if self.draws is None:
             chosen = scores.argmax(dim=-1, keepdim=True)
         else:
@@ -144,6 +153,11 @@ class ChooseToken(LogitsProcessor):
         self.log_probs.append(scores.log_softmax(dim=-1).gather(-1, chosen)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
 
+    def mean_log_probs(self, lengths: Sequence[int]) -> list[float]:
+        """The mean over each row's first tokens, as many as its answer has."""
+        table = torch.stack(self.log_probs, dim=1).tolist()  # (rows, steps)
+        return [float(np.mean(row[:length])) for row, length in zip(table, lengths, strict=True)]
+
 
 class StopAtLineBreak(StoppingCriteria):
     """Ends a row after a token with a line break: the answer is cut there anyway."""
@@ -152,4 +166,5 @@ class StopAtLineBreak(StoppingCriteria):
         self.token_ids = token_ids
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        """(rows,) bool: rows whose newest token is one of these."""
         return torch.isin(input_ids[:, -1], self.token_ids.to(input_ids.device))

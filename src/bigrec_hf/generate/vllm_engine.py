@@ -8,7 +8,6 @@ reproducible for a seed and an example, but are other ones. The adapter is passe
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,10 +71,10 @@ class VllmDecoder:
         with hub_errors(base_model):
             config = AutoConfig.from_pretrained(path, revision=revision)
             try:
-                generation = GenerationConfig.from_pretrained(path, revision=revision)
+                generation = GenerationConfig.from_pretrained(path, revision=revision or "main")
             except OSError:  # a model without generation_config.json
                 generation = None
-        self.end_ids = end_token_ids(SimpleNamespace(config=config, generation_config=generation), tokenizer)
+        self.end_ids = end_token_ids(tokenizer, config, generation)
         self.cut_ids = set(self.end_ids) | (set() if decoding.has_beams else set(line_break_ids(tokenizer).tolist()))
         options: dict[str, Any] = {
             "model": path,

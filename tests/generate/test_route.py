@@ -1,0 +1,147 @@
+"""The way prompts go through a model: hybrid and recurrent models, wrong caches noticed, the measurement's own faults."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.prompts import parse_answer
+from bigrec_hf.data.trie import build_title_trie
+from bigrec_hf.generate import route
+from bigrec_hf.generate.constrained import Constraint
+from bigrec_hf.generate.decoder import Decoder, common_prefix_length
+from bigrec_hf.generate.route import ONE_BY_ONE, PROMPT_CACHE, SHARED_PREFIX, STOCK, choose_route, probe_length
+from bigrec_hf.generate.strategy import Decoding
+from tests.helpers.tiny import TITLES, tiny_model, tiny_tokenizer
+from tests.models.architectures import tiny_architecture
+
+HYBRIDS = ["bamba", "falcon_h1", "granitemoehybrid", "lfm2", "mamba", "qwen3_next"]
+STRATEGIES = {
+    "greedy": Decoding("greedy", max_new_tokens=6),
+    "beam": Decoding("beam", num_beams=3, max_new_tokens=6),
+    "sample": Decoding("sample", num_return_sequences=2, max_new_tokens=6, seed=3),
+    "constrained": Decoding("constrained", num_beams=3),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(padding_side="left")
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    texts = ("Toy Story, Heat and some more of them", "nothing", "Babe")
+    return [tokenizer(f"The user has watched the following movies before:{text}\n")["input_ids"] for text in texts]
+
+
+def decoder(model, tokenizer, strategy, prompts):
+    constraint = Constraint(build_title_trie(TITLES, "alpaca-basic", tokenizer)) if strategy == "constrained" else None
+    prefix = prompts[0][: common_prefix_length(prompts)]
+    return Decoder(model, tokenizer, STRATEGIES[strategy], shared_prefix=prefix, constraint=constraint)
+
+
+def stock_texts(model, tokenizer, prompt, n):
+    """transformers' own generate on this prompt alone."""
+    output = model.generate(
+        input_ids=torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        generation_config=GenerationConfig(
+            max_new_tokens=6, num_beams=n, num_return_sequences=n, eos_token_id=2, pad_token_id=3
+        ),
+    )
+    return [parse_answer(text) for text in tokenizer.batch_decode(output[:, len(prompt) :], skip_special_tokens=True)]
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_hybrid_models_fall_back_to_stock_generate(tokenizer, prompts, name):
+    model = tiny_architecture(name)
+    for strategy, n in (("greedy", 1), ("beam", 3)):
+        ours = decoder(model, tokenizer, strategy, prompts)
+        texts, _ = ours.decode(prompts, list("abc"))
+        assert texts == [stock_texts(model, tokenizer, prompt, n) for prompt in prompts]
+        assert ours.route.name == STOCK and set(ours.route.reasons) == {SHARED_PREFIX, PROMPT_CACHE}
+    for strategy in ("sample", "constrained"):
+        ours = decoder(model, tokenizer, strategy, prompts)
+        texts, scores = ours.decode(prompts, list("abc"))
+        for row, prompt in enumerate(prompts):
+            alone = ours.decode([prompt], ["abc"[row]])
+            assert alone[0] == [texts[row]] and alone[1][0] == pytest.approx(scores[row], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "mpt"])
+def test_a_model_that_padding_inside_the_prompt_changes_shares_no_prefix(tokenizer, prompts, name):
+    """Local attention and distances that count padding: nothing in the cache's layers tells."""
+    model = tiny_architecture(name)
+    ours = decoder(model, tokenizer, "beam", prompts)
+    assert ours.decode(prompts, list("abc"))[0] == [stock_texts(model, tokenizer, prompt, 3) for prompt in prompts]
+    assert ours.route.name == PROMPT_CACHE and "differs by" in ours.route.reasons[SHARED_PREFIX]
+
+
+def test_a_model_that_cannot_do_beams_is_refused_in_one_line(tokenizer, prompts):
+    model = tiny_architecture("rwkv")
+    assert decoder(model, tokenizer, "greedy", prompts).decode(prompts, list("abc"))[0] == [
+        stock_texts(model, tokenizer, prompt, 1) for prompt in prompts
+    ]
+    with pytest.raises(BigrecError, match="RwkvForCausalLM cannot use beam search.*use decoding greedy or sample"):
+        decoder(model, tokenizer, "beam", prompts).decode(prompts, list("abc"))
+
+
+def test_a_model_that_ignores_the_mask_is_asked_one_by_one(tokenizer, prompts, monkeypatch):
+    model = tiny_model(seed=1)
+    expected = [stock_texts(model, tokenizer, prompt, 3) for prompt in prompts]
+    forward = model.model.forward
+    monkeypatch.setattr(
+        model.model,
+        "forward",
+        lambda input_ids=None, attention_mask=None, past_key_values=None, **more: forward(
+            input_ids, past_key_values=past_key_values, use_cache=more.get("use_cache")
+        ),
+    )
+    ours = decoder(model, tokenizer, "beam", prompts)
+    assert ours.decode(prompts, list("abc"))[0] == expected
+    assert ours.route.name == ONE_BY_ONE and set(ours.route.reasons) == {SHARED_PREFIX, PROMPT_CACHE, STOCK}
+
+
+def test_what_a_route_raises_is_its_reason_but_memory_is_not(monkeypatch):
+    def broken(*rest, error=TypeError("no such argument\nmore"), **more):
+        raise error
+
+    monkeypatch.setattr(route, "prompts_cache", broken)
+    chosen = choose_route(tiny_model(seed=1), [5, 6, 7, 8], 3)
+    assert chosen.name == STOCK
+    assert chosen.reasons == dict.fromkeys((SHARED_PREFIX, PROMPT_CACHE), "TypeError: no such argument")
+    monkeypatch.setattr(
+        route, "prompts_cache", lambda *rest, **more: broken(error=torch.OutOfMemoryError("too much"), **more)
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_route(tiny_model(seed=1), [5, 6, 7, 8], 3)
+
+
+def test_no_number_is_no_equality(monkeypatch):
+    next_tokens = route._next_tokens
+
+    def damaged(model, prompts, pad_id, name, prefix=()):
+        return next_tokens(model, prompts, pad_id, name, prefix) * (torch.nan if name == SHARED_PREFIX else 1)
+
+    monkeypatch.setattr(route, "_next_tokens", damaged)
+    assert choose_route(tiny_model(seed=1), [5, 6, 7, 8], 3).name == PROMPT_CACHE
+
+
+def test_measured_once_for_a_model_and_again_beyond_a_window(monkeypatch):
+    measured = []
+    measure = route.measure
+
+    def counted(model, longest, n, pad_id):
+        measured.append(n)
+        return measure(model, longest, n, pad_id)
+
+    monkeypatch.setattr(route, "measure", counted)
+    plain = tiny_model(seed=1)
+    for n in (10, 9, 200, 70, 300):
+        choose_route(plain, [5] * n, 3)
+    assert measured == [10, 64]
+    windowed = tiny_architecture("gpt_neo")  # a window of 8
+    assert probe_length(windowed, 8) == 8 and probe_length(windowed, 200) == 200
+    assert choose_route(windowed, [5, 6, 7, 8, 9, 10], 3).name == SHARED_PREFIX
+    assert choose_route(windowed, list(range(5, 45)), 3).name == PROMPT_CACHE
