@@ -32,6 +32,7 @@ from bigrec_hf.common.shards import ShardFolder
 from bigrec_hf.data.examples import load_examples
 from bigrec_hf.data.generations import answer_flags
 from bigrec_hf.data.prompts import parse_answer
+from bigrec_hf.generate import inputs
 from bigrec_hf.generate import stage as generate
 from bigrec_hf.generate.batches import plan_batches
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
@@ -458,12 +459,12 @@ class TestMain:
         script.write_text(
             "import os, sys\n"
             "from bigrec_hf import cli\n"
-            "from bigrec_hf.generate import stage as generate\n"
-            "render = generate.render_prompts\n"
+            "from bigrec_hf.generate import inputs\n"
+            "render = inputs.render_prompts\n"
             "def counted(examples, *rest, **more):\n"
             f"    open({str(tmp_path)!r} + '/rank-' + os.environ['RANK'], 'w').write(str(len(examples)))\n"
             "    return render(examples, *rest, **more)\n"
-            "generate.render_prompts = counted\n"
+            "inputs.render_prompts = counted\n"
             "sys.exit(cli.main(['generate', *sys.argv[1:]]))\n"
         )
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -550,7 +551,7 @@ class TestMain:
         assert table[C.TEXTS] != without[C.TEXTS]  # the adapter has a say
         assert len(facts["adapter_sha256"]) == 64
         if quantization == "none":  # merged here, beside the base there
-            prompts, _ = generate.render_prompts(
+            prompts, _ = inputs.render_prompts(
                 examples, tiny_tokenizer(), template="alpaca-basic", max_history=10, max_tokens=1000
             )
             decoder = Decoder(tuned.eval(), tiny_tokenizer(), Decoding("beam", num_beams=2, max_new_tokens=6))
@@ -566,7 +567,7 @@ class TestMain:
         assert 0 < facts["n_in_history"] < 23
 
     def test_a_small_json_file_keeps_its_order_and_a_large_one_is_drawn(self, assets):
-        load = partial(generate.load_evaluation, [], assets["test_json"], assets["catalog"], split="test")
+        load = partial(inputs.load_evaluation, [], assets["test_json"], assets["catalog"], split="test")
         whole, titles = load(eval_sample=5000)
         assert list(whole[C.EXAMPLE_ID]) == [f"test:{i}" for i in range(23)] and titles == list(TITLES)
         drawn = pd.DataFrame({"i": range(23)}).sample(n=5, random_state=42)["i"]
@@ -574,7 +575,7 @@ class TestMain:
 
     def test_files_of_one_name_would_share_ids(self, assets):
         with pytest.raises(BigrecError, match="share a file name"):
-            generate.load_evaluation([], assets["test_json"] * 2, assets["catalog"], split="test", eval_sample=0)
+            inputs.load_evaluation([], assets["test_json"] * 2, assets["catalog"], split="test", eval_sample=0)
 
     @pytest.mark.parametrize(
         "overrides, words",

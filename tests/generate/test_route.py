@@ -1,4 +1,4 @@
-"""The way prompts go through a model: hybrid and recurrent models, wrong caches noticed, the measurement's own faults."""
+"""The way prompts go through a model: hybrid and recurrent models, wrong caches, the measurement's own faults."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_a_model_that_cannot_do_beams_is_refused_in_one_line(tokenizer, prompts)
     assert decoder(model, tokenizer, "greedy", prompts).decode(prompts, list("abc"))[0] == [
         stock_texts(model, tokenizer, prompt, 1) for prompt in prompts
     ]
-    with pytest.raises(BigrecError, match="RwkvForCausalLM cannot use beam search.*use decoding greedy or sample"):
+    with pytest.raises(BigrecError, match=r"RwkvForCausalLM cannot use beam search.*use decoding greedy or sample"):
         decoder(model, tokenizer, "beam", prompts).decode(prompts, list("abc"))
 
 
@@ -104,16 +104,17 @@ def test_a_model_that_ignores_the_mask_is_asked_one_by_one(tokenizer, prompts, m
 
 
 def test_what_a_route_raises_is_its_reason_but_memory_is_not(monkeypatch):
-    def broken(*rest, error=TypeError("no such argument\nmore"), **more):
-        raise error
+    def raising(error):
+        def broken(*rest, **more):
+            raise error
 
-    monkeypatch.setattr(route, "prompts_cache", broken)
+        monkeypatch.setattr(route, "prompts_cache", broken)
+
+    raising(TypeError("no such argument\nmore"))
     chosen = choose_route(tiny_model(seed=1), [5, 6, 7, 8], 3)
     assert chosen.name == STOCK
     assert chosen.reasons == dict.fromkeys((SHARED_PREFIX, PROMPT_CACHE), "TypeError: no such argument")
-    monkeypatch.setattr(
-        route, "prompts_cache", lambda *rest, **more: broken(error=torch.OutOfMemoryError("too much"), **more)
-    )
+    raising(torch.OutOfMemoryError("too much"))
     with pytest.raises(torch.OutOfMemoryError):
         choose_route(tiny_model(seed=1), [5, 6, 7, 8], 3)
 
