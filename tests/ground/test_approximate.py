@@ -14,6 +14,7 @@ from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.ground.approximate import number_of_cells, rank_approximately
 from bigrec_hf.ground.distance import ground_answers
 from bigrec_hf.score.stage import score_rankings
+from bigrec_hf.settings import RankOptions
 from tests.ground.test_ground import answers, encode, make_index
 
 faiss = pytest.importorskip("faiss", reason="the extra faiss is not installed")
@@ -57,21 +58,23 @@ def test_cells_too_small_for_k_leave_gaps():
 
 def test_grounding_says_how_far_ranks_are_known():
     inputs = answers(["one", "four"], [2, 4])
-    table = ground_answers(inputs, make_index(), encode, top_k=2, search="faiss")
+    table = ground_answers(inputs, make_index(), encode, RankOptions(top_k=2), search="faiss")
     assert table["rank"].to_pylist() == [0, 5] and table["top_rows"].to_pylist() == [[0, 2], [1, 3]]
     assert table_settings(table)["ranks_known_to"] == 2
     assert score_rankings(table, [2], bootstrap=0)[0]["hr@2"] == 0.5
     with pytest.raises(BigrecError, match="3"):
         score_rankings(table, [3], bootstrap=0)
     with pytest.raises(BigrecError, match="--search exact"):
-        ground_answers(inputs, make_index(), encode, search="faiss", exclude_history=True)
+        ground_answers(inputs, make_index(), encode, RankOptions(exclude_history=True), search="faiss")
 
 
 def test_without_faiss(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(BigrecError, match=r"pip install 'bigrec_hf\[faiss\]'"):
-        ground_answers(answers(["one"], [2]), make_index(), encode, search="faiss")
-    assert ground_stage.ground_answers(answers(["one"], [2]), make_index(), encode)["rank"].to_pylist() == [0]
+        ground_answers(answers(["one"], [2]), make_index(), encode, RankOptions(), search="faiss")
+    assert ground_stage.ground_answers(answers(["one"], [2]), make_index(), encode, RankOptions())[
+        "rank"
+    ].to_pylist() == [0]
 
 
 def test_the_benchmark_measures_recall(monkeypatch, capsys):

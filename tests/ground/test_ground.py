@@ -12,7 +12,7 @@ from bigrec_hf.data.rankings import table_settings, write_rankings
 from bigrec_hf.ground import stage as ground
 from bigrec_hf.ground.distance import embed_texts, ground_answers
 from bigrec_hf.ground.index import CatalogIndex
-from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings
+from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RankOptions, RunSettings
 from tests.metrics.test_encoders import save_lm
 
 FACTS = dict.fromkeys(("encoder", "revision", "kind", "dtype", "template", "catalog_sha256"), "x")
@@ -34,7 +34,9 @@ def answers(texts, targets, histories=None):
 
 
 def test_hand_computed():
-    table = ground_answers(answers(["one", "four", '" "'], [2, 3, 0], [[2], [1], []]), make_index(), encode, top_k=3)
+    table = ground_answers(
+        answers(["one", "four", '" "'], [2, 3, 0], [[2], [1], []]), make_index(), encode, RankOptions(top_k=3)
+    )
     assert table.column_names == [
         "example_id",
         "target",
@@ -56,10 +58,12 @@ def test_hand_computed():
 
 def test_duplicate_titles_and_history():
     index = make_index()
-    assert ground_answers(answers(["one"], [2]), index, encode, duplicates="exact")["rank"].to_pylist() == [1]
+    assert ground_answers(answers(["one"], [2]), index, encode, RankOptions(duplicates="exact"))[
+        "rank"
+    ].to_pylist() == [1]
     inputs = answers(["four"], [2], [[1, 3]])
-    assert ground_answers(inputs, index, encode)["rank"].to_pylist() == [2]
-    table = ground_answers(inputs, index, encode, exclude_history=True)
+    assert ground_answers(inputs, index, encode, RankOptions())["rank"].to_pylist() == [2]
+    table = ground_answers(inputs, index, encode, RankOptions(exclude_history=True))
     assert table["rank"].to_pylist() == [0]
     assert table["top_rows"].to_pylist() == [[0, 2, 4]]
 
@@ -72,17 +76,21 @@ def test_a_catalog_title_gets_its_own_vector_without_encoding():
 
 
 def test_all_empty():
-    table = ground_answers(answers(["", " "], [0, 1]), make_index(), encode)
+    table = ground_answers(answers(["", " "], [0, 1]), make_index(), encode, RankOptions())
     assert table["rank"].to_pylist() == [5, 5]
 
 
 def test_faults_of_values():
     with pytest.raises(BigrecError, match="target row 9 is outside"):
-        ground_answers(answers(["one"], [9]), make_index(), encode)
+        ground_answers(answers(["one"], [9]), make_index(), encode, RankOptions())
     with pytest.raises(BigrecError, match="2 dimensions, the index has 1"):
-        ground_answers(answers(["x"], [0]), make_index(), lambda texts: np.zeros((len(texts), 2), np.float32))
+        ground_answers(
+            answers(["x"], [0]), make_index(), lambda texts: np.zeros((len(texts), 2), np.float32), RankOptions()
+        )
     with pytest.raises(BigrecError, match="grounding: queries holds NaN"):
-        ground_answers(answers(["x"], [0]), make_index(), lambda texts: np.full((len(texts), 1), np.nan, np.float32))
+        ground_answers(
+            answers(["x"], [0]), make_index(), lambda texts: np.full((len(texts), 1), np.nan, np.float32), RankOptions()
+        )
     with pytest.raises(BigrecError, match="contain no settings"):
         table_settings(pa.table({"rank": [1]}))
 

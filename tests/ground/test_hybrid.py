@@ -15,7 +15,7 @@ from bigrec_hf.ground import stage as ground
 from bigrec_hf.ground.distance import ground_answers
 from bigrec_hf.ground.hybrid import first_rows, hybrid_rankings
 from bigrec_hf.ground.index import CatalogIndex
-from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings
+from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RankOptions, RunSettings
 from tests.metrics.test_encoders import save_lm
 
 FACTS = dict.fromkeys(("encoder", "revision", "kind", "dtype", "template", "catalog_sha256"), "x")
@@ -39,7 +39,7 @@ def rank(texts, targets, histories=None, **options):
         targets,
         histories or [[] for _ in texts],
     )
-    return hybrid_rankings(texts, answers, make_index(), encode, **options)
+    return hybrid_rankings(texts, answers, make_index(), encode, RankOptions(**options))
 
 
 def test_by_hand():
@@ -75,7 +75,9 @@ def test_more_titles_than_places():
 
 def test_texts_of_another_file():
     with pytest.raises(BigrecError, match="1 examples for 2 answers"):
-        hybrid_rankings([["one"]], Answers(["a", "b"], ["one", "six"], [0, 1], [[], []]), make_index(), encode)
+        hybrid_rankings(
+            [["one"]], Answers(["a", "b"], ["one", "six"], [0, 1], [[], []]), make_index(), encode, RankOptions()
+        )
 
 
 WORDS = st.sampled_from(["one", "three", "six", "ten", "seven", ' "one" '])
@@ -95,7 +97,7 @@ def test_the_whole_list_equals_brute_force(titles, examples, top_k, duplicates, 
     history = sorted(row for row in history if row < len(titles))
     answers = Answers([str(i) for i in range(len(texts))], [row[0] for row in texts], targets, [history] * len(texts))
     options = {"top_k": top_k, "exclude_history": bool(history), "duplicates": duplicates}
-    table = hybrid_rankings(texts, answers, make_index(titles), encode, **options)
+    table = hybrid_rankings(texts, answers, make_index(titles), encode, RankOptions(**options))
     for i, (row, target) in enumerate(zip(texts, targets, strict=True)):
         line = {item: abs(POSITIONS[title] - encode([row[0].strip(' "')])[0, 0]) for item, title in enumerate(titles)}
         order = []
@@ -112,8 +114,8 @@ def test_the_whole_list_equals_brute_force(titles, examples, top_k, duplicates, 
 
 def test_one_catalog_title_each_is_plain_grounding():
     answers = Answers(["a", "b"], ["one", "six"], [4, 1], [[], []])
-    plain = ground_answers(answers, make_index(), encode)
-    assert hybrid_rankings([["one"], ["six"]], answers, make_index(), encode).equals(plain)
+    plain = ground_answers(answers, make_index(), encode, RankOptions())
+    assert hybrid_rankings([["one"], ["six"]], answers, make_index(), encode, RankOptions()).equals(plain)
 
 
 def test_the_stage_writes_beside_the_method(tmp_path):

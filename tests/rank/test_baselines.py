@@ -7,30 +7,35 @@ from hypothesis import strategies as st
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.generations import Examples
 from bigrec_hf.rank.baselines.popularity import popularity_rankings
 from bigrec_hf.rank.baselines.random import random_rankings
 from bigrec_hf.rank.from_scores import baseline_rankings, rank_scores
 from bigrec_hf.score.stage import score_rankings
+from bigrec_hf.settings import RankOptions
 
 CATALOG = Catalog(["a", "b", "c", "d"], ["A", "B", "A", "D"])
 
 
+def examples(*targets: int) -> Examples:
+    """Examples with these targets and without a history."""
+    return Examples([f"e{i}" for i in range(len(targets))], targets, [[] for _ in targets])
+
+
 def test_popularity_hand_computed():
-    table = popularity_rankings(CATALOG, [5, 7, 9, 5], ["x", "y", "z"], [0, 1, 3], top_k=3)
+    table = popularity_rankings(CATALOG, [5, 7, 9, 5], examples(0, 1, 3), RankOptions(top_k=3))
     assert table["rank"].to_pylist() == [0, 1, 3]  # title A also stands in row 2, the most popular one
     assert table["top_rows"].to_pylist()[0] == [2, 1, 0]  # ties by row
     assert table["in_catalog"].to_pylist() == [None] * 3
-    exact = popularity_rankings(CATALOG, [5, 7, 9, 5], ["x"], [0], duplicates="exact")
+    exact = popularity_rankings(CATALOG, [5, 7, 9, 5], examples(0), RankOptions(duplicates="exact"))
     assert exact["rank"].to_pylist() == [2]
 
 
 def test_history_can_be_left_out():
-    inputs = (CATALOG, [5, 7, 9, 5], ["x", "y"], [3, 1], [[2, -1], [1]])
-    table = popularity_rankings(*inputs, exclude_history=True)
+    inputs = Examples(["x", "y"], [3, 1], [[2, -1], [1]])
+    table = popularity_rankings(CATALOG, [5, 7, 9, 5], inputs, RankOptions(exclude_history=True))
     assert table["rank"].to_pylist() == [2, 4]  # the second target is in its own history: never recommended
     assert table["top_rows"].to_pylist() == [[1, 0, 3], [2, 0, 3]]
-    with pytest.raises(BigrecError, match="needs the examples' histories"):
-        popularity_rankings(*inputs[:4], exclude_history=True)
 
 
 @settings(max_examples=50, deadline=None)
@@ -49,14 +54,14 @@ def test_equals_brute_force(seed, m, n, k):
 
 def test_random_is_uniform_reproducible_and_scored():
     catalog = Catalog([str(i) for i in range(100)], [f"t{i}" for i in range(100)])
-    ids, targets = [str(i) for i in range(3000)], [i % 100 for i in range(3000)]
-    table = random_rankings(catalog, ids, targets, seed=1, top_k=10)
+    inputs, options = examples(*(i % 100 for i in range(3000))), RankOptions(top_k=10)
+    table = random_rankings(catalog, inputs, options, seed=1)
     results, _ = score_rankings(table, [10, 50], bootstrap=0)
     assert results["hr@10"] == pytest.approx(0.1, abs=0.02) and results["hr@50"] == pytest.approx(0.5, abs=0.03)
     assert (results["baseline"], results["baseline_seed"]) == ("random", 1)
-    again = random_rankings(catalog, ids, targets, seed=1, top_k=10)
+    again = random_rankings(catalog, inputs, options, seed=1)
     assert again.equals(table)
-    assert not random_rankings(catalog, ids, targets, seed=2, top_k=10).equals(table)
+    assert not random_rankings(catalog, inputs, options, seed=2).equals(table)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +70,9 @@ def test_random_is_uniform_reproducible_and_scored():
 )
 def test_faults_of_counts(counts, message):
     with pytest.raises(BigrecError, match=message):
-        popularity_rankings(CATALOG, counts, ["x"], [0])
+        popularity_rankings(CATALOG, counts, examples(0), RankOptions())
 
 
 def test_faults_of_scores():
     with pytest.raises(BigrecError, match="must be finite and of shape"):
-        baseline_rankings("broken", lambda a, b: np.full((b - a, 4), np.nan), CATALOG, ["x"], [0])
+        baseline_rankings("broken", lambda a, b: np.full((b - a, 4), np.nan), CATALOG, examples(0), RankOptions())

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.generations import Examples
 from bigrec_hf.rank.baselines.cooccurrence import cooccurrence_rankings, count_neighbors
+from bigrec_hf.settings import RankOptions
 
 CATALOG = Catalog(list("abcde"), list("ABCDE"))
 ITEMS, STARTS = np.array([0, 1, 2, 0, 1, 3]), np.array([0, 3, 6])  # a b c | a b d
@@ -36,9 +38,8 @@ def test_counts_by_hand():
 
 def test_ranking_by_hand():
     neighbors = count_neighbors(ITEMS, STARTS, 5, distance=2)
-    ids, targets = ["v", "w", "x", "y"], [3, 4, 0, 2]
-    histories = [[2, 0], [4], [], [0, -1]]
-    table = cooccurrence_rankings(CATALOG, neighbors, [0, 2, 1, 1, 5], ids, targets, histories, top_k=5, recent=1)
+    inputs = Examples(["v", "w", "x", "y"], [3, 4, 0, 2], [[2, 0], [4], [], [0, -1]])
+    table = cooccurrence_rankings(CATALOG, neighbors, [0, 2, 1, 1, 5], inputs, RankOptions(top_k=5), recent=1)
     assert table["top_rows"].to_pylist() == [
         [1, 2, 3, 4, 0],  # next to a: b twice, c and d once (equal counts: by row), then e, a by popularity
         [4, 1, 2, 3, 0],  # e has no neighbors: popularity, ties by row
@@ -46,12 +47,12 @@ def test_ranking_by_hand():
         [1, 2, 3, 4, 0],  # the unknown item is passed over
     ]
     assert table["rank"].to_pylist() == [2, 0, 4, 1]
-    tied = cooccurrence_rankings(CATALOG, neighbors, [0, 2, 1, 3, 5], ids, targets, histories, top_k=5, recent=1)
+    tied = cooccurrence_rankings(CATALOG, neighbors, [0, 2, 1, 3, 5], inputs, RankOptions(top_k=5), recent=1)
     assert tied["top_rows"].to_pylist()[0] == [1, 3, 2, 4, 0]  # equal counts: the more popular first
-    both = cooccurrence_rankings(CATALOG, neighbors, [0] * 5, ids, targets, histories, top_k=3, recent=2)
+    both = cooccurrence_rankings(CATALOG, neighbors, [0] * 5, inputs, RankOptions(top_k=3), recent=2)
     assert both["top_rows"].to_pylist()[0] == [1, 0, 2]  # c: a b once each; a: b twice, c d once
     left_out = cooccurrence_rankings(
-        CATALOG, neighbors, [0, 2, 1, 1, 5], ids, targets, histories, top_k=5, recent=1, exclude_history=True
+        CATALOG, neighbors, [0, 2, 1, 1, 5], inputs, RankOptions(top_k=5, exclude_history=True), recent=1
     )
     assert left_out["top_rows"].to_pylist()[0] == [1, 3, 4]
 
@@ -73,6 +74,6 @@ def test_counts_equal_pair_by_pair(sequences, distance):
 def test_faults():
     neighbors = count_neighbors(ITEMS, STARTS, 5)
     with pytest.raises(BigrecError, match="3 train counts"):
-        cooccurrence_rankings(CATALOG, neighbors, [1, 2, 3], ["x"], [0], [[1]])
+        cooccurrence_rankings(CATALOG, neighbors, [1, 2, 3], Examples(["x"], [0], [[1]]), RankOptions())
     with pytest.raises(BigrecError, match="recent is 0"):
-        cooccurrence_rankings(CATALOG, neighbors, [1] * 5, ["x"], [0], [[1]], recent=0)
+        cooccurrence_rankings(CATALOG, neighbors, [1] * 5, Examples(["x"], [0], [[1]]), RankOptions(), recent=0)

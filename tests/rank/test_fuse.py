@@ -32,6 +32,7 @@ from bigrec_hf.rank.fuse.formulas import (
     text_distances,
 )
 from bigrec_hf.rank.fuse.stage import fuse_method
+from bigrec_hf.settings import RankOptions
 from tests.ground.test_ground import FACTS, POSITIONS, TITLES, encode, make_index
 from tests.metrics.test_encoders import save_lm
 
@@ -226,7 +227,7 @@ def test_the_first_text_alone_is_plain_grounding(duplicates, exclude):
     index = make_index()
     texts = [["four", "one"], ["one", "six"], ["", "ten"], ["ten", ""], ["six", "four"]]
     answers = Answers([f"e{i}" for i in range(5)], [row[0] for row in texts], [2, 2, 0, 4, 1], [[], [1], [3], [4], [0]])
-    plain = ground_answers(answers, index, encode, exclude_history=exclude, duplicates=duplicates)
+    plain = ground_answers(answers, index, encode, RankOptions(exclude_history=exclude, duplicates=duplicates))
     rows = [[0, 2] if t in (0, 2) and duplicates == "best" else [t] for t in answers.targets]
     fused = fuse("min", {"beams": 1}, evidence_of(texts, [[-0.1, -0.2]] * 5))
     ranking = rank_fused(fused, rows, 50, answers.histories if exclude else None)

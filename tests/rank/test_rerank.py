@@ -18,11 +18,19 @@ from bigrec_hf.data.generations import GENERATIONS_SCHEMA, Answers
 from bigrec_hf.data.item_scores import write_scores
 from bigrec_hf.data.rankings import table_settings
 from bigrec_hf.ground.index import CatalogIndex, load_index
-from bigrec_hf.rank.model_selection import GRIDS, choose, metric_curve, plot_curves, split_key
+from bigrec_hf.rank.model_selection import GRIDS, choose_value, mean_metrics, plot_curves, split_key
 from bigrec_hf.rank.rerank import stage
 from bigrec_hf.rank.rerank.apply import Split, apply_choice, history_split, rerank_method, search, weight_rows
 from bigrec_hf.score.stage import score_folder
-from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RerankSettings, RunSettings, ScoreSettings
+from bigrec_hf.settings import (
+    DataSettings,
+    GroundSettings,
+    ModelSettings,
+    RankOptions,
+    RerankSettings,
+    RunSettings,
+    ScoreSettings,
+)
 from tests.helpers.tiny import TITLES
 
 CATALOG = Catalog(list("abcde"), ["one", "two", "three", "two", "five"])
@@ -56,7 +64,7 @@ def test_grids_are_the_references():
 
 def test_choice_by_hand():
     ranks = np.array([[9, 0, 1, 4], [9, 7, 2, 2]])
-    found = choose(ranks, [0.5, 1.0, 2.0, 3.0], [1, 3, 5])
+    found = choose_value(ranks, [0.5, 1.0, 2.0, 3.0], [1, 3, 5])
     assert found.curves["hr@1"].tolist() == [0, 0.5, 0, 0]
     assert found.curves["hr@3"].tolist() == [0, 0.5, 1, 0.5]
     assert found.curves["ndcg@5"][2] == pytest.approx((1 / np.log2(3) + 0.5) / 2)
@@ -65,7 +73,7 @@ def test_choice_by_hand():
 
 
 def test_a_metric_that_is_0_everywhere_gives_0():
-    found = choose(np.array([[8, 6]]), [0.01, 1.0], [1, 7])
+    found = choose_value(np.array([[8, 6]]), [0.01, 1.0], [1, 7])
     assert (found.chosen["hr@1"], found.chosen["hr@7"]) == (0.0, 1.0)
 
 
@@ -73,18 +81,18 @@ def test_the_same_ranks_in_other_examples_are_no_improvement():
     rng = np.random.default_rng(0)
     for _ in range(50):
         ranks = rng.integers(0, 20, 100)
-        curve = metric_curve(np.stack([ranks, rng.permutation(ranks)], axis=1), "ndcg@20")
+        curve = mean_metrics(np.stack([ranks, rng.permutation(ranks)], axis=1), "ndcg@20")
         assert curve[0] == curve[1]
 
 
 def test_one_choice_for_all():
     ranks = np.array([[9, 0, 1, 4], [9, 7, 2, 2]])
-    found = choose(ranks, [0.5, 1.0, 2.0, 3.0], [1, 3], choose_by="hr@5")
+    found = choose_value(ranks, [0.5, 1.0, 2.0, 3.0], [1, 3], choose_by="hr@5")
     assert set(found.chosen.values()) == {2.0} and "hr@5" in found.curves
     with pytest.raises(BigrecError, match="'mrr@5' is no metric"):
-        choose(ranks, [0.5, 1.0, 2.0, 3.0], [1], choose_by="mrr@5")
+        choose_value(ranks, [0.5, 1.0, 2.0, 3.0], [1], choose_by="mrr@5")
     with pytest.raises(BigrecError, match="no validation example"):
-        choose(np.empty((0, 2), np.int64), [0.0, 1.0], [1])
+        choose_value(np.empty((0, 2), np.int64), [0.0, 1.0], [1])
     for wrong in ("ndcg@", "ndcg@0", "hr@-1", "hr"):
         with pytest.raises(BigrecError, match="is no metric"):
             split_key(wrong)
@@ -116,7 +124,9 @@ def test_chosen_on_validation_and_applied_to_test(tmp_path):
     validation = (make_split(costs, [4, 4]), rows_of(weights))
     # test: the target is the nearest, weights are against it: plain grounding would be perfect, and may not be chosen
     test = (make_split(costs, [0, 0], "t"), rows_of(weights))
-    choice = rerank_method(tmp_path, "mix", validation, test, CATALOG, GRIDS["unit"], [1, 3], weighted_by="scores")
+    choice = rerank_method(
+        tmp_path, "mix", validation, test, CATALOG, GRIDS["unit"], [1, 3], RankOptions(), weighted_by="scores"
+    )
     assert choice.chosen["hr@1"] == 0.51  # at 1/2 both cost 1/2, and the earlier row wins
     results = score_folder(tmp_path, [1, 3], bootstrap=10)
     assert results["hr@1"] == 0.0 and results["hr@3"] == 1.0
@@ -138,15 +148,16 @@ def test_targets_of_the_test_split_have_no_say(tmp_path):
         drawn = np.random.default_rng(seed)
         test = (make_split(drawn.random((9, 5)), drawn.integers(0, 5, 9).tolist(), "t"), rows_of(drawn.random((9, 5))))
         folder = tmp_path / str(seed)
-        chosen.append(rerank_method(folder, "reweight", validation, test, CATALOG, GRIDS["movie"], [1, 3]).chosen)
+        choice = rerank_method(folder, "reweight", validation, test, CATALOG, GRIDS["movie"], [1, 3], RankOptions())
+        chosen.append(choice.chosen)
     assert chosen[0] == chosen[1] == chosen[2]
-    assert search("reweight", *validation, CATALOG, GRIDS["movie"], [1, 3]).chosen == chosen[0]
+    assert search("reweight", *validation, CATALOG, GRIDS["movie"], [1, 3], RankOptions()).chosen == chosen[0]
 
 
 def test_shared_examples_are_refused(tmp_path):
     split = (make_split([[1.0, 2, 3, 4, 5]], [0]), rows_of([[0, 0, 0, 0, 1.0]]))
     with pytest.raises(BigrecError, match=r"1 of 1 validation examples are evaluated, too \(such as 'v0'\)"):
-        rerank_method(tmp_path, "mix", split, split, CATALOG, [0.0], [1])
+        rerank_method(tmp_path, "mix", split, split, CATALOG, [0.0], [1], RankOptions())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -158,7 +169,7 @@ def test_ranks_by_metric_and_the_stored_ranking_agree(formula):
     test = make_split(costs, targets, "t", ["x"] * 29 + [' "" '], histories)
     chosen = {"ndcg@1": 0.3, "hr@1": 0.9, "ndcg@10": 0.6}
     table, by_metric = apply_choice(
-        formula, chosen, test, rows_of(weights), CATALOG, top_k=5, exclude_history=True, encoder="e"
+        formula, chosen, test, rows_of(weights), CATALOG, RankOptions(top_k=5, exclude_history=True), encoder="e"
     )
     assert by_metric.column_names == ["example_id", "ndcg@1", "hr@1", "ndcg@10"]
     assert by_metric["ndcg@10"].to_pylist() == table["rank"].to_pylist()
@@ -180,7 +191,7 @@ def test_the_scorer_uses_each_metrics_own_ranks(tmp_path):
     weights = np.array([[0.0, 0.0, 0.0, 0.0, 1.0]] * 3)
     test = make_split(costs, [0, 4, 0], "t", ["x", "x", ""])
     table, by_metric = apply_choice(
-        "mix", {"ndcg@1": 0.0, "hr@1": 1.0, "ndcg@10": 0.0}, test, rows_of(weights), CATALOG
+        "mix", {"ndcg@1": 0.0, "hr@1": 1.0, "ndcg@10": 0.0}, test, rows_of(weights), CATALOG, RankOptions()
     )
     pq.write_table(table, tmp_path / "rankings.parquet")
     pq.write_table(by_metric, tmp_path / "ranks_by_metric.parquet")
@@ -194,7 +205,7 @@ def test_the_scorer_uses_each_metrics_own_ranks(tmp_path):
     assert (results["ndcg@1"], results["hr@1"], results["n_scored"], results["n_empty"]) == (0.5, 0.5, 2, 1)
     with pytest.raises(BigrecError, match=r"ndcg@3 has no parameter chosen for it: run .* with these --ks"):
         score_folder(tmp_path, [3])
-    other, _ = apply_choice("mix", {"ndcg@10": 0.5}, test, rows_of(weights), CATALOG)
+    other, _ = apply_choice("mix", {"ndcg@10": 0.5}, test, rows_of(weights), CATALOG, RankOptions())
     pq.write_table(other, tmp_path / "rankings.parquet")
     with pytest.raises(BigrecError, match="belongs to other rankings"):
         score_folder(tmp_path, [1])
@@ -209,7 +220,7 @@ def test_equal_ranks_by_metric_change_nothing(tmp_path):
     rng = np.random.default_rng(2)
     test = make_split(rng.random((50, 5)), rng.integers(0, 5, 50).tolist(), "t")
     chosen = dict.fromkeys([f"{m}@{k}" for m in ("ndcg", "hr") for k in (1, 3, 10)], 0.4)
-    table, by_metric = apply_choice("mix", chosen, test, rows_of(rng.random((50, 5))), CATALOG)
+    table, by_metric = apply_choice("mix", chosen, test, rows_of(rng.random((50, 5))), CATALOG, RankOptions())
     pq.write_table(table, tmp_path / "rankings.parquet")
     plain = score_folder(tmp_path, [3], seed=3)
     pq.write_table(by_metric, tmp_path / "ranks_by_metric.parquet")
@@ -218,10 +229,10 @@ def test_equal_ranks_by_metric_change_nothing(tmp_path):
 
 def test_no_matplotlib(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    choice = choose(np.array([[0, 1]]), [0.0, 1.0], [1])
+    choice = choose_value(np.array([[0, 1]]), [0.0, 1.0], [1])
     assert plot_curves(choice, tmp_path / "p.png", parameter="gamma", title="t") is False
     split = [(make_split([[1.0, 2, 3, 4, 5]], [0], p), rows_of([[0, 0, 0, 0, 1.0]])) for p in "vt"]
-    rerank_method(tmp_path / "m", "mix", *split, CATALOG, [0.0, 1.0], [1])
+    rerank_method(tmp_path / "m", "mix", *split, CATALOG, [0.0, 1.0], [1], RankOptions())
     assert "no plot without matplotlib" in capsys.readouterr().out
     assert sorted(file.name for file in (tmp_path / "m").iterdir()) == [
         "choice.json",

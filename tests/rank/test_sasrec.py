@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ from bigrec_hf.cli import main as cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog, catalog_sha256, load_catalog
 from bigrec_hf.data.examples import load_config
+from bigrec_hf.data.generations import Examples
 from bigrec_hf.data.item_scores import read_scores
 from bigrec_hf.data.sequences import ItemSequences, training_sequences
 from bigrec_hf.prepare.stage import prepare_dataset
@@ -30,21 +32,22 @@ from bigrec_hf.rank.sasrec.model import (
 from bigrec_hf.rank.sasrec.stage import sasrec_tables, trained_model
 from bigrec_hf.rank.sasrec.trainer import score_histories, train_sasrec
 from bigrec_hf.rank.sasrec.windows import pad_histories, windows
+from bigrec_hf.settings import RankOptions, SasrecSettings
 
-SETTINGS = {
-    "dim": 16,
-    "layers": 1,
-    "heads": 2,
-    "dropout": 0.1,
-    "max_length": 4,
-    "stride": 2,
-    "epochs": 3,
-    "patience": 0,
-    "lr": 0.01,
-    "batch_size": 16,
-    "weight_decay": 0.0,
-    "negatives": 0,
-}
+SETTINGS = SasrecSettings(
+    sasrec_dim=16,
+    sasrec_layers=1,
+    sasrec_heads=2,
+    sasrec_dropout=0.1,
+    sasrec_max_length=4,
+    sasrec_stride=2,
+    sasrec_epochs=3,
+    sasrec_patience=0,
+    sasrec_lr=0.01,
+    sasrec_batch_size=16,
+    sasrec_weight_decay=0.0,
+    sasrec_negatives=0,
+)
 
 
 def tiny_sasrec(seed=0, **config):
@@ -232,8 +235,8 @@ def cycle(n_items=6, n_users=40, length=9):
 @pytest.mark.parametrize("negatives", [0, 4])
 def test_learns_a_cycle(tmp_path, negatives):
     validation = ([[0, 1, 2, 3], [4]], [4, 5])
-    options = SETTINGS | {"epochs": 8, "negatives": negatives, "seed": 0}
-    model, record = train_sasrec(sequences_of(cycle()), np.full(6, 60), validation, tmp_path, **options)
+    options = replace(SETTINGS, sasrec_epochs=8, sasrec_negatives=negatives)
+    model, record = train_sasrec(sequences_of(cycle()), np.full(6, 60), validation, tmp_path, options, seed=0)
     scores = score_histories(model, [[row] for row in range(6)], counts=np.ones(6))
     assert scores.argmax(axis=1).tolist() == [1, 2, 3, 4, 5, 0]
     assert record["best_validation_ndcg@10"] == 1 and record["epochs_done"] == 8
@@ -251,13 +254,13 @@ class Killed(TrainerCallback):
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, negatives):
     rng = np.random.default_rng(0)
     inputs = (sequences_of(rng.integers(0, 8, (50, 9)).tolist()), np.full(8, 50), ([[0, 1]], [2]))
-    options = SETTINGS | {"seed": 3, "negatives": negatives}
-    whole, record = train_sasrec(*inputs, tmp_path / "whole", **options)
+    options = replace(SETTINGS, sasrec_negatives=negatives)
+    whole, record = train_sasrec(*inputs, tmp_path / "whole", options, seed=3)
     assert record["optimizer_steps"] > 20
     with pytest.raises(KeyboardInterrupt):
-        train_sasrec(*inputs, tmp_path / "killed", **options, callbacks=[Killed()])
+        train_sasrec(*inputs, tmp_path / "killed", options, seed=3, callbacks=[Killed()])
     torch.rand(5)  # the state of the process does not matter
-    resumed, again = train_sasrec(*inputs, tmp_path / "killed", **options)
+    resumed, again = train_sasrec(*inputs, tmp_path / "killed", options, seed=3)
     assert again["optimizer_steps"] == record["optimizer_steps"]
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
@@ -266,22 +269,22 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, negatives):
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_checkpoint_cut_off_while_it_was_written_is_not_resumed_from(tmp_path, file):
     inputs = (sequences_of(cycle()), np.full(6, 60), ([[0, 1]], [2]))
-    options = SETTINGS | {"seed": 3, "epochs": 4}
-    whole, record = train_sasrec(*inputs, tmp_path / "whole", **options)
-    train_sasrec(*inputs, tmp_path / "cut", **options)
+    options = replace(SETTINGS, sasrec_epochs=4)
+    whole, record = train_sasrec(*inputs, tmp_path / "whole", options, seed=3)
+    train_sasrec(*inputs, tmp_path / "cut", options, seed=3)
     newest = tmp_path / "cut" / f"checkpoint-{record['optimizer_steps']}"
     (newest / file).write_bytes((newest / file).read_bytes()[:100])
     (newest / "trainer_state.json").unlink()
-    resumed, again = train_sasrec(*inputs, tmp_path / "cut", **options)
+    resumed, again = train_sasrec(*inputs, tmp_path / "cut", options, seed=3)
     assert again["optimizer_steps"] == record["optimizer_steps"]
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 def test_same_seed_same_model_and_early_stopping(tmp_path):
     inputs = (sequences_of(cycle()), np.full(6, 60), ([[5, 0]], [3]))  # the validation target never follows
-    options = SETTINGS | {"epochs": 30, "patience": 2, "seed": 1}
-    one, record = train_sasrec(*inputs, tmp_path / "a", **options)
-    two, _ = train_sasrec(*inputs, tmp_path / "b", **options)
+    options = replace(SETTINGS, sasrec_epochs=30, sasrec_patience=2)
+    one, record = train_sasrec(*inputs, tmp_path / "a", options, seed=1)
+    two, _ = train_sasrec(*inputs, tmp_path / "b", options, seed=1)
     assert record["epochs_done"] < 30
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
 
@@ -367,10 +370,10 @@ def test_faults(tiny_prepared, tmp_path, capsys):
     assert cli(["sasrec", "--dataset", tiny_prepared, "--run_dir", str(tmp_path), "--sasrec_stride", "11"]) == 2
     assert "stride 11 lies outside 1 to max_length, 10" in capsys.readouterr().err
     with pytest.raises(BigrecError, match="no training sequence has two items"):
-        train_sasrec(sequences_of([[1], [2]]), np.ones(7), ([], []), tmp_path, **SETTINGS, seed=0)
+        train_sasrec(sequences_of([[1], [2]]), np.ones(7), ([], []), tmp_path, SETTINGS, seed=0)
     catalog = Catalog(["a"] * 7, ["A"] * 7)
     with pytest.raises(BigrecError, match="another catalog"):
-        sasrec_tables(tiny_sasrec(), catalog, np.ones(7), (["x"], [0], [[1]]), tmp_path)
+        sasrec_tables(tiny_sasrec(), catalog, np.ones(7), Examples(["x"], [0], [[1]]), tmp_path, RankOptions())
     with pytest.raises(ValueError, match="6 items given"):
         tiny_sasrec()(torch.zeros(1, 6, dtype=torch.int64))
 
@@ -381,4 +384,4 @@ def test_an_empty_train_split_is_refused(tiny_prepared, tmp_path, monkeypatch):
     empty = load_config(tiny_prepared, "default", "train").select([])
     monkeypatch.setattr("bigrec_hf.rank.sasrec.stage.load_config", lambda *_: empty)
     with pytest.raises(BigrecError, match="is empty"):
-        trained_model(tmp_path, tiny_prepared, catalog, seed=0, **SETTINGS)
+        trained_model(tmp_path, tiny_prepared, catalog, SETTINGS, seed=0)

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import write_table
-from bigrec_hf.score.significance import Scores, bootstrap_means, compare, holm, matched, permutation_test, read_scores
+from bigrec_hf.score.significance import (
+    Scores,
+    bootstrap_means,
+    compare,
+    holm,
+    matched,
+    permutation_test,
+    read_method_scores,
+)
 
 
 def one_p(differences, **options) -> float:
@@ -123,21 +131,21 @@ def write_scores(folder, ids, ndcg, name="ndcg@10"):
 def test_examples_are_matched_by_id_and_seeds_averaged(tmp_path):
     one = write_scores(tmp_path / "a", ["x", "y", "z"], [1, 0, 0.5])
     other = write_scores(tmp_path / "b", ["z", "x", "y"], [0.1, 0.2, 0.3])
-    metrics, mine, theirs = matched(read_scores([one]), read_scores([other]), "a", "b")
+    metrics, mine, theirs = matched(read_method_scores([one]), read_method_scores([other]), "a", "b")
     assert (metrics, mine.tolist(), theirs.tolist()) == (["ndcg@10"], [[1], [0], [0.5]], [[0.2], [0.3], [0.1]])
-    assert read_scores([one, other]).values[:, 0].tolist() == pytest.approx([0.6, 0.15, 0.3])
+    assert read_method_scores([one, other]).values[:, 0].tolist() == pytest.approx([0.6, 0.15, 0.3])
 
 
 def test_faults(tmp_path):
-    one = read_scores([write_scores(tmp_path / "a", ["x", "y"], [1, 0])])
+    one = read_method_scores([write_scores(tmp_path / "a", ["x", "y"], [1, 0])])
     with pytest.raises(BigrecError, match="not over the same examples: 2 stand in one of them only, such as 'y'"):
-        compare({"a": one, "b": read_scores([write_scores(tmp_path / "b", ["x", "z"], [1, 0])])}, "a")
+        compare({"a": one, "b": read_method_scores([write_scores(tmp_path / "b", ["x", "z"], [1, 0])])}, "a")
     with pytest.raises(BigrecError, match="share no cut-off"):
-        compare({"a": one, "b": read_scores([write_scores(tmp_path / "c", ["x", "y"], [1, 0], "ndcg@5")])}, "a")
+        compare({"a": one, "b": read_method_scores([write_scores(tmp_path / "c", ["x", "y"], [1, 0], "ndcg@5")])}, "a")
     with pytest.raises(BigrecError, match="twice"):
-        read_scores([write_scores(tmp_path / "d", ["x", "x"], [1, 0])])
+        read_method_scores([write_scores(tmp_path / "d", ["x", "x"], [1, 0])])
     with pytest.raises(BigrecError, match="bigrec-hf score"):
-        read_scores([tmp_path / "nowhere"])
+        read_method_scores([tmp_path / "nowhere"])
     with pytest.raises(BigrecError, match="finite"):
         one_p([np.nan])
     with pytest.raises(BigrecError, match="permutations=0"):

@@ -46,7 +46,7 @@ class Catalog:
         return rows
 
 
-class Item(NamedTuple):
+class CatalogLine(NamedTuple):
     """One catalog entry; `line` is its 1-based line number in the file."""
 
     item_id: str
@@ -105,7 +105,7 @@ def find_items_file(folder: Path) -> Path:
 
 def read_catalog_file(path: Path, encoding: str | None = None) -> Catalog:
     """Read one items file; duplicate ids and items without a title are errors."""
-    items = read_items(path, encoding)
+    items = read_catalog_lines(path, encoding)
     first_line: dict[str, int] = {}
     for item in items:
         if item.item_id in first_line:
@@ -119,7 +119,7 @@ def read_catalog_file(path: Path, encoding: str | None = None) -> Catalog:
     return Catalog([item.item_id for item in items], [item.title for item in items])
 
 
-def read_items(path: Path, encoding: str | None = None) -> list[Item]:
+def read_catalog_lines(path: Path, encoding: str | None = None) -> list[CatalogLine]:
     """Parse one items file into items in row order; its name tells the format."""
     if path.name == "u.item":
         return _read_pipes(path, encoding or "latin-1")
@@ -172,7 +172,7 @@ def read_lines(path: Path, encoding: str) -> list[str]:
     return lines
 
 
-def _read_double_colons(path: Path, encoding: str) -> list[Item]:
+def _read_double_colons(path: Path, encoding: str) -> list[CatalogLine]:
     """`id::title::genres`; the title is all between the first and the last separator, and may contain `::`."""
     items = []
     for number, line in enumerate(read_lines(path, encoding), start=1):
@@ -180,22 +180,22 @@ def _read_double_colons(path: Path, encoding: str) -> list[Item]:
         title, last, _ = rest.rpartition("::")
         if not (item_id and first and last):
             raise BigrecError(f"{path}:{number}: expected id::title::genres, found {line[:80]!r}: fix the line")
-        items.append(Item(item_id, title, number))
+        items.append(CatalogLine(item_id, title, number))
     return items
 
 
-def _read_pipes(path: Path, encoding: str) -> list[Item]:
+def _read_pipes(path: Path, encoding: str) -> list[CatalogLine]:
     """MovieLens-100K: `id|title|date|video date|url|19 genre flags`."""
     items = []
     for number, line in enumerate(read_lines(path, encoding), start=1):
         fields = line.split("|")
         if len(fields) != 24 or not fields[0]:
             raise BigrecError(f"{path}:{number}: expected 24 fields separated by |, found {len(fields)}: fix the line")
-        items.append(Item(fields[0], fields[1], number))
+        items.append(CatalogLine(fields[0], fields[1], number))
     return items
 
 
-def _read_typed(path: Path, encoding: str) -> list[Item]:
+def _read_typed(path: Path, encoding: str) -> list[CatalogLine]:
     """RecBole's `.item`: a typed header (`item_id:token<TAB>movie_title:token_seq<TAB>release_year:token...`).
 
     A four-digit `release_year` is appended to the title, `Toy Story` + `1995` -> `Toy Story (1995)`; without one (the
@@ -218,11 +218,11 @@ def _read_typed(path: Path, encoding: str) -> list[Item]:
         title = fields[title_at]
         if title and year_at is not None and YEAR.fullmatch(fields[year_at]):
             title = f"{title} ({fields[year_at]})"
-        items.append(Item(fields[id_at], title, number))
+        items.append(CatalogLine(fields[id_at], title, number))
     return items
 
 
-def _read_movies_csv(path: Path, encoding: str) -> list[Item]:
+def _read_movies_csv(path: Path, encoding: str) -> list[CatalogLine]:
     """MovieLens `movies.csv`, or any CSV with an id column (`movieId` or `item_id`) and a `title` column."""
     reader = csv.reader(io.StringIO(read_text(path, encoding), newline=""), strict=True)
     items = []
@@ -241,16 +241,16 @@ def _read_movies_csv(path: Path, encoding: str) -> list[Item]:
                 raise BigrecError(
                     f"{path}:{reader.line_num}: expected {len(header)} fields, found {len(fields)}: fix the line"
                 )
-            items.append(Item(fields[id_at], fields[title_at], reader.line_num))
+            items.append(CatalogLine(fields[id_at], fields[title_at], reader.line_num))
     except csv.Error as error:
         raise BigrecError(f"{path}:{reader.line_num}: {error}: fix the quotes") from error
     return items
 
 
-def _read_id2name(path: Path, encoding: str) -> list[Item]:
+def _read_id2name(path: Path, encoding: str) -> list[CatalogLine]:
     """The reference's `id2name.txt`: `title<TAB>row`, leading spaces kept; each row 0..n-1 must occur once."""
     lines = read_lines(path, encoding)
-    items: list[Item | None] = [None] * len(lines)
+    items: list[CatalogLine | None] = [None] * len(lines)
     for number, line in enumerate(lines, start=1):
         title, tab, row = line.rpartition("\t")
         if not (tab and row.isascii() and row.isdigit()):
@@ -262,7 +262,7 @@ def _read_id2name(path: Path, encoding: str) -> list[Item]:
         before = items[int(row)]
         if before is not None:
             raise BigrecError(f"{path}:{number}: row {row} already occurs in line {before.line}: rows must be unique")
-        items[int(row)] = Item(row, title, number)
+        items[int(row)] = CatalogLine(row, title, number)
     return [item for item in items if item is not None]
 
 

@@ -188,7 +188,7 @@ def load_json_examples(
     return examples.select(range(min(sample, len(examples)))) if sample > 0 else examples
 
 
-def train_counts(dataset: str) -> np.ndarray:
+def read_train_counts(dataset: str) -> np.ndarray:
     """(n_items,) int64: how often each item is a training target."""
     return np.asarray(load_config(dataset, "items", "train")[C.TRAIN_COUNT], np.int64)
 

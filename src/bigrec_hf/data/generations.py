@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +35,14 @@ GENERATIONS_SCHEMA = pa.schema(
         (C.IN_HISTORY, pa.bool_()),
     ]
 )
-Examples = tuple[list[str], list[int], list[list[int]]]  # ids, target rows, histories
+
+
+class Examples(NamedTuple):
+    """What a ranking without texts needs, one entry per example; rows are catalog rows."""
+
+    example_ids: Sequence[str]
+    targets: Sequence[int]
+    histories: Sequence[Sequence[int]]  # oldest first
 
 
 def answer_flags(
@@ -155,7 +162,7 @@ def sample_examples(dataset: str, split: str, sample: int) -> Examples:
     """Ids, targets and histories of a split's evaluation sample (`examples.evaluation_rows`; 0 = all)."""
     rows = load_config(dataset, "default", split)
     rows = rows.select(evaluation_rows(len(rows), sample))
-    return rows[C.EXAMPLE_ID][:], rows[C.TARGET][:], rows[C.HISTORY][:]
+    return Examples(rows[C.EXAMPLE_ID][:], rows[C.TARGET][:], rows[C.HISTORY][:])
 
 
 def evaluated_examples(folder: str | Path, catalog: Catalog, dataset: str, split: str, sample: int) -> Examples:
@@ -164,7 +171,7 @@ def evaluated_examples(folder: str | Path, catalog: Catalog, dataset: str, split
     if not generations.is_file():
         return sample_examples(dataset, split, sample)
     answers = read_generations(generations, catalog)
-    return answers.example_ids, answers.targets, answers.histories
+    return Examples(answers.example_ids, answers.targets, answers.histories)
 
 
 def print_summary(facts: dict[str, Any]) -> None:

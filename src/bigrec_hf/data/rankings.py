@@ -53,7 +53,7 @@ def target_rows(targets: Sequence[int], catalog: Catalog, duplicates: str) -> li
     return [catalog.rows_by_title[clean_title(catalog.titles[row])] for row in targets]
 
 
-def spread(ranking: Ranking, places: Sequence[int], n: int, n_items: int) -> Ranking:
+def place_among(ranking: Ranking, places: Sequence[int], n: int, n_items: int) -> Ranking:
     """A ranking of some examples, moved to their `places` among `n`; the others are misses (rank n_items, rows -1)."""
     k = ranking.top_rows.shape[1]
     full = Ranking(np.full(n, n_items, np.int64), np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))

@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.generations import Answers
-from bigrec_hf.data.rankings import rankings_table, spread, target_rows
+from bigrec_hf.data.rankings import place_among, rankings_table, target_rows
 from bigrec_hf.ground.index import CatalogIndex
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking, rank_catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.encoder import Encode
+from bigrec_hf.settings import RankOptions
 
 PART_EXAMPLES = 512  # examples encoded together: the least that a process takes
 
@@ -56,50 +57,49 @@ def ground_answers(
     answers: Answers,
     index: CatalogIndex,
     encode: Encode,
+    options: RankOptions,
     *,
-    top_k: int = 50,
-    memory_mib: int = 256,
-    exclude_history: bool = False,
-    duplicates: str = "best",
     search: str = "exact",
     n_probe: int = 32,
 ) -> pa.Table:
     """Rank the catalog for every answer (RANKINGS_SCHEMA). An empty text is never grounded: rank n_items, no top rows.
 
-    `duplicates`: "best" = the target counts as found at any row with its title, "exact" = at its own row only.
     `search`: "exact", or "faiss" (`approximate`): a target that is not among the top_k gets rank n_items.
     """
-    options: dict[str, Any] = {"duplicates": duplicates, "exclude_history": exclude_history}
+    facts: dict[str, Any] = {"duplicates": options.duplicates, "exclude_history": options.exclude_history}
     if search == "faiss":
-        if exclude_history:
+        if options.exclude_history:
             raise BigrecError("approximate search leaves nothing out: use --search exact with --exclude_history true")
-        options |= {"search": search, "n_probe": n_probe, "ranks_known_to": top_k}
+        facts |= {"search": search, "n_probe": n_probe, "ranks_known_to": options.top_k}
     full, queries = embed_answers(answers, index, encode)
-    rows = target_rows(answers.targets, index.catalog, duplicates)
+    rows = target_rows(answers.targets, index.catalog, options.duplicates)
     targets = [rows[i] for i in full]
-    excluded = [answers.histories[i] for i in full] if exclude_history else None
+    excluded = options.excluded([answers.histories[i] for i in full])
     try:
         if search == "faiss":
             from bigrec_hf.ground.approximate import rank_approximately
 
-            ranking = rank_approximately(queries, index.embeddings, targets, top_k, n_probe=n_probe)
+            ranking = rank_approximately(queries, index.embeddings, targets, options.top_k, n_probe=n_probe)
         else:
-            ranking = rank_catalog(queries, index.embeddings, targets, top_k, memory_mib, exclude=excluded)
+            ranking = rank_catalog(
+                queries, index.embeddings, targets, options.top_k, options.memory_mib, exclude=excluded
+            )
     except BigrecError:
         raise
     except ValueError as error:
         raise BigrecError(f"grounding: {error}") from error
-    return answers_table(answers, index, spread(ranking, full, len(answers.texts), len(index)), options)
+    return answers_table(answers, index, place_among(ranking, full, len(answers.texts), len(index)), facts)
 
 
-def answers_table(answers: Answers, index: CatalogIndex, ranking: Ranking, options: dict[str, Any]) -> pa.Table:
-    """A rankings table of answers, one row of `ranking` each, with the flags of the texts and the index's settings."""
+def answers_table(answers: Answers, index: CatalogIndex, ranking: Ranking, facts: dict[str, Any]) -> pa.Table:
+    """A rankings table of answers, one row of `ranking` each, with the flags of the texts; `facts` and the index's
+    settings go into its metadata."""
     catalog = index.catalog
     texts = [clean_title(text) for text in answers.texts]
     history_titles = [{clean_title(catalog.titles[row]) for row in h if row >= 0} for h in answers.histories]
     settings = {
         "n_items": len(index),
-        **options,
+        **facts,
         **{name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")},
         "catalog_sha256": index.fingerprint["catalog_sha256"],
     }

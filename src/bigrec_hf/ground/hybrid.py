@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.generations import Answers
-from bigrec_hf.data.rankings import spread, target_rows
+from bigrec_hf.data.rankings import place_among, target_rows
 from bigrec_hf.ground.distance import answers_table, embed_answers
 from bigrec_hf.ground.index import CatalogIndex
-from bigrec_hf.metrics.ndcg_hr.ranking import Ranking, rank_catalog
+from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.encoder import Encode
+from bigrec_hf.settings import RankOptions
 
 
 def hybrid_rankings(
@@ -27,34 +28,29 @@ def hybrid_rankings(
     answers: Answers,
     index: CatalogIndex,
     encode: Encode,
-    *,
-    top_k: int = 50,
-    memory_mib: int = 256,
-    exclude_history: bool = False,
-    duplicates: str = "best",
+    options: RankOptions,
 ) -> pa.Table:
     """Rank the whole catalog for every example (ground.RANKINGS_SCHEMA), the target's rank exact.
 
     `texts`: all texts of each of the `answers`. A text's title may stand in several rows: they take its places in
     catalog order. Texts that are no catalog title, or one that came before, take no place; neither do excluded items.
     An example without a first text is a miss, as in `ground_answers`. `top_distances` are those to the first text, also
-    for the items that stand first for another reason. `duplicates`: as in `ground_answers`. Raises BigrecError where
-    texts and answers do not fit together.
+    for the items that stand first for another reason. Raises BigrecError where texts and answers do not fit together.
     """
     if len(texts) != len(answers.texts):
         raise BigrecError(f"hybrid: texts of {len(texts)} examples for {len(answers.texts)} answers: read one file")
     n_items = len(index)
     full, queries = embed_answers(answers, index, encode)
-    targets = target_rows(answers.targets, index.catalog, duplicates)
-    excluded = [answers.histories[i] if exclude_history else [] for i in full]
+    targets = target_rows(answers.targets, index.catalog, options.duplicates)
+    excluded = [answers.histories[i] if options.exclude_history else [] for i in full]
     heads = [first_rows(texts[i], index, hidden) for i, hidden in zip(full, excluded, strict=True)]
     try:
         rest = rank_catalog(
             queries,
             index.embeddings,
             [targets[i] for i in full],
-            top_k,
-            memory_mib,
+            options.top_k,
+            options.memory_mib,
             exclude=[[*head, *hidden] for head, hidden in zip(heads, excluded, strict=True)],
         )
     except ValueError as error:
@@ -70,9 +66,9 @@ def hybrid_rankings(
         distances = np.sqrt((differences**2).sum(axis=1)).astype(np.float32)
         rest.top_rows[at] = np.concatenate([np.array(head, np.int32), rest.top_rows[at]])[:k]
         rest.top_distances[at] = np.concatenate([distances, rest.top_distances[at]])[:k]
-    ranking: Ranking = spread(rest, full, len(answers.texts), n_items)
-    options = {"duplicates": duplicates, "exclude_history": exclude_history, "ranking": "hybrid"}
-    return answers_table(answers, index, ranking, options)
+    ranking = place_among(rest, full, len(answers.texts), n_items)
+    facts = {"duplicates": options.duplicates, "exclude_history": options.exclude_history, "ranking": "hybrid"}
+    return answers_table(answers, index, ranking, facts)
 
 
 def first_rows(texts: Sequence[str], index: CatalogIndex, excluded: Sequence[int] = ()) -> list[int]:

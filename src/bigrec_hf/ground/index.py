@@ -52,6 +52,7 @@ class CatalogIndex:
     fingerprint: dict[str, Any]
 
     def __len__(self) -> int:
+        """The number of items."""
         return len(self.catalog)
 
 
@@ -82,7 +83,8 @@ def load_index(index_dir: str | Path, expected: dict[str, Any] | None = None) ->
     found = read_fingerprint(folder)
     if found is None:
         raise BigrecError(f"{folder} holds no complete index ({FINGERPRINT_FILE}): build it with `bigrec-hf ground`")
-    wrong = differences(found, expected or {})
+    expected = expected or {}
+    wrong = differences(found, expected)
     if wrong:
         name = wrong[0]
         raise BigrecError(

@@ -7,8 +7,9 @@ Reads `<run_dir>/<method>/generations.parquet`, builds or reuses the catalog ind
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -40,14 +41,9 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     answers = read_generations(folder / GENERATIONS_FILE, catalog)
     index, encode = open_index(catalog, model, ground, Path(run.run_dir) / "index", state)
-    options: dict[str, Any] = {
-        "top_k": ground.top_k,
-        "memory_mib": ground.memory_mib,
-        "exclude_history": ground.exclude_history,
-        "duplicates": ground.duplicates,
-    }
+    options = ground.options
     file = file_fingerprint(folder / GENERATIONS_FILE)
-    key = fingerprint(file, index.fingerprint, options, ground.ranking, ground.search, ground.n_probe)
+    key = fingerprint(file, index.fingerprint, asdict(options), ground.ranking, ground.search, ground.n_probe)
     if ground.ranking == "hybrid":
         from bigrec_hf.data.generations import read_texts
         from bigrec_hf.data.rankings import HYBRID
@@ -57,12 +53,12 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
         folder = folder.with_name(folder.name + HYBRID)
 
         def rank_part(part: slice) -> pa.Table:
-            return hybrid_rankings(texts[part], answers.part(part), index, encode, **options)
+            return hybrid_rankings(texts[part], answers.part(part), index, encode, options)
     else:
-        options |= {"search": ground.search, "n_probe": ground.n_probe}
 
         def rank_part(part: slice) -> pa.Table:
-            return ground_answers(answers.part(part), index, encode, **options)
+            search, n_probe = ground.search, ground.n_probe
+            return ground_answers(answers.part(part), index, encode, options, search=search, n_probe=n_probe)
 
     table = share_rows(len(answers.texts), PART_EXAMPLES, rank_part, folder / ".shares", key, state)
     if table is not None:

@@ -1,0 +1,1 @@
+"""All stages from one recipe, in one folder."""

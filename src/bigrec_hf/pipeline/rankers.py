@@ -169,7 +169,7 @@ def run_debias(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
     s = sections
     steps.do(
         "debias",
-        lambda: stage.main(s.run, s.data, s.model, s.prompt, s.generate, s.ground, s.score, s.debias),
+        lambda: stage.choose_and_decode(s),
         depends=[*depends, asdict(s.generate), asdict(s.debias)],
         outputs=_results(steps, s.run.method + stage.SUFFIX + HYBRID),
         distributed=True,

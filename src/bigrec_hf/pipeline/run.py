@@ -235,14 +235,18 @@ def ground(steps: Steps, sections: RunSections, method: str, marks: list[str]) -
 
 def rank_baseline(steps: Steps, sections: RunSections, name: str, marks: list[Any]) -> str:
     """A baseline's rankings of the fine-tuned model's examples; `marks`: of that model's rankings and the data."""
-    options, seed = ranking_options(sections.ground), sections.run.seed
+    data, options, seed = sections.data, sections.ground.options, sections.run.seed
 
     def rank() -> None:
-        table = baseline_table(name, steps.folder / "finetuned", sections.data, seed=seed, **options)
+        table = baseline_table(name, steps.folder / "finetuned", data, options, seed=seed)
         write_rankings(table, steps.folder / name)
 
     return steps.do(
-        "ground", rank, label=name, depends=[*marks, options, seed], outputs=[steps.folder / name / RANKINGS_FILE]
+        "ground",
+        rank,
+        label=name,
+        depends=[*marks, ranking_options(sections.ground), seed],
+        outputs=[steps.folder / name / RANKINGS_FILE],
     )
 
 

@@ -74,6 +74,7 @@ class Steps:
         return fingerprint(mark, record["outputs"])
 
     def save(self) -> None:
+        """Write the manifest."""
         if self.state.is_main_process:
             write_json(self.folder / MANIFEST, self.manifest)
 

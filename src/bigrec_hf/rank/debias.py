@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,25 +30,13 @@ from bigrec_hf.rank.model_selection import (
     check_disjoint,
     check_same_adapter,
     check_validation,
-    metric_curve,
+    mean_metrics,
     save_curves,
     split_key,
 )
 from bigrec_hf.rank.rerank.apply import CHOICE_FILE
 from bigrec_hf.score.stage import results_table, score_folder
-
-if TYPE_CHECKING:
-    from bigrec_hf.settings import (
-        DataSettings,
-        DebiasSettings,
-        GenerateSettings,
-        GroundSettings,
-        ModelSettings,
-        PromptSettings,
-        RunSettings,
-        ScoreSettings,
-    )
-
+from bigrec_hf.settings import RunSections
 
 SUFFIX = "_debiased"
 PARAMETER = "lm_weight"
@@ -73,78 +61,94 @@ def share_name(share: float) -> str:
 def choose_share(ranks: dict[float, np.ndarray], metric: str) -> Choice:
     """The share with the best mean metric over its *validation* ranks, (n,) int64 each; ties: the first given."""
     grid = list(ranks)
-    curve = metric_curve(np.stack([ranks[share] for share in grid], axis=1), metric)
+    curve = mean_metrics(np.stack([ranks[share] for share in grid], axis=1), metric)
     return Choice(grid, {metric: curve}, {metric: grid[int(np.argmax(curve))]})
 
 
-def main(
-    run: RunSettings,
-    data: DataSettings,
-    model: ModelSettings,
-    prompt: PromptSettings,
-    generate: GenerateSettings,
-    ground: GroundSettings,
-    score: ScoreSettings,
-    debias: DebiasSettings,
-) -> None:
-    """The `debias` command."""
-    if run.run_dir is None:
+def places_of(sections: RunSections) -> dict[str, Path]:
+    """The folder of each split's methods. Raises BigrecError where no run folder is named."""
+    if sections.run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    folder = Path(sections.run.run_dir)
+    return {"validation": folder / VALIDATION_DIR, "test": folder}
+
+
+def find_assistants(sections: RunSections) -> dict[str, Path]:
+    """The collaborative model's scores of each split. Raises BigrecError where one is missing."""
+    scores = {s: find_scores(place / sections.debias.debias_scores, None) for s, place in places_of(sections).items()}
+    for file in scores.values():
+        if not file.is_file():
+            raise BigrecError(f"{file} does not exist: run `bigrec-hf sasrec` first, or name another --debias_scores")
+    return scores
+
+
+def answer(sections: RunSections, split: str, name: str, share: float, n: int) -> Path:
+    """Decode, rank and score `n` examples of a split with one share (0 = all), in the method's folder `name`; returns
+    the folder of the rankings."""
+    folder, place = places_of(sections)["test"], places_of(sections)[split]
+    generate = replace(
+        sections.generate,
+        adapter=sections.generate.adapter or str(folder / "adapter"),
+        decoding="debiased",
+        num_beams=sections.debias.debias_beams,
+        num_return_sequences=0,
+        assistant_scores=str(find_assistants(sections)[split]),
+        lm_weight=share,
+    )
+    index = sections.ground.index_dir or str(folder / "index")
+    ground = replace(sections.ground, ranking="hybrid", index_dir=index)
+    run, data = replace(sections.run, run_dir=str(place), method=name), sections.data
+    if split == "validation":
+        data = replace(data, split="validation", eval_sample=n)
+    generate_stage.main(run, data, sections.model, sections.prompt, generate)
+    ground_stage.main(run, data, sections.model, ground)
+    ranked = place / (name + HYBRID)
+    state = process_state()
+    if state.is_main_process:
+        score_folder(ranked, **vars(sections.score), seed=run.seed)
+    state.wait_for_everyone()
+    return ranked
+
+
+def choose_on_validation(sections: RunSections, shares: Sequence[float]) -> tuple[Choice, Path]:
+    """The choice among `shares`, and the texts of the validation examples with the last of them."""
+    method, place = sections.run.method + SUFFIX, places_of(sections)["validation"]
+    # the same draw, so that they are among the examples that the collaborative model has scored
+    most = sections.debias.debias_examples
+    n_examples = min(most, sections.data.eval_sample or most)
+    ranks: dict[float, np.ndarray] = {}
+    for share in shares:
+        name = f"{method}_{share_name(share)}"
+        ranked = answer(sections, "validation", name, share, n_examples)
+        generations = place / name / GENERATIONS_FILE
+        check_validation(read_ids(generations), sections.data)
+        ranks[share] = read_ranks(ranked / RANKINGS_FILE)
+    return choose_share(ranks, sections.debias.debias_metric), generations
+
+
+def main(**settings: Any) -> None:
+    """The `debias` command. `settings`: those of each section that `cli.STAGES` names for it, by name."""
+    choose_and_decode(RunSections(**settings))
+
+
+def choose_and_decode(sections: RunSections) -> None:
+    """Choose the share on validation examples, decode the evaluated ones with it, score them; print the table."""
+    debias, test = sections.debias, places_of(sections)["test"]
     shares = check_shares(debias.debias_lm_weights)
     split_key(debias.debias_metric)
     if debias.debias_examples < 1:
         raise BigrecError(f"debias_examples is {debias.debias_examples}: choose on at least one validation example")
-    folder, method = Path(run.run_dir), run.method + SUFFIX
-    places = {"validation": folder / VALIDATION_DIR, "test": folder}
-    scores = {split: find_scores(place / debias.debias_scores, None) for split, place in places.items()}
-    for file in scores.values():
-        if not file.is_file():
-            raise BigrecError(f"{file} does not exist: run `bigrec-hf sasrec` first, or name another --debias_scores")
-    state = process_state()
-    adapter = generate.adapter or str(folder / "adapter")
-
-    def answer(split: str, name: str, share: float, n: int) -> Path:
-        """Decode, rank and score a split with one share; returns the folder of its rankings."""
-        place = places[split]
-        settings = replace(
-            generate,
-            adapter=adapter,
-            decoding="debiased",
-            num_beams=debias.debias_beams,
-            num_return_sequences=0,
-            assistant_scores=str(scores[split]),
-            lm_weight=share,
-        )
-        own_run = replace(run, run_dir=str(place), method=name)
-        own_data = replace(data, split="validation", eval_sample=n) if split == "validation" else data
-        generate_stage.main(own_run, own_data, model, prompt, settings)
-        ranked = place / (name + HYBRID)
-        index = ground.index_dir or str(folder / "index")
-        ground_stage.main(own_run, own_data, model, replace(ground, ranking="hybrid", index_dir=index))
-        if state.is_main_process:
-            score_folder(ranked, **vars(score), seed=run.seed)
-        state.wait_for_everyone()
-        return ranked
-
-    # the same draw, so that they are among the examples that the collaborative model has scored
-    n_examples = min(debias.debias_examples, data.eval_sample or debias.debias_examples)
-    ranks: dict[float, np.ndarray] = {}
-    for share in shares:
-        name = f"{method}_{share_name(share)}"
-        ranked = answer("validation", name, share, n_examples)
-        ids = read_ids(places["validation"] / name / GENERATIONS_FILE)
-        check_validation(ids, data)
-        ranks[share] = read_ranks(ranked / RANKINGS_FILE)
-    choice = choose_share(ranks, debias.debias_metric)
-    chosen = choice.chosen[debias.debias_metric]
+    find_assistants(sections)
+    state, method = process_state(), sections.run.method + SUFFIX
+    choice, validation = choose_on_validation(sections, shares)
+    chosen, ids = choice.chosen[debias.debias_metric], read_ids(validation)
     state.print(f"debias: {PARAMETER} {chosen:g} chosen on {len(ids)} validation examples by {debias.debias_metric}")
 
-    ranked = answer("test", method, chosen, data.eval_sample)
-    test = folder / method / GENERATIONS_FILE
-    check_disjoint(ids, read_ids(test))
-    check_same_adapter(places["validation"] / name / GENERATIONS_FILE, test)
+    ranked = answer(sections, "test", method, chosen, sections.data.eval_sample)
+    check_disjoint(ids, read_ids(test / method / GENERATIONS_FILE))
+    check_same_adapter(validation, test / method / GENERATIONS_FILE)
     facts: dict[str, Any] = {
-        "base_method": run.method,
+        "base_method": sections.run.method,
         "parameter": PARAMETER,
         "parameters": choice.chosen,
         "grid": choice.grid,
@@ -155,4 +159,4 @@ def main(
         return
     write_json(ranked / CHOICE_FILE, facts)
     save_curves(choice, ranked, PARAMETER)
-    print(results_table({ranked.name: read_json(ranked / "results.json")}, sorted(set(score.ks))))
+    print(results_table({ranked.name: read_json(ranked / "results.json")}, sorted(set(sections.score.ks))))

@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog, catalog_sha256
+from bigrec_hf.data.generations import Examples
 from bigrec_hf.data.rankings import rankings_table, target_rows
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking, flat_rows
+from bigrec_hf.settings import RankOptions
 
 CHUNK = 256  # examples scored together
 
@@ -71,34 +73,36 @@ def baseline_rankings(
     name: str,
     scores: Callable[[int, int], np.ndarray],
     catalog: Catalog,
-    example_ids: Sequence[str],
-    targets: Sequence[int],
-    histories: Sequence[Sequence[int]] | None = None,
-    *,
-    top_k: int = 50,
-    exclude_history: bool = False,
-    duplicates: str = "best",
+    examples: Examples,
+    options: RankOptions,
     **settings: Any,
 ) -> pa.Table:
-    """A rankings table (ground.RANKINGS_SCHEMA) of a baseline; it writes no text, so the text flags are null."""
-    if exclude_history and histories is None:
-        raise BigrecError(f"{name}: exclude_history needs the examples' histories")
+    """A rankings table (`data.rankings.RANKINGS_SCHEMA`) of a baseline, which writes no text: the text flags are null.
+
+    `scores` as in `rank_scores`; `settings` (JSON-able) join the table's metadata.
+    """
     ranking = rank_scores(
         scores,
-        target_rows(targets, catalog, duplicates),
+        target_rows(examples.targets, catalog, options.duplicates),
         len(catalog),
-        top_k,
-        exclude=histories if exclude_history else None,
+        options.top_k,
+        exclude=options.excluded(examples.histories),
     )
     facts = {
         "baseline": name,
         "n_items": len(catalog),
-        "duplicates": duplicates,
-        "exclude_history": exclude_history,
+        "duplicates": options.duplicates,
+        "exclude_history": options.exclude_history,
         "catalog_sha256": catalog_sha256(catalog),
         **settings,
     }
-    none = [None] * len(targets)
+    n = len(examples.targets)
     return rankings_table(
-        example_ids, targets, ranking, facts, empty=[False] * len(targets), in_catalog=none, in_history=none
+        examples.example_ids,
+        examples.targets,
+        ranking,
+        facts,
+        empty=[False] * n,
+        in_catalog=[None] * n,
+        in_history=[None] * n,
     )

@@ -56,7 +56,7 @@ def split_key(key: str) -> tuple[str, int]:
     return metric, int(k)
 
 
-def metric_curve(ranks: np.ndarray, key: str) -> np.ndarray:
+def mean_metrics(ranks: np.ndarray, key: str) -> np.ndarray:
     """(g,) float64: the mean metric of each column of `ranks`, (n, g) int64 0-based.
 
     Summed over how often each rank occurs, so that grid values with the same ranks, in whatever examples, get the very
@@ -68,7 +68,7 @@ def metric_curve(ranks: np.ndarray, key: str) -> np.ndarray:
     return np.array([float(gain @ count) / len(ranks) for count in counts])
 
 
-def choose(ranks: np.ndarray, grid: Sequence[float], ks: Sequence[int], choose_by: str = "each") -> Choice:
+def choose_value(ranks: np.ndarray, grid: Sequence[float], ks: Sequence[int], choose_by: str = "each") -> Choice:
     """The best grid value for every metric and K on *validation* ranks, (n, len(grid)) int64.
 
     The first best in grid order wins; a metric that is 0 everywhere gives 0. `choose_by`: "each" metric and K by
@@ -79,7 +79,7 @@ def choose(ranks: np.ndarray, grid: Sequence[float], ks: Sequence[int], choose_b
         raise BigrecError("there is no validation example to choose on: generate for the validation split first")
     keys = metric_keys(check_ks(ks))
     measured = list(dict.fromkeys([*keys, PRIMARY, *([choose_by] if choose_by != "each" else [])]))
-    curves = {key: metric_curve(ranks, key) for key in measured}
+    curves = {key: mean_metrics(ranks, key) for key in measured}
     best = {key: float(grid[int(np.argmax(curve))]) if curve.any() else 0.0 for key, curve in curves.items()}
     chosen = {key: best[key if choose_by == "each" else choose_by] for key in dict.fromkeys([*keys, PRIMARY])}
     return Choice([float(value) for value in grid], curves, chosen)

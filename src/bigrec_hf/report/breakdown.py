@@ -24,7 +24,7 @@ from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import write_json
 from bigrec_hf.report.rows import METRICS, Row, markdown_table, row_labels
-from bigrec_hf.score.significance import bootstrap_means, read_scores
+from bigrec_hf.score.significance import bootstrap_means, read_method_scores
 
 BREAKDOWN_FILE = "breakdown.json"
 HISTORY_BINS = (0, 1, 3, 6, 10, 20, 50)  # the least length of each bin
@@ -122,7 +122,7 @@ def break_down(
     from bigrec_hf.data.rankings import RANKINGS_FILE, table_settings
     from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
-    scores = read_scores([folder])
+    scores = read_method_scores([folder])
     path = Path(folder) / RANKINGS_FILE
     if not path.is_file():
         raise BigrecError(f"{path} does not exist: run `bigrec-hf ground` first")

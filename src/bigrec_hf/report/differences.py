@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.report.rows import METRICS, Row, cutoffs, markdown_table, row_labels
-from bigrec_hf.score.significance import Comparison, Scores, compare, matched, read_scores
+from bigrec_hf.score.significance import Comparison, Scores, compare, matched, read_method_scores
 
 NO_REFERENCE = "none"
 
@@ -59,7 +59,7 @@ def compare_rows(
     left_out = {}
     for row in [reference, *(row for row in rows if row is not reference)]:
         try:
-            scores[row.key] = read_scores(row.folders)
+            scores[row.key] = read_method_scores(row.folders)
             matched(scores[row.key], scores[reference.key], row.key, reference.key)
         except BigrecError as error:
             scores.pop(row.key, None)

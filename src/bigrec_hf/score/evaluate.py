@@ -151,22 +151,8 @@ def main(
     rows = {}
     for name, answer in answers.items():
         folder = output if len(files) == 1 else output / name
-        table = ground_answers(
-            answer,
-            index,
-            encode,
-            top_k=ground.top_k,
-            memory_mib=ground.memory_mib,
-            exclude_history=ground.exclude_history,
-            duplicates=ground.duplicates,
-        )
-        rows[name], per_example = score_rankings(
-            table,
-            score.ks,
-            drop_empty=score.drop_empty,
-            bootstrap=score.bootstrap,
-            confidence=score.confidence,
-        )
+        table = ground_answers(answer, index, encode, ground.options)
+        rows[name], per_example = score_rankings(table, **vars(score))
         write_rankings(table, folder)
         write_results(rows[name], per_example, folder)
     print(results_table(rows, sorted(set(score.ks))))

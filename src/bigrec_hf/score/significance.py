@@ -118,7 +118,7 @@ def bootstrap_means(
     return low, high
 
 
-def read_scores(folders: Sequence[str | Path]) -> Scores:
+def read_method_scores(folders: Sequence[str | Path]) -> Scores:
     """Per-example NDCG@K and HR@K of a method; several folders (its seeds) are averaged example by example.
 
     Raises BigrecError for a missing file, an id that occurs twice, or seeds of other examples.
@@ -190,13 +190,15 @@ def compare(
     }
     n_comparisons = sum(len(metrics) for metrics, _, _ in pairs.values())
     permutations = max(permutations, int(np.ceil(2 * n_comparisons / alpha)))
-    found = []
+    found: list[tuple[str, str, float, float, float, float]] = []
     for name, (metrics, values, base) in pairs.items():
         differences = values - base
         low, high = bootstrap_means(differences, resamples, 1.0 - alpha, seed)
         p = permutation_test(differences, permutations, seed)
         found += zip([name] * len(metrics), metrics, differences.mean(axis=0), low, high, p, strict=True)
     corrected = holm([row[-1] for row in found])
-    return [Comparison(*row[:2], *map(float, row[2:]), float(q)) for row, q in zip(found, corrected, strict=True)], (
-        permutations
-    )
+    comparisons = [
+        Comparison(name, metric, float(difference), float(low), float(high), float(p), float(q))
+        for (name, metric, difference, low, high, p), q in zip(found, corrected, strict=True)
+    ]
+    return comparisons, permutations

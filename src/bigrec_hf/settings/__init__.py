@@ -20,6 +20,9 @@ from bigrec_hf.settings.rank import (
     SasrecSettings,
     ScoreSettings,
 )
+from bigrec_hf.settings.rank import (
+    RankOptions as RankOptions,
+)
 from bigrec_hf.settings.share import DownloadSettings, PublishSettings, ReportSettings
 from bigrec_hf.settings.train import (
     GenerateSettings,

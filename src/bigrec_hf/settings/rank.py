@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bigrec_hf.settings.field import setting
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """How the catalog is ranked for an example, whatever the order goes by.
+
+    `top_k`: items kept per example; `exclude_history`: the example's history is not among the candidates; `duplicates`:
+    "best" = a target counts as found at any row with its title, "exact" = at its own row only; `memory_mib`: working
+    memory for one chunk of examples or items, in MiB.
+    """
+
+    top_k: int = 50
+    exclude_history: bool = False
+    duplicates: str = "best"
+    memory_mib: int = 256
+
+    def excluded(self, histories: Sequence[Sequence[int]]) -> Sequence[Sequence[int]] | None:
+        """The rows per example that are no candidates, from the histories; None where nothing is left out."""
+        return histories if self.exclude_history else None
 
 
 @dataclass(frozen=True)
@@ -27,9 +47,9 @@ class GroundSettings:
         hub="dataset",
         creates=True,
     )
-    top_k: int = setting(50, "nearest items kept an example in rankings.parquet", least=1)
+    top_k: int = setting(RankOptions.top_k, "nearest items kept an example in rankings.parquet", least=1)
     memory_mib: int = setting(
-        256, "memory for distances, in MiB; the catalog is scanned in chunks of that size", least=1
+        RankOptions.memory_mib, "memory for distances, in MiB; the catalog is scanned in chunks of that size", least=1
     )
     ranking: str = setting(
         "distance",
@@ -43,12 +63,17 @@ class GroundSettings:
         choices=("exact", "faiss"),
     )
     n_probe: int = setting(32, "cells that a query looks into, of 4 sqrt(items) (search: faiss)", least=1)
-    exclude_history: bool = setting(False, "leave the example's history out of the candidates")
+    exclude_history: bool = setting(RankOptions.exclude_history, "leave the example's history out of the candidates")
     duplicates: str = setting(
-        "best",
+        RankOptions.duplicates,
         "rank of a target whose title stands in several rows: best over these rows, or exact (its own row)",
         choices=("best", "exact"),
     )
+
+    @property
+    def options(self) -> RankOptions:
+        """What every ranking takes of this section."""
+        return RankOptions(self.top_k, self.exclude_history, self.duplicates, self.memory_mib)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_
 class _RecipeLoader(yaml.SafeLoader):
     """YAML 1.1 as `safe_load` reads it; a key that stands twice in one mapping is an error, not the last one's win."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:

@@ -1,0 +1,1 @@
+"""Rankings without a language model or training."""

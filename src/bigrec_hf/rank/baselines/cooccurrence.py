@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.generations import Examples
 from bigrec_hf.rank.from_scores import baseline_rankings
+from bigrec_hf.settings import RankOptions
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,10 @@ def cooccurrence_rankings(
     catalog: Catalog,
     neighbors: Neighbors,
     train_counts: Sequence[int],
-    example_ids: Sequence[str],
-    targets: Sequence[int],
-    histories: Sequence[Sequence[int]],
+    examples: Examples,
+    options: RankOptions,
     *,
     recent: int = 3,
-    top_k: int = 50,
-    exclude_history: bool = False,
-    duplicates: str = "best",
 ) -> pa.Table:
     """Order by co-occurrence with the `recent` newest history items (their counts added), ties by descending train
     count, then by row; so a history without neighbors, or an empty one, gets the popularity order.
@@ -74,7 +72,7 @@ def cooccurrence_rankings(
 
     def scores(start: int, stop: int) -> np.ndarray:
         result = np.tile(tie_break, (stop - start, 1))
-        for i, history in enumerate(histories[start:stop]):
+        for i, history in enumerate(examples.histories[start:stop]):
             for row in [row for row in history if row >= 0][-recent:]:
                 near = slice(neighbors.starts[row], neighbors.starts[row + 1])
                 result[i, neighbors.items[near]] += neighbors.counts[near]
@@ -84,11 +82,7 @@ def cooccurrence_rankings(
         "cooccurrence",
         scores,
         catalog,
-        example_ids,
-        targets,
-        histories,
-        top_k=top_k,
-        exclude_history=exclude_history,
-        duplicates=duplicates,
+        examples,
+        options,
         recent=recent,
     )

@@ -9,19 +9,16 @@ import pyarrow as pa
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.generations import Examples
 from bigrec_hf.rank.from_scores import baseline_rankings
+from bigrec_hf.settings import RankOptions
 
 
 def popularity_rankings(
     catalog: Catalog,
     train_counts: Sequence[int],
-    example_ids: Sequence[str],
-    targets: Sequence[int],
-    histories: Sequence[Sequence[int]] | None = None,
-    *,
-    top_k: int = 50,
-    exclude_history: bool = False,
-    duplicates: str = "best",
+    examples: Examples,
+    options: RankOptions,
 ) -> pa.Table:
     """Order by descending train count (`Columns.TRAIN_COUNT`, one a catalog row), ties by row.
 
@@ -44,10 +41,6 @@ def popularity_rankings(
         "popularity",
         scores,
         catalog,
-        example_ids,
-        targets,
-        histories,
-        top_k=top_k,
-        exclude_history=exclude_history,
-        duplicates=duplicates,
+        examples,
+        options,
     )

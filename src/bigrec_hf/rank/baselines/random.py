@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
 from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.generations import Examples
 from bigrec_hf.rank.from_scores import baseline_rankings
+from bigrec_hf.settings import RankOptions
 
 
 def random_rankings(
     catalog: Catalog,
-    example_ids: Sequence[str],
-    targets: Sequence[int],
-    histories: Sequence[Sequence[int]] | None = None,
+    examples: Examples,
+    options: RankOptions,
     *,
     seed: int = 0,
-    top_k: int = 50,
-    exclude_history: bool = False,
-    duplicates: str = "best",
 ) -> pa.Table:
     """Uniformly random order, drawn for example number i from the seed (seed, i).
 
@@ -34,11 +30,7 @@ def random_rankings(
         "random",
         scores,
         catalog,
-        example_ids,
-        targets,
-        histories,
-        top_k=top_k,
-        exclude_history=exclude_history,
-        duplicates=duplicates,
+        examples,
+        options,
         baseline_seed=seed,
     )

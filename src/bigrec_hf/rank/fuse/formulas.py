@@ -34,7 +34,7 @@ from bigrec_hf.metrics.ndcg_hr.distances import catalog_mean, centered_norms, sq
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.rank.from_scores import rank_scores
-from bigrec_hf.rank.model_selection import metric_curve, split_key
+from bigrec_hf.rank.model_selection import mean_metrics, split_key
 
 FUSIONS = ("min", "weighted", "rrf", "keywords")
 RRF_UNIT = 2.0**44  # sums of up to 512 such terms are whole numbers below 2^53: exact in any order
@@ -268,6 +268,6 @@ def choose(
     table = []
     for parameters in tqdm(grid, desc=f"choose {name}", unit=" settings", disable=quiet):
         ranks = rank_fused(fuse(name, parameters, evidence), targets, 0, exclude).rank
-        table.append({**parameters, metric: float(metric_curve(ranks[:, None], metric)[0])})
+        table.append({**parameters, metric: float(mean_metrics(ranks[:, None], metric)[0])})
     best = max(range(len(table)), key=lambda i: table[i][metric])  # max keeps the first of equals
     return {"parameters": dict(grid[best]), "value": table[best][metric], "table": table}

@@ -1,0 +1,1 @@
+"""Distances weighted by popularity or a collaborative model's scores."""

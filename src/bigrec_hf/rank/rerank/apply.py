@@ -35,15 +35,16 @@ from bigrec_hf.rank.model_selection import (
     PRIMARY,
     Choice,
     check_disjoint,
-    choose,
+    choose_value,
     plot_curves,
     save_curves,
 )
 from bigrec_hf.rank.rerank.costs import closest_costs, distance_costs
-from bigrec_hf.rank.rerank.formulas import PARAMETERS, Rows, chunk_size, combine, min_max, parts, ranks_on_grid
+from bigrec_hf.rank.rerank.formulas import PARAMETERS, ItemValues, chunk_size, combine, min_max, parts, ranks_on_grid
+from bigrec_hf.settings import RankOptions
 
 CHOICE_FILE = "choice.json"
-WEIGHTS = ("popularity", "scores", "both")
+WEIGHTINGS = ("popularity", "scores", "both")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Split:
     """
 
     answers: Answers
-    costs: Rows
+    costs: ItemValues
 
     @property
     def empty(self) -> np.ndarray:
@@ -79,7 +80,9 @@ def history_split(answers: Answers, index: CatalogIndex, n_items: int) -> Split:
     return Split(replace(answers, texts=texts), closest_costs(vectors, index.embeddings))
 
 
-def weight_rows(weights: str, n: int, counts: Sequence[int] | None = None, scores: np.ndarray | None = None) -> Rows:
+def weight_rows(
+    weights: str, n: int, counts: Sequence[int] | None = None, scores: np.ndarray | None = None
+) -> ItemValues:
     """`rows(start, stop)` -> (stop - start, n_items) float64: W of n examples, in [0, 1].
 
     Args:
@@ -93,48 +96,44 @@ def weight_rows(weights: str, n: int, counts: Sequence[int] | None = None, score
         if counts is None:
             raise BigrecError("popularity weights need train counts: give a prepared set with --dataset")
         popularity = min_max(np.asarray(counts, np.float64)[None], "train counts")
-    if weights in ("scores", "both") and (scores is None or len(scores) != n):
+    if weights == "popularity":
+        return lambda start, stop: np.broadcast_to(popularity, (stop - start, popularity.shape[1]))
+    if scores is None or len(scores) != n:
         found = "none" if scores is None else len(scores)
         raise BigrecError(f"weights {weights!r} need a row of scores for each of {n} examples, there are {found}")
-
-    def rows(start: int, stop: int) -> np.ndarray:
-        if weights == "popularity":
-            return np.broadcast_to(popularity, (stop - start, popularity.shape[1]))
-        own = min_max(scores[start:stop], "scores")
-        return own if weights == "scores" else (own + popularity) / 2.0
-
-    return rows
+    if weights == "scores":
+        return lambda start, stop: min_max(scores[start:stop], "scores")
+    return lambda start, stop: (min_max(scores[start:stop], "scores") + popularity) / 2.0
 
 
 def search(
     formula: str,
     validation: Split,
-    weights: Rows,
+    weights: ItemValues,
     catalog: Catalog,
     grid: Sequence[float],
     ks: Sequence[int],
+    options: RankOptions,
     *,
     choose_by: str = "each",
-    exclude_history: bool = False,
-    duplicates: str = "best",
-    memory_mib: int = 256,
 ) -> Choice:
-    """Choose the parameter on validation examples, the only ones this function is given (see `choice.choose`)."""
-    ranks = _ranks(formula, validation, weights, catalog, grid, exclude_history, duplicates, memory_mib)
-    return choose(ranks, grid, ks, choose_by)
+    """Choose the parameter on validation examples, the only ones this function is given (see `choose_value`)."""
+    return choose_value(_ranks(formula, validation, weights, catalog, grid, options), grid, ks, choose_by)
 
 
-def _ranks(formula, split: Split, weights: Rows, catalog: Catalog, grid, exclude_history, duplicates, memory_mib):
+def _ranks(
+    formula: str, split: Split, weights: ItemValues, catalog: Catalog, grid: Sequence[float], options: RankOptions
+) -> np.ndarray:
     """(n, g) int64 ranks of a split's targets at every grid value; empty texts are misses."""
     ranks = ranks_on_grid(
         formula,
         split.costs,
         weights,
-        target_rows(split.answers.targets, catalog, duplicates),
+        target_rows(split.answers.targets, catalog, options.duplicates),
         len(catalog),
         grid,
-        exclude=split.answers.histories if exclude_history else None,
-        memory_mib=memory_mib,
+        exclude=options.excluded(split.answers.histories),
+        memory_mib=options.memory_mib,
     )
     ranks[split.empty] = len(catalog)
     return ranks
@@ -144,13 +143,9 @@ def apply_choice(
     formula: str,
     chosen: dict[str, float],
     test: Split,
-    weights: Rows,
+    weights: ItemValues,
     catalog: Catalog,
-    *,
-    top_k: int = 50,
-    exclude_history: bool = False,
-    duplicates: str = "best",
-    memory_mib: int = 256,
+    options: RankOptions,
     **facts: Any,
 ) -> tuple[pa.Table, pa.Table]:
     """Rank the catalog with chosen parameters (`metric@K` -> value).
@@ -158,47 +153,37 @@ def apply_choice(
     Returns the rankings (ground.RANKINGS_SCHEMA) at the value chosen for NDCG@10, `top_distances` holding combined
     costs, and the ranks by metric: example_id and an int64 column a key. `facts` join the settings in both.
     """
-    options = {"exclude_history": exclude_history, "duplicates": duplicates, "memory_mib": memory_mib}
     values = sorted(set(chosen.values()))
-    ranks = _ranks(formula, test, weights, catalog, values, **options)
+    ranks = _ranks(formula, test, weights, catalog, values, options)
 
     def combined(start: int, stop: int) -> np.ndarray:
         return combine(formula, *parts(formula, test.costs(start, stop), weights(start, stop)), chosen[PRIMARY])
 
     facts |= {"formula": formula, "parameter": PARAMETERS[formula], "parameters": chosen}
-    table = rank_costs(replace(test, costs=combined), catalog, top_k=top_k, **options, **facts)
+    table = rank_costs(replace(test, costs=combined), catalog, options, **facts)
     columns = {key: pa.array(ranks[:, values.index(value)], pa.int64()) for key, value in chosen.items()}
     by_metric = pa.table({C.EXAMPLE_ID: pa.array(test.answers.example_ids, pa.string()), **columns})
     return table, by_metric.replace_schema_metadata({METADATA_KEY: table.schema.metadata[METADATA_KEY]})
 
 
-def rank_costs(
-    split: Split,
-    catalog: Catalog,
-    *,
-    top_k: int = 50,
-    exclude_history: bool = False,
-    duplicates: str = "best",
-    memory_mib: int = 256,
-    **facts: Any,
-) -> pa.Table:
+def rank_costs(split: Split, catalog: Catalog, options: RankOptions, **facts: Any) -> pa.Table:
     """The catalog by a split's costs alone, as ground.RANKINGS_SCHEMA; `facts` join the settings in its metadata."""
     answers = split.answers
     ranking = rank_scores(
         lambda start, stop: -split.costs(start, stop),
-        target_rows(answers.targets, catalog, duplicates),
+        target_rows(answers.targets, catalog, options.duplicates),
         len(catalog),
-        top_k,
-        exclude=answers.histories if exclude_history else None,
-        chunk=chunk_size(memory_mib, len(catalog)),
+        options.top_k,
+        exclude=options.excluded(answers.histories),
+        chunk=chunk_size(options.memory_mib, len(catalog)),
     )
     ranking.rank[split.empty], ranking.top_rows[split.empty] = len(catalog), -1
     history_titles = [[catalog.titles[row] for row in rows if row >= 0] for rows in answers.histories]
     flags = answer_flags([[text] for text in answers.texts], history_titles, catalog.titles)
     settings = {
         "n_items": len(catalog),
-        "exclude_history": exclude_history,
-        "duplicates": duplicates,
+        "exclude_history": options.exclude_history,
+        "duplicates": options.duplicates,
         "catalog_sha256": catalog_sha256(catalog),
         **facts,
     }
@@ -216,17 +201,14 @@ def rank_costs(
 def rerank_method(
     folder: str | Path,
     formula: str,
-    validation: tuple[Split, Rows],
-    test: tuple[Split, Rows],
+    validation: tuple[Split, ItemValues],
+    test: tuple[Split, ItemValues],
     catalog: Catalog,
     grid: Sequence[float],
     ks: Sequence[int],
+    options: RankOptions,
     *,
     choose_by: str = "each",
-    top_k: int = 50,
-    exclude_history: bool = False,
-    duplicates: str = "best",
-    memory_mib: int = 256,
     **facts: Any,
 ) -> Choice:
     """Choose on validation, apply to test, write everything but the scores into `folder`; returns the choice.
@@ -237,15 +219,14 @@ def rerank_method(
     check_disjoint(validation[0].answers.example_ids, test[0].answers.example_ids)
     folder = Path(folder)
     check_ks(ks, len(catalog))
-    options = {"exclude_history": exclude_history, "duplicates": duplicates, "memory_mib": memory_mib}
-    choice = search(formula, *validation, catalog, grid, ks, choose_by=choose_by, **options)
+    choice = search(formula, *validation, catalog, grid, ks, options, choose_by=choose_by)
     facts |= {
         "choose_by": choose_by,
         "grid": fingerprint(choice.grid),
         "validation_examples": len(validation[0].answers.example_ids),
         "validation_ids": fingerprint(validation[0].answers.example_ids),
     }
-    table, by_metric = apply_choice(formula, choice.chosen, *test, catalog, top_k=top_k, **options, **facts)
+    table, by_metric = apply_choice(formula, choice.chosen, *test, catalog, options, **facts)
     write_rankings(table, folder)
     write_table(by_metric, folder / RANKS_BY_METRIC_FILE)
     write_json(folder / CHOICE_FILE, {**json.loads(table.schema.metadata[METADATA_KEY]), "grid": choice.grid})

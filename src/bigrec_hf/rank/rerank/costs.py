@@ -9,13 +9,13 @@ import numpy as np
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.distances import catalog_mean, check_vectors, squared_distances
-from bigrec_hf.rank.rerank.formulas import Rows
+from bigrec_hf.rank.rerank.formulas import ItemValues
 
 CLOSE = 1e-6  # a squared distance below this share of the squared norms has lost digits: computed from the difference
 TOGETHER = 16  # examples whose queries meet the items in one product: reading the items is what costs
 
 
-def distance_costs(queries: np.ndarray, items: np.ndarray) -> Rows:
+def distance_costs(queries: np.ndarray, items: np.ndarray) -> ItemValues:
     """`costs(start, stop)` -> (stop - start, m) float64: Euclidean distances of these queries to all items.
 
     Args:
@@ -28,7 +28,7 @@ def distance_costs(queries: np.ndarray, items: np.ndarray) -> Rows:
     return lambda start, stop: np.sqrt(squares(start, stop))[:, place]
 
 
-def closest_costs(queries: Sequence[np.ndarray], items: np.ndarray) -> Rows:
+def closest_costs(queries: Sequence[np.ndarray], items: np.ndarray) -> ItemValues:
     """`costs(start, stop)` -> (stop - start, m) float64: the distance of each item to the closest of an example's
     queries, as `distance_costs`; 0 for all items where an example has none.
 
@@ -54,7 +54,7 @@ def closest_costs(queries: Sequence[np.ndarray], items: np.ndarray) -> Rows:
     return costs
 
 
-def _squared(queries: np.ndarray, items: np.ndarray) -> tuple[Rows, np.ndarray]:
+def _squared(queries: np.ndarray, items: np.ndarray) -> tuple[ItemValues, np.ndarray]:
     """Squared distances of queries start..stop to the distinct items, and each item's column, (m,) int64."""
     try:
         queries, items = check_vectors("queries", queries), check_vectors("items", items)

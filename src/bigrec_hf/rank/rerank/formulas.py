@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.ranking import flat_rows
 
-Rows = Callable[[int, int], np.ndarray]  # (start, stop) -> (stop - start, n_items) floats of these examples
+ItemValues = Callable[[int, int], np.ndarray]  # (start, stop) -> (stop - start, n_items) floats of these examples
 
 PARAMETERS = {"reweight": "gamma", "mix": "share", "rrf": "share"}  # formula -> name of its parameter
 RRF_CONSTANT = 61  # 60 + 1: reciprocal rank fusion counts from 1 (Cormack, Clarke and Buettcher, 2009)
@@ -36,7 +36,7 @@ DOUBTFUL = 4096  # items compared by the formula together
 
 
 def min_max(values: np.ndarray, what: str = "costs") -> np.ndarray:
-    """Rows scaled to [0, 1]: (v - min) / (max - min), float64, same shape (n, m).
+    """ItemValues scaled to [0, 1]: (v - min) / (max - min), float64, same shape (n, m).
 
     A constant row tells nothing and becomes zeros; what is below 1e-200 becomes 0. Raises BigrecError for NaN or
     infinity.
@@ -112,8 +112,8 @@ def check_grid(formula: str, grid: Sequence[float]) -> np.ndarray:
 
 def ranks_on_grid(
     formula: str,
-    costs: Rows,
-    weights: Rows,
+    costs: ItemValues,
+    weights: ItemValues,
     targets: Sequence[Sequence[int]],
     n_items: int,
     grid: Sequence[float],

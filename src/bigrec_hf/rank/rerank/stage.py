@@ -12,6 +12,7 @@ methods are `history` (that distance alone) and `history_...` as above, for the 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,14 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
 from bigrec_hf.data.examples import catalog_train_counts, own_items
-from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations
+from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, evaluated_examples, read_generations
 from bigrec_hf.data.item_scores import find_scores, read_facts, read_scores
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.ground.index import open_index
 from bigrec_hf.rank.model_selection import GRIDS, check_disjoint, check_same_adapter, check_validation
 from bigrec_hf.rank.rerank.apply import (
-    WEIGHTS,
-    Split,
+    WEIGHTINGS,
     history_split,
     rank_costs,
     rerank_method,
@@ -69,19 +69,18 @@ def grid_of(formula: str, weights: str, rerank: RerankSettings) -> list[float]:
 
 def history_examples(place: Path, split: str, data: DataSettings, catalog: Catalog) -> Answers:
     """The examples that `sasrec` scores in `place`, without texts."""
-    from bigrec_hf.data.generations import evaluated_examples
-
     if not data.dataset:
         raise BigrecError("no data set given: histories come from a prepared set, name it with --dataset")
     own_items(data.dataset[0], catalog)
     split = data.split if split == "test" else split
-    ids, targets, histories = evaluated_examples(place, catalog, data.dataset[0], split, data.eval_sample)
-    return Answers(ids, [""] * len(ids), targets, histories)
+    examples = evaluated_examples(place, catalog, data.dataset[0], split, data.eval_sample)
+    texts = [""] * len(examples.example_ids)
+    return Answers(list(examples.example_ids), texts, list(examples.targets), list(map(list, examples.histories)))
 
 
 def check_settings(rerank: RerankSettings) -> None:
     """Raise BigrecError for an unknown formula or weights, or weights without a model, before any work."""
-    for name, values, known in (("formulas", rerank.formulas, PARAMETERS), ("weights", rerank.weights, WEIGHTS)):
+    for name, values, known in (("formulas", rerank.formulas, PARAMETERS), ("weights", rerank.weights, WEIGHTINGS)):
         unknown = [value for value in values if value not in known]
         if unknown or not values:
             what = repr(unknown[0]) if unknown else "empty"
@@ -93,6 +92,38 @@ def check_settings(rerank: RerankSettings) -> None:
     for formula in rerank.formulas:
         for weights in rerank.weights:
             check_grid(formula, grid_of(formula, weights, rerank))
+
+
+def read_answers(
+    run: RunSettings, data: DataSettings, rerank: RerankSettings, places: dict[str, Path], catalog: Catalog
+) -> dict[str, Answers]:
+    """The answers of both splits; with `texts: history` those without texts. Raises BigrecError where the validation
+    examples are not fit to choose on."""
+    if rerank.texts == HISTORY:
+        answers = {split: history_examples(place, split, data, catalog) for split, place in places.items()}
+    else:
+        files = {split: place / run.method / GENERATIONS_FILE for split, place in places.items()}
+        answers = {split: read_generations(file, catalog) for split, file in files.items()}
+        check_same_adapter(*files.values())
+    check_validation(answers["validation"].example_ids, data)
+    check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
+    return answers
+
+
+def read_scores_of(
+    rerank: RerankSettings, places: dict[str, Path], answers: dict[str, Answers], catalog: Catalog
+) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
+    """The collaborative model's scores of both splits, (n, n_items) float32 each, and what their files say of
+    themselves; None and nothing where no weights need them."""
+    scores: dict[str, np.ndarray | None] = dict.fromkeys(places)
+    facts: dict[str, Any] = {}
+    if set(rerank.weights) - {"popularity"}:
+        given = {"validation": rerank.validation_scores, "test": rerank.test_scores}
+        for split, place in places.items():
+            file = find_scores(place / (rerank.scores or ""), given[split])
+            scores[split] = read_scores(file, answers[split].example_ids, catalog)
+            facts[f"{split}_scores"] = read_facts(file)
+    return scores, facts
 
 
 def main(
@@ -107,66 +138,47 @@ def main(
     if run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
     check_settings(rerank)
-    if rerank.texts == HISTORY and not ground.exclude_history:
+    by_history = rerank.texts == HISTORY
+    if by_history and not ground.exclude_history:
         raise BigrecError("texts is 'history': nothing is closer than the history itself; add --exclude_history true")
-    folder = Path(run.run_dir)
-    catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+    folder, method = Path(run.run_dir), HISTORY if by_history else run.method
     places = {"validation": folder / VALIDATION_DIR, "test": folder}
-    if rerank.texts == HISTORY:
-        method = HISTORY
-        answers = {split: history_examples(place, split, data, catalog) for split, place in places.items()}
-    else:
-        method = run.method
-        files = {split: place / method / GENERATIONS_FILE for split, place in places.items()}
-        answers = {split: read_generations(file, catalog) for split, file in files.items()}
-        check_same_adapter(*files.values())
-    check_validation(answers["validation"].example_ids, data)
-    check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
-
-    scores: dict[str, np.ndarray | None] = dict.fromkeys(places)
-    facts: dict[str, Any] = {"base_method": method}
-    if set(rerank.weights) - {"popularity"}:
-        given = {"validation": rerank.validation_scores, "test": rerank.test_scores}
-        for split, place in places.items():
-            file = find_scores(place / (rerank.scores or ""), given[split])
-            scores[split] = read_scores(file, answers[split].example_ids, catalog)
-            facts[f"{split}_scores"] = read_facts(file)
+    catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+    answers = read_answers(run, data, rerank, places, catalog)
+    scores, facts = read_scores_of(rerank, places, answers, catalog)
     counts = catalog_train_counts(data, catalog) if set(rerank.weights) - {"scores"} else None
     index, encode = open_index(catalog, model, ground, folder / "index")
+    facts = {"base_method": method, **facts}
     facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
-    splits: dict[str, Split]
-    if rerank.texts == HISTORY:
+    if by_history:
         facts["history_items"] = rerank.history_items
         splits = {split: history_split(found, index, rerank.history_items) for split, found in answers.items()}
+        # with texts, `ground` and `score` have done it
+        write_rankings(rank_costs(splits["test"], catalog, ground.options, **facts), folder / HISTORY)
+        score_folder(folder / HISTORY, **vars(score), seed=run.seed)
     else:
         splits = {split: text_split(found, index, encode) for split, found in answers.items()}
-    options = {key: getattr(ground, key) for key in ("exclude_history", "duplicates", "memory_mib")}
-    results = {}
-    if rerank.texts == HISTORY:  # else `ground` and `score` have done it
-        write_rankings(rank_costs(splits["test"], catalog, top_k=ground.top_k, **options, **facts), folder / HISTORY)
-        score_folder(folder / HISTORY, **vars(score), seed=run.seed)
     plain = read_json(folder / method / RESULTS_FILE)
-    if plain and {f"hr@{k}" for k in score.ks} <= set(plain):
-        results[method] = plain
-    for formula in rerank.formulas:
-        for weights in rerank.weights:
-            name = method_name(method, formula, weights, rerank.scores)
-            rows = {s: weight_rows(weights, len(answers[s].example_ids), counts, scores[s]) for s in places}
-            choice = rerank_method(
-                folder / name,
-                formula,
-                (splits["validation"], rows["validation"]),
-                (splits["test"], rows["test"]),
-                catalog,
-                grid_of(formula, weights, rerank),
-                score.ks,
-                choose_by=rerank.choose_by,
-                top_k=ground.top_k,
-                **options,
-                weighted_by=weights,
-                **facts,
-            )
-            shown = ", ".join(f"{key} {value:g}" for key, value in choice.chosen.items())
-            print(f"rerank ({name}): {PARAMETERS[formula]} chosen on validation: {shown}")
-            results[name] = score_folder(folder / name, **vars(score), seed=run.seed)
+    results = {method: plain} if plain and {f"hr@{k}" for k in score.ks} <= set(plain) else {}
+    for formula, weights in itertools.product(rerank.formulas, rerank.weights):
+        name = method_name(method, formula, weights, rerank.scores)
+        weighted = {
+            s: (splits[s], weight_rows(weights, len(answers[s].example_ids), counts, scores[s])) for s in splits
+        }
+        choice = rerank_method(
+            folder / name,
+            formula,
+            weighted["validation"],
+            weighted["test"],
+            catalog,
+            grid_of(formula, weights, rerank),
+            score.ks,
+            ground.options,
+            choose_by=rerank.choose_by,
+            weighted_by=weights,
+            **facts,
+        )
+        shown = ", ".join(f"{key} {value:g}" for key, value in choice.chosen.items())
+        print(f"rerank ({name}): {PARAMETERS[formula]} chosen on validation: {shown}")
+        results[name] = score_folder(folder / name, **vars(score), seed=run.seed)
     print(results_table(results, sorted(set(score.ks))))

@@ -33,6 +33,7 @@ class SasRecConfig(PreTrainedConfig):
 
     @property
     def padding_id(self) -> int:
+        """The id of no item: the one after the last row."""
         return self.n_items
 
 
@@ -40,9 +41,9 @@ class SasRecConfig(PreTrainedConfig):
 class SasRecOutput(ModelOutput):
     """`loss` where labels were given, else `logits` (B, n_items) of the item after each row's last one."""
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None  # (B, L, hidden_size)
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None  # (B, L, hidden_size)
 
 
 class Block(nn.Module):
@@ -57,6 +58,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
 
     def forward(self, states: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """`states` (B, L, hidden_size) -> the same shape; `allowed` (B, 1, L, L) bool: what a position attends to."""
         dropout = self.dropout if self.training else 0.0
         batch, length, size = states.shape
         qkv = self.qkv(self.attention_norm(states)).view(batch, length, 3, self.heads, size // self.heads)
@@ -113,7 +115,10 @@ class SasRecModel(PreTrainedModel):
         if labels is not None:
             kept = labels != IGNORED
             inputs = (states[kept], labels[kept], self.item_table)
-            loss = softmax_loss(*inputs) if sampled is None else sampled_softmax_loss(*inputs, sampled, log_expected)
+            if sampled is None or log_expected is None:
+                loss = softmax_loss(*inputs)
+            else:
+                loss = sampled_softmax_loss(*inputs, sampled, log_expected)
             return SasRecOutput(loss=loss, last_hidden_state=states)
         steps = torch.arange(length, device=input_ids.device)
         last = (real * steps).argmax(dim=1)

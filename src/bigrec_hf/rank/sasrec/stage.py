@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,8 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_json
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.data.catalog import Catalog, catalog_sha256, load_catalog
-from bigrec_hf.data.examples import load_config, train_counts
-from bigrec_hf.data.generations import evaluated_examples, sample_examples
+from bigrec_hf.data.examples import load_config, read_train_counts
+from bigrec_hf.data.generations import Examples, evaluated_examples, sample_examples
 from bigrec_hf.data.item_scores import SCORES_FILE, write_scores
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
@@ -33,7 +32,7 @@ from bigrec_hf.rank.sasrec.trainer import score_histories, train_sasrec
 from bigrec_hf.score.stage import results_table, score_folder
 
 if TYPE_CHECKING:
-    from bigrec_hf.settings import DataSettings, GroundSettings, RunSettings, SasrecSettings, ScoreSettings
+    from bigrec_hf.settings import DataSettings, GroundSettings, RankOptions, RunSettings, SasrecSettings, ScoreSettings
 
 
 NAME = "sasrec"
@@ -41,10 +40,12 @@ TRAINING_FILE = "training.json"
 VALIDATION_SAMPLE = 5000  # validation examples that choose the epoch, at most
 
 
-def trained_model(folder: str | Path, dataset: str, catalog: Catalog, *, seed: int, **settings: Any) -> SasRecModel:
+def trained_model(
+    folder: str | Path, dataset: str, catalog: Catalog, sasrec: SasrecSettings, *, seed: int
+) -> SasRecModel:
     """The SASRec of a prepared set in `folder`/model: kept where settings and data are unchanged, else trained.
 
-    `settings` are those of `train_sasrec`. An interrupted training goes on from its last checkpoint. Raises BigrecError
+    An interrupted training goes on from its last checkpoint. Raises BigrecError
     where the train split holds no example.
     """
     folder = Path(folder)
@@ -53,12 +54,14 @@ def trained_model(folder: str | Path, dataset: str, catalog: Catalog, *, seed: i
         raise BigrecError(f"the train split of {dataset!r} is empty: SASRec cannot learn; prepare more data")
     sequences = training_sequences(train)
     _, targets, histories = sample_examples(dataset, "validation", VALIDATION_SAMPLE)
-    counts = train_counts(dataset)
+    counts = read_train_counts(dataset)
     content = hashlib.sha256()
     for part in (sequences.items, sequences.starts, counts):
         content.update(part.tobytes())
     content.update(json.dumps([targets, histories]).encode())
-    settings |= {"seed": seed, "catalog_sha256": catalog_sha256(catalog)}
+    catalog_sha = catalog_sha256(catalog)
+    settings: dict[str, Any] = {key.removeprefix("sasrec_"): value for key, value in vars(sasrec).items()}
+    settings |= {"seed": seed, "catalog_sha256": catalog_sha}
     mark = fingerprint(settings, content.hexdigest())
     if read_json(folder / TRAINING_FILE).get("fingerprint") == mark and (folder / "model").is_dir():
         print(f"SASRec in {folder} is trained and its settings are unchanged: kept")
@@ -71,7 +74,9 @@ def trained_model(folder: str | Path, dataset: str, catalog: Catalog, *, seed: i
     record: dict[str, Any] = {"fingerprint": mark, "settings": settings, "n_validation": len(targets)}
     timing: dict[str, Any] = {}
     with measured(timing):
-        model, result = train_sasrec(sequences, counts, (histories, targets), checkpoints, **settings)
+        model, result = train_sasrec(
+            sequences, counts, (histories, targets), checkpoints, sasrec, seed=seed, catalog_sha256=catalog_sha
+        )
     record |= {"sequences": len(sequences), "sequence_items": len(sequences.items), **timing, **result}
     model.save_pretrained(folder / "model")
     write_json(folder / TRAINING_FILE, record | {"environment": environment()})
@@ -84,41 +89,22 @@ def sasrec_tables(
     model: SasRecModel,
     catalog: Catalog,
     counts: np.ndarray,
-    examples: tuple[Sequence[str], Sequence[int], Sequence[Sequence[int]]],
+    examples: Examples,
     folder: str | Path,
-    *,
-    top_k: int = 50,
-    exclude_history: bool = False,
-    duplicates: str = "best",
+    options: RankOptions,
 ) -> None:
-    """Write `folder`/scores.safetensors (`item_scores.write_scores`) and `folder`/rankings.parquet of the examples
-    (ids, target rows, histories). Raises BigrecError where the model belongs to another catalog.
+    """Write `folder`/scores.safetensors (`item_scores.write_scores`) and `folder`/rankings.parquet of the
+    examples. Raises BigrecError where the model belongs to another catalog.
     """
     if model.config.catalog_sha256 != catalog_sha256(catalog):
         raise BigrecError(
             f"the SASRec model knows another catalog ({model.config.n_items:,} items; this one has {len(catalog):,}): "
             "train it on this data set with `bigrec-hf sasrec`"
         )
-    ids, targets, histories = examples
-    scores = score_histories(model, histories, counts=counts, progress=True)
-    table = baseline_rankings(
-        NAME,
-        lambda start, stop: scores[start:stop],
-        catalog,
-        ids,
-        targets,
-        histories,
-        top_k=top_k,
-        exclude_history=exclude_history,
-        duplicates=duplicates,
-    )
-    write_scores(Path(folder) / SCORES_FILE, scores, ids, catalog, model=NAME)
+    scores = score_histories(model, examples.histories, counts=counts, progress=True)
+    table = baseline_rankings(NAME, lambda start, stop: scores[start:stop], catalog, examples, options)
+    write_scores(Path(folder) / SCORES_FILE, scores, examples.example_ids, catalog, model=NAME)
     write_rankings(table, folder)
-
-
-def training_settings(run: RunSettings, sasrec: SasrecSettings) -> dict[str, Any]:
-    """The keyword arguments of `trained_model`."""
-    return {"seed": run.seed, **{key.removeprefix("sasrec_"): value for key, value in vars(sasrec).items()}}
 
 
 def main(
@@ -133,15 +119,14 @@ def main(
     catalog = load_catalog(dataset)
     if data.catalog and catalog_sha256(load_catalog(data.catalog)) != catalog_sha256(catalog):
         raise BigrecError(f"catalog {data.catalog!r} is not that of {dataset!r}, which SASRec scores: leave it out")
-    model = trained_model(folder / NAME, dataset, catalog, **training_settings(run, sasrec))
-    counts = train_counts(dataset)
+    model = trained_model(folder / NAME, dataset, catalog, sasrec, seed=run.seed)
+    counts = read_train_counts(dataset)
     results: dict[str, dict[str, Any]] = {}
-    options = {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
     for place, split in ((folder, data.split), (folder / VALIDATION_DIR, "validation")):
         examples = evaluated_examples(place, catalog, dataset, split, data.eval_sample)
         if not examples[0]:
             print(f"sasrec: the {split} split of {dataset} is empty: skipped")
             continue
-        sasrec_tables(model, catalog, counts, examples, place / NAME, **options)
+        sasrec_tables(model, catalog, counts, examples, place / NAME, ground.options)
         results[split] = score_folder(place / NAME, **vars(score), seed=run.seed)
     print(results_table(results, sorted(set(score.ks))))

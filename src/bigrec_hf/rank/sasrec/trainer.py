@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from bigrec_hf.models.checkpoints import last_checkpoint
 from bigrec_hf.rank.from_scores import rank_scores
 from bigrec_hf.rank.sasrec.model import SasRecConfig, SasRecModel, inclusion_probabilities
 from bigrec_hf.rank.sasrec.windows import WindowDataset, collate, pad_histories, windows
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import SasrecSettings
 
 SCORE_BATCH = 512  # histories scored together
 EVAL_K = 10  # NDCG@10 on validation decides which epoch is kept
@@ -62,6 +65,7 @@ class SasRecTrainer(Trainer):
         self.chances, self.counts, self.histories, self.targets = chances, counts, histories, targets
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a batch; where it is sampled, over negatives drawn for this batch."""
         if self.chances is not None:
             sampled = (torch.rand(len(self.chances)) < self.chances).nonzero().flatten()
             log_expected = self.chances[sampled].log()
@@ -87,59 +91,85 @@ def train_sasrec(
     counts: np.ndarray,
     validation: tuple[Sequence[Sequence[int]], Sequence[int]],
     checkpoints: str | Path,
+    sasrec: SasrecSettings,
     *,
     seed: int,
-    dim: int,
-    layers: int,
-    heads: int,
-    dropout: float,
-    max_length: int,
-    stride: int,
-    epochs: int,
-    patience: int,
-    lr: float,
-    batch_size: int,
-    weight_decay: float,
-    negatives: int,
     catalog_sha256: str | None = None,
     callbacks: Sequence[Any] = (),
 ) -> tuple[SasRecModel, dict[str, Any]]:
     """Train (or go on from the last checkpoint in `checkpoints`) and return the model of the best validation NDCG@10.
 
     `counts` (n_items,) how often each item is a training target; `validation` histories and targets, which stop the
-    training (`patience` epochs without a better one) and are never learned from. `negatives`: items sampled a batch, on
-    average; 0, or not fewer than the catalog's: full softmax. Raises BigrecError for settings that do not fit, and
-    where no sequence has two items.
+    training (`sasrec_patience` epochs without a better one) and are never learned from. Raises BigrecError for settings
+    that do not fit, and where no sequence has two items.
     """
-    if not 1 <= stride <= max_length:
-        raise BigrecError(f"stride {stride} lies outside 1 to max_length, {max_length}: items would be left out")
-    if dim % heads:
-        raise BigrecError(f"hidden size {dim} is no multiple of {heads} attention heads: choose another number")
-    checkpoints = Path(checkpoints)
-    n_items = len(counts)
-    set_seed(seed)
-    config = SasRecConfig(
-        n_items=n_items,
-        hidden_size=dim,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_length=max_length,
-        dropout=dropout,
-        catalog_sha256=catalog_sha256,
-    )
-    model = SasRecModel(config)
-    inputs, labels = windows(sequences, max_length, stride, config.padding_id)
+    model = new_model(sasrec, len(counts), seed, catalog_sha256)
+    inputs, labels = windows(sequences, sasrec.sasrec_max_length, sasrec.sasrec_stride, model.config.padding_id)
     if not len(inputs):
         raise BigrecError("no training sequence has two items: there is no next item to learn; prepare more data")
     has_validation = len(validation[1]) > 0
+    negatives = sasrec.sasrec_negatives
+    sampled = 0 < negatives < len(counts)  # else the full softmax
+    stopping = sasrec.sasrec_patience > 0 and has_validation
+    trainer = SasRecTrainer(
+        model=model,
+        args=training_arguments(sasrec, Path(checkpoints), seed, has_validation),
+        train_dataset=WindowDataset(inputs, labels),
+        eval_dataset=WindowDataset(inputs[:1], labels[:1]) if has_validation else None,  # a place holder for Trainer
+        data_collator=collate,
+        callbacks=[*([EarlyStoppingCallback(sasrec.sasrec_patience)] if stopping else []), *callbacks],
+        chances=inclusion_probabilities(torch.as_tensor(counts), negatives) if sampled else None,
+        counts=counts,
+        histories=validation[0],
+        targets=validation[1],
+    )
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(Path(checkpoints)))
+    return model.eval(), {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "windows": len(inputs),
+        "optimizer_steps": trainer.state.global_step,
+        "epochs_done": trainer.state.epoch,
+        "train_loss": result.training_loss,
+        f"best_validation_ndcg@{EVAL_K}": trainer.state.best_metric,
+        "history": trainer.state.log_history,
+    }
+
+
+def new_model(sasrec: SasrecSettings, n_items: int, seed: int, catalog_sha256: str | None) -> SasRecModel:
+    """An untrained model with weights drawn from the seed. Raises BigrecError for settings that do not fit."""
+    if not 1 <= sasrec.sasrec_stride <= sasrec.sasrec_max_length:
+        raise BigrecError(
+            f"stride {sasrec.sasrec_stride} lies outside 1 to max_length, {sasrec.sasrec_max_length}: items would be "
+            "left out"
+        )
+    if sasrec.sasrec_dim % sasrec.sasrec_heads:
+        raise BigrecError(
+            f"hidden size {sasrec.sasrec_dim} is no multiple of {sasrec.sasrec_heads} attention heads: choose another "
+            "number"
+        )
+    set_seed(seed)
+    config = SasRecConfig(
+        n_items=n_items,
+        hidden_size=sasrec.sasrec_dim,
+        num_hidden_layers=sasrec.sasrec_layers,
+        num_attention_heads=sasrec.sasrec_heads,
+        max_length=sasrec.sasrec_max_length,
+        dropout=sasrec.sasrec_dropout,
+        catalog_sha256=catalog_sha256,
+    )
+    return SasRecModel(config)
+
+
+def training_arguments(sasrec: SasrecSettings, checkpoints: Path, seed: int, has_validation: bool) -> TrainingArguments:
+    """The Trainer's arguments: a checkpoint per epoch, and with validation the best one at the end."""
     interval = "epoch" if has_validation else "no"
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(checkpoints),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        learning_rate=lr,
+        num_train_epochs=sasrec.sasrec_epochs,
+        per_device_train_batch_size=sasrec.sasrec_batch_size,
+        learning_rate=sasrec.sasrec_lr,
         lr_scheduler_type="constant",
-        weight_decay=weight_decay,
+        weight_decay=sasrec.sasrec_weight_decay,
         seed=seed,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
@@ -154,26 +184,3 @@ def train_sasrec(
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
-    stopping = [EarlyStoppingCallback(patience)] if patience > 0 and has_validation else []
-    trainer = SasRecTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=WindowDataset(inputs, labels),
-        eval_dataset=WindowDataset(inputs[:1], labels[:1]) if has_validation else None,  # a place holder for Trainer
-        data_collator=collate,
-        callbacks=[*stopping, *callbacks],
-        chances=inclusion_probabilities(torch.as_tensor(counts), negatives) if 0 < negatives < n_items else None,
-        counts=counts,
-        histories=validation[0],
-        targets=validation[1],
-    )
-    result = trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    return trainer.model.eval(), {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "windows": len(inputs),
-        "optimizer_steps": trainer.state.global_step,
-        "epochs_done": trainer.state.epoch,
-        "train_loss": result.training_loss,
-        f"best_validation_ndcg@{EVAL_K}": trainer.state.best_metric,
-        "history": trainer.state.log_history,
-    }
