@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.rank.from_scores import rank_scores
-from bigrec_hf.rank.model_selection import metric_curve
+from bigrec_hf.rank.model_selection import mean_metrics
 
 CHUNK = 512  # examples scored together
 TIE_BREAK = 1e-6  # the most that popularity adds to a score, see `linear_scores`
@@ -112,7 +112,7 @@ def choose(
         for decay, vectors in inputs.items():
             scores = linear_scores(vectors, weights, train_counts)
             ranks = rank_scores(lambda a, b, s=scores: s[a:b], targets, n_items, 0, exclude).rank  # type: ignore[misc]
-            value = float(metric_curve(ranks[:, None], metric)[0])
+            value = float(mean_metrics(ranks[:, None], metric)[0])
             table.append({**fitted.parameters, "decay": decay, metric: value})
             if best is None or value > best.value:
                 best = Chosen(fitted, decay, value)
