@@ -17,6 +17,13 @@ class ItemSequences:
     items: np.ndarray  # (total,) int64
     starts: np.ndarray  # (n + 1,) int64, where each sequence begins
 
+    def take(self, numbers: np.ndarray) -> ItemSequences:
+        """The sequences of these numbers, in that order."""
+        lengths = np.diff(self.starts)[numbers]
+        return ItemSequences(
+            self.items[_ranges(self.starts[numbers], lengths)], np.concatenate([[0], np.cumsum(lengths)])
+        )
+
     def __len__(self) -> int:
         """Number of sequences."""
         return len(self.starts) - 1

@@ -110,3 +110,11 @@ class TitleLists:
             n_tokens -= len(kept[0])
             kept = kept[1:]
         return [*start, *(token for ids in kept for token in ids)], n_wanted - len(kept)
+
+
+def title_lists(tokenizer: PreTrainedTokenizerBase, catalog_titles: Sequence[str], *, short: bool) -> TitleLists:
+    """The tokens of a catalog's titles: whole, or shortened to what tells them apart."""
+    lists = TitleLists(tokenizer)
+    if short:
+        lists.shorten(catalog_titles)
+    return lists

@@ -12,7 +12,8 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.shards import share_of_rows
 from bigrec_hf.data.catalog import load_catalog
 from bigrec_hf.data.examples import evaluation_rows, load_config, load_examples, load_json_examples
-from bigrec_hf.data.prompts import fit_prompt
+from bigrec_hf.data.prompts import TITLE_LIST, fit_prompt
+from bigrec_hf.data.title_lists import TitleLists
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,17 +57,30 @@ def load_evaluation(
 
 
 def render_prompts(
-    examples: Dataset, tokenizer: PreTrainedTokenizerBase, *, template: str, max_history: int, max_tokens: int
+    examples: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str,
+    max_history: int,
+    max_tokens: int,
+    lists: TitleLists | None = None,
 ) -> tuple[list[list[int]], int]:
-    """Token ids of every example's prompt, and how many history titles were left out to fit `max_tokens`."""
+    """Token ids of every example's prompt, and how many history titles were left out to fit `max_tokens`.
+
+    `lists`: the titles as the template `titles` writes them (default: whole).
+    """
     if max_tokens < 1:
         raise BigrecError("max_length leaves no token for the prompt: it must exceed max_new_tokens")
     prompts, n_dropped = [], 0
+    limits = {"max_history": max_history, "max_tokens": max_tokens}
+    if template == TITLE_LIST and lists is None:
+        lists = TitleLists(tokenizer)
     columns = (C.INSTRUCTION, C.INPUT_PREFIX, C.HISTORY_TITLES)
     for instruction, prefix, titles in zip(*(examples[column] for column in columns), strict=True):
-        _, ids, dropped = fit_prompt(
-            template, instruction, prefix, titles, tokenizer, max_history=max_history, max_tokens=max_tokens
-        )
+        if template == TITLE_LIST and lists is not None:
+            ids, dropped = lists.prompt(prefix, titles, **limits)
+        else:
+            _, ids, dropped = fit_prompt(template, instruction, prefix, titles, tokenizer, **limits)
         prompts.append(ids)
         n_dropped += dropped
     return prompts, n_dropped

@@ -25,6 +25,7 @@ from bigrec_hf.common.shards import ShardFolder, processes
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.generations import GENERATIONS_FILE, print_summary, write_generations
+from bigrec_hf.generate import exact
 from bigrec_hf.generate.batches import decode_batches, plan_batches
 from bigrec_hf.generate.constrained import load_constraint
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
@@ -57,6 +58,8 @@ def main(
         raise BigrecError("no place to write to: give --output_dir (the run folder) or --config RECIPE")
     if not model.base_model:
         raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
+    if generate.decoding == "exact":
+        return exact.main(run, data, model, prompt, generate)
     decoding = Decoding(
         strategy=generate.decoding,
         num_beams=generate.num_beams,

@@ -27,19 +27,27 @@ class CatalogHead(torch.nn.Module):
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, head: torch.nn.Module, token_ids: torch.Tensor) -> None:
-        """`head`: a linear layer, (vocabulary, d); `token_ids`: (V,) int64. Raises BigrecError for another layer."""
+    def __init__(self, head: torch.nn.Module, token_ids: torch.Tensor | None) -> None:
+        """`head`: a linear layer, (vocabulary, d); `token_ids`: (V,) int64, None = the whole vocabulary, not copied.
+
+        Raises BigrecError for another kind of layer, or one whose weights are on other devices (ZeRO-3).
+        """
         super().__init__()
         weight = getattr(head, "weight", None)
-        if not isinstance(weight, torch.Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        if (
+            not isinstance(weight, torch.Tensor)
+            or weight.ndim != 2
+            or not weight.is_floating_point()
+            or not weight.numel()
+        ):
             raise BigrecError(
                 f"the LM head is a {type(head).__name__}; the catalog's tokens can only be taken from a linear layer "
-                "in 16 or 32 bits: use loss full and decoding beam"
+                "in 16 or 32 bits, whole on this device: use the objective pairs"
             )
-        ids = token_ids.to(weight.device)
-        self.register_buffer("weight", weight.detach()[ids], persistent=False)  # (V, d)
+        rows = slice(None) if token_ids is None else token_ids.to(weight.device)
+        self.register_buffer("weight", weight.detach()[rows], persistent=False)  # (V, d)
         bias = getattr(head, "bias", None)
-        self.register_buffer("bias", None if bias is None else bias.detach()[ids], persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach()[rows], persistent=False)
         self.positions: torch.Tensor | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -53,7 +61,7 @@ class CatalogHead(torch.nn.Module):
 
 
 @contextmanager
-def catalog_head(model: PreTrainedModel | PeftModel, token_ids: torch.Tensor) -> Iterator[CatalogHead]:
+def catalog_head(model: PreTrainedModel | PeftModel, token_ids: torch.Tensor | None) -> Iterator[CatalogHead]:
     """Put a CatalogHead in the place of the model's LM head for as long as the context lasts."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     original = base.get_output_embeddings()

@@ -76,13 +76,17 @@ class PromptSettings:
 
     train_prompt: str = setting(
         "alpaca-basic",
-        "template for training",
-        choices=("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced"),
+        "template for training; titles = the history as a bare list, one title per line (objective dense)",
+        choices=("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced", "titles"),
     )
     inference_prompt: str | None = setting(
         None,
         "template for generation (default: the training template)",
-        choices=("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced"),
+        choices=("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced", "titles"),
+    )
+    short_titles: bool = setting(
+        False,
+        "cut titles after the tokens that tell them apart in the catalog: a fraction of the tokens (template titles)",
     )
     max_history: int = setting(10, "history titles in a prompt, at most (the newest are kept)", least=0)
     max_length: int = setting(1024, "prompt + completion, in tokens; the oldest history titles give way", least=1)
@@ -92,6 +96,20 @@ class PromptSettings:
 class SftSettings:
     """LoRA fine-tuning with TRL's SFTTrainer; the defaults are the reference's."""
 
+    objective: str = setting(
+        "pairs",
+        "pairs = one history and its next title per row (BIGRec); dense = users' whole training histories, every title "
+        "a target (train_prompt titles; a row is then a segment of up to max_length tokens, sample counts users)",
+        choices=("pairs", "dense"),
+    )
+    loss: str = setting(
+        "full",
+        "full = softmax over the vocabulary; trie = over the tokens that lead to a catalog title (objective dense)",
+        choices=("full", "trie"),
+    )
+    dense_context: int = setting(
+        1, "titles at the beginning of a user's history that are context only (objective dense)", least=0
+    )
     sample: int = setting(1024, "training examples drawn from each data set; 0 = all", least=0)
     validation_sample: int = setting(5000, "validation examples for the loss, at most; 0 = all", least=0)
     epochs: float = setting(5.0, "passes over the training sample", above=0)
@@ -135,8 +153,14 @@ class GenerateSettings:
     decoding: str = setting(
         "beam",
         "decoding strategy; constrained = beams that write catalog titles only; debiased = these, mixed with a "
-        "collaborative model's item scores",
-        choices=("beam", "greedy", "sample", "constrained", "debiased"),
+        "collaborative model's item scores; exact = the probability of every catalog title (train_prompt titles)",
+        choices=("beam", "greedy", "sample", "constrained", "debiased", "exact"),
+    )
+    exact_width: int = setting(
+        0,
+        "likeliest prefixes followed per token and example, 0 = all (decoding: exact); what is not followed shares its "
+        "probability evenly, so that the top of the list stays right: 64 for catalogs of tens of thousands",
+        least=0,
     )
     num_beams: int = setting(4, "beams (decoding: beam, constrained, debiased)", least=1)
     length_penalty: float = setting(

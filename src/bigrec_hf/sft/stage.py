@@ -21,10 +21,12 @@ from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.common.shards import share_of_rows
 from bigrec_hf.data.examples import data_mark, load_examples, load_json_examples
+from bigrec_hf.data.prompts import TITLE_LIST
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.models.identity import TRAINING_FILE, model_revision
 from bigrec_hf.models.loading import find_model, load_base, load_tokenizer, lora_config
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
+from bigrec_hf.sft.dense_data import load_dense
 from bigrec_hf.sft.tokenize import count_tokens, tokenize_examples
 from bigrec_hf.sft.trainer import train_adapter, trainer_config
 
@@ -68,6 +70,34 @@ def tokenize_split(
     return concatenate_datasets([Dataset.from_file(file) for file in files])
 
 
+def load_pairs(
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptSettings,
+    sft: SftSettings,
+    *,
+    seed: int,
+    folder: Path,
+) -> tuple[Dataset, Dataset | None, dict[str, int]]:
+    """Training and validation examples as TOKENS in `folder`, one history and its next title per row; and counts."""
+    shared: dict[str, Any] = {
+        "seed": seed,
+        "folder": folder,
+        "max_history": prompt.max_history,
+        "max_length": prompt.max_length,
+        "completion_only": sft.completion_only,
+    }
+    template, validation = prompt.train_prompt, None
+    if (data.dataset or data.validation_json) and sft.evals_per_epoch > 0:
+        files = data.validation_json
+        validation = tokenize_split(
+            data.dataset, files, "validation", template, tokenizer, sample=sft.validation_sample, **shared
+        )
+    train = tokenize_split(data.dataset, data.train_json, "train", template, tokenizer, sample=sft.sample, **shared)
+    n_tokens, n_dropped = count_tokens(train)
+    return train, validation, {"n_train_tokens": n_tokens, "n_history_titles_dropped": n_dropped}
+
+
 def main(
     run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, sft: SftSettings
 ) -> dict[str, Any]:
@@ -79,6 +109,7 @@ def main(
         raise BigrecError("no training data: give --dataset (a prepared set) or --train_json (the reference's file)")
     if sft.adapter_dir is None:
         raise BigrecError("no place for the adapter: give --run_dir or --adapter_dir")
+    check_objective(data, prompt, sft)
     find_model(model.base_model)
     adapter_dir = Path(sft.adapter_dir)
     checkpoints = adapter_dir.parent / CHECKPOINTS
@@ -95,35 +126,17 @@ def main(
     state.wait_for_everyone()
 
     tokenizer = load_tokenizer(model.base_model)
-    shared: dict[str, Any] = {
-        "seed": run.seed,
-        "folder": checkpoints / TOKENS_DIR,
-        "max_history": prompt.max_history,
-        "max_length": prompt.max_length,
-        "completion_only": sft.completion_only,
-    }
-    validation_tokens = None
-    if (data.dataset or data.validation_json) and sft.evals_per_epoch > 0:
-        validation_tokens = tokenize_split(
-            data.dataset,
-            data.validation_json,
-            "validation",
-            prompt.train_prompt,
-            tokenizer,
-            sample=sft.validation_sample,
-            **shared,
-        )
-    n_validation = 0 if validation_tokens is None else len(validation_tokens)
-    train_tokens = tokenize_split(
-        data.dataset, data.train_json, "train", prompt.train_prompt, tokenizer, sample=sft.sample, **shared
-    )
-    n_train = len(train_tokens)
-    n_tokens, n_dropped = count_tokens(train_tokens)
-    state.print(
-        f"training on {n_train:,} examples ({n_tokens:,} tokens, {n_dropped} history titles dropped to fit), "
-        f"validating on {n_validation:,}"
-    )
+    dense = load_dense(data.dataset[0], tokenizer, prompt, sft, seed=run.seed) if sft.objective == "dense" else None
+    if dense is not None:
+        train_tokens, validation_tokens, counts = dense.train, dense.validation, dense.counts
+    else:
+        folder = checkpoints / TOKENS_DIR
+        train_tokens, validation_tokens, counts = load_pairs(data, tokenizer, prompt, sft, seed=run.seed, folder=folder)
+    n_train, n_validation = len(train_tokens), 0 if validation_tokens is None else len(validation_tokens)
+    told = ", ".join(f"{count:,} {name.removeprefix('n_').replace('_', ' ')}" for name, count in counts.items())
+    state.print(f"training on {n_train:,} rows ({told}), validating on {n_validation:,}")
     dtype = resolve_dtype(model.dtype, state.device)
+    whole = dense.all_epochs(sft) if dense is not None else sft
     config = trainer_config(
         str(checkpoints),
         dtype=dtype,
@@ -131,7 +144,7 @@ def main(
         seed=run.seed,
         n_train=n_train,
         has_validation=validation_tokens is not None,
-        epochs=sft.epochs,
+        epochs=whole.epochs,
         learning_rate=sft.learning_rate,
         warmup_steps=sft.warmup_steps,
         global_batch_size=sft.global_batch_size,
@@ -140,8 +153,8 @@ def main(
         packing=sft.packing,
         length_grouping=sft.length_grouping,
         activation_checkpointing=sft.activation_checkpointing,
-        evals_per_epoch=sft.evals_per_epoch,
-        trainer_args=sft.trainer_args,
+        evals_per_epoch=whole.evals_per_epoch,
+        trainer_args=whole.trainer_args,
     )
     lora = lora_config(
         r=sft.lora_r, alpha=sft.lora_alpha, dropout=sft.lora_dropout, target_modules=sft.lora_target_modules
@@ -155,7 +168,14 @@ def main(
     timing: dict[str, Any] = {}
     with measured(timing):
         trainer, record = train_adapter(
-            base, tokenizer, train_tokens, validation_tokens, config, lora=lora, patience=sft.patience
+            base,
+            tokenizer,
+            train_tokens,
+            validation_tokens,
+            config,
+            lora=lora,
+            patience=sft.patience,
+            **(dense.trainer_options() if dense is not None else {}),
         )
     record = {
         "fingerprint": mark,
@@ -163,8 +183,7 @@ def main(
         "dtype": str(dtype).removeprefix("torch."),
         "n_train": n_train,
         "n_validation": n_validation,
-        "n_train_tokens": n_tokens,
-        "n_history_titles_dropped": n_dropped,
+        **counts,
         "n_processes": state.num_processes,
         **timing,
         **record,
@@ -176,10 +195,33 @@ def main(
         for leftover in ("README.md", "training_args.bin"):  # PEFT's placeholder card; a pickle nobody needs
             (adapter_dir / leftover).unlink(missing_ok=True)
         write_json(adapter_dir / TRAINING_FILE, record)
-        shutil.rmtree(checkpoints / TOKENS_DIR)
+        shutil.rmtree(checkpoints / TOKENS_DIR, ignore_errors=True)
     state.wait_for_everyone()
     state.print(f"adapter written to {adapter_dir} in {timing['seconds']:.0f} s")
     return record
+
+
+def check_objective(data: DataSettings, prompt: PromptSettings, sft: SftSettings) -> None:
+    """Raise BigrecError where the settings of section `sft` do not go together with the objective."""
+    listed = prompt.train_prompt == TITLE_LIST
+    if sft.objective == "pairs":
+        if listed:
+            raise BigrecError(
+                "the prompt template titles is for the objective dense: set objective dense (section sft)"
+            )
+        if sft.loss == "trie":
+            raise BigrecError("loss trie needs the objective dense: set objective dense (section sft), or loss full")
+        return
+    if not listed:
+        raise BigrecError(
+            f"the objective dense trains on bare lists of titles, not on the prompt {prompt.train_prompt!r}: set "
+            "train_prompt titles (section prompt)"
+        )
+    if data.train_json or len(data.dataset) != 1:
+        raise BigrecError("the objective dense needs one prepared set (dataset): prepare JSON files and tables first")
+    for name in ("packing", "length_grouping"):
+        if getattr(sft, name):
+            raise BigrecError(f"{name} does not go with the objective dense, whose segments are full: set it to false")
 
 
 def training_settings(
@@ -200,5 +242,6 @@ def training_settings(
         "train_prompt": prompt.train_prompt,
         "max_history": prompt.max_history,
         "max_length": prompt.max_length,
+        "short_titles": prompt.short_titles,
         **{key: value for key, value in vars(sft).items() if key != "adapter_dir"},
     }

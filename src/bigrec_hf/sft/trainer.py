@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -164,7 +165,9 @@ def train_adapter(
     *,
     lora: LoraConfig,
     patience: int,
-) -> tuple[CompletionLossTrainer, dict[str, Any]]:
+    trainer_class: Callable[..., SFTTrainer] = CompletionLossTrainer,
+    collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
+) -> tuple[SFTTrainer, dict[str, Any]]:
     """Train (or go on from the last checkpoint in `config.output_dir`) and return the trainer and its record.
 
     With a validation set the adapter of the best evaluation loss is loaded at the end; `patience` evaluations without a
@@ -172,8 +175,9 @@ def train_adapter(
     """
     set_seed(config.seed)
     callbacks = [EarlyStoppingCallback(patience)] if patience > 0 and config.load_best_model_at_end else []
-    trainer = CompletionLossTrainer(
+    trainer = trainer_class(
         model=model,
+        data_collator=collator,
         args=config,
         train_dataset=train,
         eval_dataset=validation if config.eval_strategy != "no" else None,

@@ -1,0 +1,91 @@
+"""A prepared set as the dense objective trains on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.examples import load_config, load_facts, load_titles
+from bigrec_hf.data.generations import sample_examples
+from bigrec_hf.data.prompts import build_input_prefix
+from bigrec_hf.data.sequences import training_sequences
+from bigrec_hf.data.title_lists import title_lists
+from bigrec_hf.data.trie import Trie, build_trie
+from bigrec_hf.models.trie_loss import title_choices
+from bigrec_hf.sft.dense import DenseCollator, dense_segments, dense_validation
+from bigrec_hf.sft.dense_trainer import DenseTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from bigrec_hf.settings import PromptSettings, SftSettings
+
+
+@dataclass(frozen=True)
+class DenseData:
+    """Everything that a dense training reads: `train` and `validation` have the columns ROWS and FIRST."""
+
+    train: Dataset
+    validation: Dataset | None
+    collator: DenseCollator
+    trie: Trie | None  # of the catalog's titles (loss trie)
+    counts: dict[str, int]
+
+    def trainer_options(self) -> dict[str, Any]:
+        """What `sft.trainer.train_adapter` needs beside the data."""
+        return {"trainer_class": partial(DenseTrainer, trie=self.trie), "collator": self.collator}
+
+    def all_epochs(self, sft: SftSettings) -> SftSettings:
+        """`sft` for a trainer to whom all epochs are one pass over `train`, in its order."""
+        return replace(
+            sft,
+            epochs=1.0,
+            evals_per_epoch=round(sft.epochs * sft.evals_per_epoch) if sft.epochs > 1 else sft.evals_per_epoch,
+            trainer_args={
+                "train_sampling_strategy": "sequential",
+                "remove_unused_columns": False,
+                "dataset_kwargs": {"skip_prepare_dataset": True},
+                **sft.trainer_args,
+            },
+        )
+
+
+def load_dense(
+    dataset: str, tokenizer: PreTrainedTokenizerBase, prompt: PromptSettings, sft: SftSettings, *, seed: int
+) -> DenseData:
+    """The segments of a prepared set's training split, for all epochs in order, and its validation examples.
+
+    Nothing but the training split's examples is read for the segments (`data.sequences`). `sft.sample` > 0 keeps that
+    many users' sequences, drawn with the seed. Raises BigrecError where max_length leaves no room for a title.
+    """
+    titles, facts = load_titles(dataset).tolist(), load_facts(dataset)
+    lists = title_lists(tokenizer, titles, short=prompt.short_titles)
+    ids = lists.titles(titles)
+    lengths = np.array([len(title) for title in ids])
+    header = lists.header(build_input_prefix(facts["noun"], facts["verb"]))
+    room = prompt.max_length - len(header)
+    if room < 2:
+        raise BigrecError(f"max_length {prompt.max_length} leaves {room} tokens for titles: raise it")
+    trie, choices = None, None
+    if sft.loss == "trie":
+        known = [title for title in ids if title]
+        trie, _ = build_trie(known)
+        choices = title_choices(ids, trie)
+    sequences = training_sequences(load_config(dataset, "default", "train").data.table)
+    if 0 < sft.sample < len(sequences):
+        drawn = np.random.default_rng(seed).permutation(len(sequences))[: sft.sample]
+        sequences = sequences.take(np.sort(drawn))
+    train, counts = dense_segments(
+        sequences, lengths, epochs=sft.epochs, room=room, context=sft.dense_context, seed=seed
+    )
+    validation = None
+    if sft.evals_per_epoch > 0:
+        _, targets, histories = sample_examples(dataset, "validation", sft.validation_sample)
+        validation = dense_validation(histories, targets, lengths, room=room, max_history=prompt.max_history)
+    collator = DenseCollator(header, ids, choices, pad_id=tokenizer.pad_token_id or 0)
+    return DenseData(train, validation, collator, trie, counts)

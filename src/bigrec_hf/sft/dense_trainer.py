@@ -1,0 +1,61 @@
+"""The trainer of the dense objective: TRL's SFTTrainer with -log p(title), in nats per target, as its loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from trl import SFTTrainer
+
+from bigrec_hf.data.trie import Trie
+from bigrec_hf.models.catalog_head import CatalogHead, catalog_head
+from bigrec_hf.models.trie_loss import token_columns, trie_losses
+
+
+class DenseTrainer(SFTTrainer):
+    """Batches of a `sft.dense.DenseCollator`. Logits are computed where there is a loss and nowhere else.
+
+    The loss of a step is the sum over its targets divided by their number, that of an evaluation the mean over its
+    targets, one per row.
+    """
+
+    def __init__(self, *args: Any, trie: Trie | None, **options: Any) -> None:
+        """`trie`: the catalog's tokens compete after each prefix (loss trie); None: the whole vocabulary (full)."""
+        super().__init__(*args, **options)
+        self.trie: Trie | None = None
+        self.token_ids: torch.Tensor | None = None
+        self.head: CatalogHead | None = None
+        if trie is not None:
+            self.trie = trie.to(self.args.device)
+            self.token_ids, self.columns = token_columns(self.trie)
+
+    model: PreTrainedModel | PeftModel
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """`Trainer.train` with the catalog's head in place of the model's."""
+        with catalog_head(self.model, self.token_ids) as self.head:
+            return super().train(*args, **options)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one batch; `num_items_in_batch` counts the targets of the step on all devices."""
+        if self.head is None:
+            raise RuntimeError("the head is in place during `train` only")
+        self.head.positions = inputs["positions"]
+        outputs = model(input_ids=inputs["input_ids"], use_cache=False)
+        if self.trie is None:
+            losses = torch.nn.functional.cross_entropy(outputs.logits.float(), inputs["targets"], reduction="none")
+        else:
+            losses = trie_losses(outputs.logits, inputs["nodes"], inputs["targets"], self.trie, self.columns)
+        count = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = losses.sum() / torch.as_tensor(count).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all processes
+        return (loss, outputs) if return_outputs else loss
