@@ -388,7 +388,7 @@ class TestMain:
     def test_one_row_an_example_in_order(self, assets, uninterrupted, capsys):
         table, facts = uninterrupted
         records = json.loads(Path(assets["test_json"][0]).read_text())
-        assert table[C.EXAMPLE_ID].to_pylist() == [f"test:{i}" for i in range(23)]
+        assert table[C.EXAMPLE_ID].to_pylist() == [f"test#{i}" for i in range(23)]
         assert table[C.TARGET_TITLE].to_pylist() == [record["output"].strip('"') for record in records]
         assert [TITLES[row] for row in table[C.TARGET].to_pylist()] == table[C.TARGET_TITLE].to_pylist()
         assert all(
@@ -569,9 +569,9 @@ class TestMain:
     def test_a_small_json_file_keeps_its_order_and_a_large_one_is_drawn(self, assets):
         load = partial(inputs.load_evaluation, [], assets["test_json"], assets["catalog"], split="test")
         whole, titles = load(eval_sample=5000)
-        assert list(whole[C.EXAMPLE_ID]) == [f"test:{i}" for i in range(23)] and titles == list(TITLES)
+        assert list(whole[C.EXAMPLE_ID]) == [f"test#{i}" for i in range(23)] and titles == list(TITLES)
         drawn = pd.DataFrame({"i": range(23)}).sample(n=5, random_state=42)["i"]
-        assert list(load(eval_sample=5)[0][C.EXAMPLE_ID]) == [f"test:{i}" for i in drawn]
+        assert list(load(eval_sample=5)[0][C.EXAMPLE_ID]) == [f"test#{i}" for i in drawn]
 
     def test_files_of_one_name_would_share_ids(self, assets):
         with pytest.raises(BigrecError, match="share a file name"):
