@@ -44,7 +44,7 @@ DELTA = {
 }
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
 
-# row of the table -> (model_type, what differs from SIZES); None removes a size that the configuration computes itself
+# row of the table -> (model_type, what differs from SIZES)
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, dynamic rope": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
@@ -80,11 +80,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3, sliding window": ("phi3", WINDOW),
     "phimoe": ("phimoe", {"num_local_experts": 4, "sliding_window": None}),
     "phimoe, sliding window": ("phimoe", {"num_local_experts": 4, **WINDOW}),
-    "falcon, rotary": ("falcon", {"num_key_value_heads": None}),
-    "falcon, alibi": ("falcon", {"num_key_value_heads": None, "alibi": True}),
+    "falcon, rotary": ("falcon", {}),
+    "falcon, alibi": ("falcon", {"alibi": True}),
     "falcon, new decoder": (
         "falcon",
-        {"num_key_value_heads": None, "num_kv_heads": 2, "new_decoder_architecture": True},
+        {"num_kv_heads": 2, "new_decoder_architecture": True},
     ),
     "falcon_h1": ("falcon_h1", {**MAMBA, "mamba_d_ssm": 64, "head_dim": 8}),
     "falcon_mamba": ("falcon_mamba", {"state_size": 8}),
@@ -161,13 +161,8 @@ def tiny_architecture(name: str, *, seed: int = 0, **changes: object) -> PreTrai
     tokenizer = tiny_tokenizer()
     model_type, different = ARCHITECTURES[name]
     tokens = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    values = {**SIZES, "vocab_size": len(tokenizer), **tokens, **different, **changes}
-    config = CONFIG_MAPPING[model_type](
-        **{
-            key: value
-            for key, value in values.items()
-            if key not in different or value is not None or key == "sliding_window"
-        }
-    )
+    config_class = CONFIG_MAPPING[model_type]
+    known = {key: value for key, value in SIZES.items() if hasattr(config_class(), key)}
+    config = config_class(**{**known, "vocab_size": len(tokenizer), **tokens, **different, **changes})
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -9,6 +9,8 @@ instruction) once for all.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,8 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.prompts import parse_answer
 from bigrec_hf.generate.beams import BeamScores
 from bigrec_hf.generate.kv_cache import pad_prompts, prefix_cache, prompts_cache
-from bigrec_hf.generate.route import ONE_BY_ONE, PROMPT_CACHE, SHARED_PREFIX, Route, choose_route
+from bigrec_hf.generate.memory import GIB, Footprint, budget, footprint, is_out_of_memory, weight_bytes
+from bigrec_hf.generate.route import ONE_BY_ONE, PROMPT_CACHE, SHARED_PREFIX, STOCK, Route, choose_route
 from bigrec_hf.generate.strategy import ChooseToken, Decoding, StopAtLineBreak, end_token_ids, line_break_ids, uniforms
 
 if TYPE_CHECKING:
@@ -70,11 +73,12 @@ class Decoder:
         shared_prefix: Sequence[int] = (),
         constraint: Constraint | None = None,
         single_line: bool = True,
+        memory_gib: float = 0.0,
     ) -> None:
         """`shared_prefix`: token ids that every prompt given later begins with; () = share nothing. `constraint`: what
         constrained strategies may write; with it, answers end where the titles do, whatever `max_new_tokens` says.
         `single_line`: an answer ends at a line break and its quotes are taken off, as a title's; false = the text as it
-        was written."""
+        was written. `memory_gib`: what cache and logits of the prompts decoded together may take (`memory.budget`)."""
         self.model, self.tokenizer, self.constraint, self.single_line = model, tokenizer, constraint, single_line
         if decoding.is_constrained != (constraint is not None):
             raise ValueError(f"decoding {decoding.strategy} does not fit its constraint")
@@ -89,6 +93,8 @@ class Decoder:
         self.cut_ids = set(self.end_ids) | (set() if decoding.has_beams else set(self.break_ids.tolist()))
         # `generate` fills unset fields from the model's own file: leave it nothing to fill them with
         model.generation_config = GenerationConfig()
+        self.memory_gib = memory_gib
+        self.token_limit = sys.maxsize  # prompts x longest of a batch, lowered when memory runs out
         self.given_prefix = list(shared_prefix)
         self.prefix: list[int] = []  # what is shared: the given one where the route allows it
         self.route: Route | None = None  # measured with the first batch
@@ -129,13 +135,64 @@ class Decoder:
         n = len(self.given_prefix)
         if any(len(prompt) <= n or list(prompt[:n]) != self.given_prefix for prompt in prompts):
             raise ValueError("every prompt must begin with the shared prefix and go on after it")
-        route = self._choose_route(prompts)
-        size = 1 if route == ONE_BY_ONE else len(prompts)
-        parts = [
-            self._decode(prompts[start : start + size], example_ids[start : start + size], route)
-            for start in range(0, len(prompts), size)
-        ]
-        return [row for texts, _ in parts for row in texts], [row for _, scores in parts for row in scores]
+        texts: list[list[str]] = []
+        scores: list[list[float]] = []
+        while len(texts) < len(prompts):
+            rest = slice(len(texts), None)
+            found = self._decode_some(prompts[rest], example_ids[rest])
+            texts += found[0]
+            scores += found[1]
+        return texts, scores
+
+    def _decode_some(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]) -> Answers:
+        """Answers to as many of the first prompts as fit into memory, none where it ran out and fewer are tried next.
+
+        Raises BigrecError where not even one fits.
+        """
+        longest, n = max(map(len, prompts)), 1
+        try:
+            route = self._choose_route(prompts)
+            n = min(len(prompts), self._n_fitting(longest, route))
+            return self._decode(prompts[:n], example_ids[:n], route)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if n == 1:
+                raise BigrecError(self._too_large(longest)) from error
+        # only here, without the error and the tensors that its traceback holds
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.token_limit = n // 2 * longest
+        warnings.warn(f"out of memory with {n} prompts of {longest} tokens: going on with {n // 2}", stacklevel=3)
+        return [], []
+
+    def _footprint(self, n: int, longest: int, expanded: bool = False) -> Footprint:
+        return footprint(
+            self.model.config,
+            self.model.dtype.itemsize,
+            n,
+            longest,
+            answer=self.decoding.max_new_tokens,
+            copies=self.decoding.rows_per_prompt,
+            expanded=expanded,
+        )
+
+    def _n_fitting(self, longest: int, route: str) -> int:
+        """Prompts of this length that may be decoded together, at least 1."""
+        if route == ONE_BY_ONE:
+            return 1
+        of_one = self._footprint(1, longest, expanded=route == STOCK).total
+        fitting = budget(self.model.device, self.memory_gib) // of_one
+        return max(1, min(fitting, self.token_limit // longest))
+
+    def _too_large(self, longest: int) -> str:
+        need = self._footprint(1, longest)
+        parts = {"weights": weight_bytes(self.model), "cache": need.cache, "logits": need.logits}
+        shown = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in parts.items())
+        return (
+            f"out of memory with one prompt of {longest} tokens and {self.decoding.rows_per_prompt} beams or samples "
+            f"({shown}): lower num_beams or max_length, quantize the base, or use a larger device"
+        )
 
     def _choose_route(self, prompts: Sequence[Sequence[int]]) -> str:
         route = choose_route(self.model, max(prompts, key=len), self.tokenizer.pad_token_id)

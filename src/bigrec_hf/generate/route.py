@@ -22,6 +22,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from bigrec_hf.generate.kv_cache import empty_cache, is_repeatable, pad_prompts, prefix_cache, prompts_cache
+from bigrec_hf.generate.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,9 +83,9 @@ def measure(model: PreTrainedModel, longest: Sequence[int], n: int, pad_id: int)
             continue
         try:
             got = _next_tokens(model, prompts, pad_id, name, prompt[:n_prefix] if name == SHARED_PREFIX else [])
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a foreign forward pass raises where it does not support a route
+            if is_out_of_memory(error):
+                raise
             reasons[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             continue
         distance = (got - expected).abs().sum(dim=-1).max().item() / 2
