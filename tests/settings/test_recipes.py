@@ -260,6 +260,7 @@ class TestShippedRecipes:
         first = built["model"].quantization == "8bit"
         assert (sft["warmup_steps"], sft["patience"]) == ((20, 5) if first else (0.05, 15))
         assert sft["epochs"] == (10 if "Qwen2.5" in built["model"].base_model else 5)
+        assert sft["activation_checkpointing"] is ("7b" in built["model"].base_model.lower())
         assert prompt["max_length"] == 1024 and prompt["max_history"] == 10
         assert prompt["train_prompt"].startswith("chat" if "Qwen" in built["model"].base_model else "alpaca")
         assert data["eval_sample"] == 5000 and built["run"].seed == 0

@@ -175,7 +175,14 @@ def main(
                     attn_implementation=model.attn_implementation,
                 )
                 prefix = prompts[0][: common_prefix_length(prompts)]
-                decoder = Decoder(network, tokenizer, decoding, shared_prefix=prefix, constraint=constraint)
+                decoder = Decoder(
+                    network,
+                    tokenizer,
+                    decoding,
+                    shared_prefix=prefix,
+                    constraint=constraint,
+                    memory_gib=generate.generate_memory_gib,
+                )
             start = time.perf_counter()
             decode_batches(
                 decoder, prompts, example_ids, batches, numbers, shards.write, quiet=not state.is_main_process

@@ -187,6 +187,12 @@ class GenerateSettings:
     )
     generate_batch_tokens: int = setting(
         65536,
-        "prompt and answer tokens decoded together, at most, beams and padding counted (bounds the KV cache)",
+        "prompt and answer tokens decoded together, at most, beams and padding counted",
         least=1,
+    )
+    generate_memory_gib: float = setting(
+        0.0,
+        "memory for what is decoded together (key-value cache, logits), in GiB, on each process, beside the weights: "
+        "larger batches are cut; 0 = nine tenths of what is free on a GPU, 4 on a CPU (engine: hf)",
+        least=0,
     )
