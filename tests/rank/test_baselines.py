@@ -10,7 +10,7 @@ from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.generations import Examples
 from bigrec_hf.rank.baselines.popularity import popularity_rankings
 from bigrec_hf.rank.baselines.random import random_rankings
-from bigrec_hf.rank.from_scores import baseline_rankings, rank_scores
+from bigrec_hf.ground.from_scores import baseline_rankings, rank_scores
 from bigrec_hf.score.stage import score_rankings
 from bigrec_hf.settings import RankOptions
 

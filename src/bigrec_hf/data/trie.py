@@ -8,7 +8,7 @@ give the mass of any subtree by two look-ups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -44,20 +44,23 @@ class Trie:
 
     @property
     def n_nodes(self) -> int:
+        """Nodes, the root included."""
         return len(self.tokens)
 
     @property
     def n_leaves(self) -> int:
+        """Different sequences."""
         return int(self.leaf_range[0, 1])
 
     @property
     def n_bytes(self) -> int:
+        """Memory of the arrays, in bytes."""
         return sum(array.nbytes for array in vars(self).values() if isinstance(array, torch.Tensor))
 
     def to(self, device: torch.device | str) -> Trie:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-        return Trie(**moved)
+        """The same trie on another device."""
+        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self) if field.name != "depth"}
+        return replace(self, **moved)
 
     def child(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The nodes one token further, -1 where there is none or where `nodes` is -1.  # all (...,) int64"""
@@ -112,7 +115,8 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
     )
     first_child = 1 + np.searchsorted(parents[1:], np.arange(len(parents) + 1))
     arrays = (tokens, first_child, (parents[1:] << TOKEN_BITS) | tokens[1:], leaf, leaf_range)
-    return Trie(*map(torch.from_numpy, arrays), depth=depth), leaf_of_sequence
+    tensors = [torch.from_numpy(array) for array in arrays]
+    return Trie(tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], depth), leaf_of_sequence
 
 
 @dataclass(frozen=True)

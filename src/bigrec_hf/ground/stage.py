@@ -13,19 +13,42 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.fingerprints import file_fingerprint, fingerprint
 from bigrec_hf.common.shards import share_rows
-from bigrec_hf.data.catalog import catalog_source, load_catalog
-from bigrec_hf.data.generations import GENERATIONS_FILE, read_generations
+from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
+from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, Examples, read_generations
+from bigrec_hf.data.item_scores import SCORES_FILE, read_scores
 from bigrec_hf.data.rankings import GENERATIONS_KEY, METADATA_KEY, RANKINGS_SCHEMA, table_settings, write_rankings
 from bigrec_hf.ground.distance import PART_EXAMPLES, ground_answers
+from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.ground.index import open_index
 
 if TYPE_CHECKING:
-    from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RunSettings
+    from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RankOptions, RunSettings
+
+
+def rank_item_scores(folder: Path, answers: Answers, catalog: Catalog, options: RankOptions) -> None:
+    """Write `folder`/rankings.parquet from the scores.safetensors of `generate --decoding exact`; nothing is embedded."""
+    scores = read_scores(folder / SCORES_FILE, answers.example_ids, catalog)
+    examples = Examples(answers.example_ids, answers.targets, answers.histories)
+    table = baseline_rankings(
+        "item scores",
+        lambda start, stop: scores[start:stop],
+        catalog,
+        examples,
+        options,
+        **{GENERATIONS_KEY: file_fingerprint(folder / GENERATIONS_FILE)},
+    )
+    flags = pq.read_table(folder / GENERATIONS_FILE, columns=[C.EMPTY, C.IN_CATALOG, C.IN_HISTORY])
+    for name in flags.column_names:
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), flags[name])
+    write_rankings(table, folder)
+    median = int(np.median(table[C.RANK].to_numpy()))
+    print(f"ground ({folder.name}): {table.num_rows} examples, {len(catalog)} items by score, median rank {median}")
 
 
 def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
@@ -40,6 +63,10 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
     folder = Path(run.run_dir) / run.method
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     answers = read_generations(folder / GENERATIONS_FILE, catalog)
+    if ground.ranking == "scores":
+        if state.is_main_process:
+            rank_item_scores(folder, answers, catalog, ground.options)
+        return state.wait_for_everyone()
     index, encode = open_index(catalog, model, ground, Path(run.run_dir) / "index", state)
     options = ground.options
     file = file_fingerprint(folder / GENERATIONS_FILE)

@@ -13,12 +13,13 @@ from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.generations import GENERATIONS_FILE
+from bigrec_hf.data.item_scores import SCORES_FILE
 from bigrec_hf.data.rankings import HYBRID, RANKINGS_FILE
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.pipeline.steps import Steps
 from bigrec_hf.score import stage as score_stage
-from bigrec_hf.settings import GroundSettings, RunSections
+from bigrec_hf.settings import GenerateSettings, GroundSettings, RunSections
 from bigrec_hf.settings.train import RANKERS
 
 CHOOSING = ("fuse", "rerank")  # on the validation examples' first beams
@@ -42,7 +43,12 @@ def ranking_options(ground: GroundSettings) -> dict[str, Any]:
     return {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
 
 
-def run_rankers(steps: Steps, sections: RunSections, marks: list[str]) -> None:
+def generated_files(folder: Path, generate: GenerateSettings) -> list[Path]:
+    """What `generate` writes into `folder` for the stages after it."""
+    return [folder / name for name in (GENERATIONS_FILE, *([SCORES_FILE] if generate.decoding == "exact" else []))]
+
+
+def run_rankers(steps: Steps, sections: RunSections, marks: list[str | None]) -> None:
     """Run the wanted rankers, each unless it is done. `marks`: of the fine-tuned model's scores and the index."""
     wanted = sections.pipeline.rankers
     if not wanted:
@@ -78,7 +84,7 @@ def generate_validation(steps: Steps, sections: RunSections, texts: list[Any]) -
         lambda: generate_stage.main(run, data, sections.model, sections.prompt, settings),
         label="validation",
         depends=[texts, asdict(sections.generate)],
-        outputs=[folder / run.method / GENERATIONS_FILE],
+        outputs=generated_files(folder / run.method, settings),
         distributed=True,
     )
 

@@ -15,14 +15,13 @@ from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import is_hub_id
 from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.examples import data_mark, load_facts
-from bigrec_hf.data.generations import GENERATIONS_FILE
 from bigrec_hf.data.rankings import RANKINGS_FILE, write_rankings
 from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.ground.index import open_index
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.models.encoder import encoder_name
 from bigrec_hf.models.identity import adapter_fingerprint, model_revision
-from bigrec_hf.pipeline.rankers import check_rankers, ranking_options, run_rankers
+from bigrec_hf.pipeline.rankers import check_rankers, generated_files, ranking_options, run_rankers
 from bigrec_hf.pipeline.seeds import run_seeds
 from bigrec_hf.pipeline.steps import Steps
 from bigrec_hf.prepare import stage as prepare_stage
@@ -68,7 +67,8 @@ def run_recipe(sections: RunSections) -> None:
     inputs = read_inputs(sections)
     check_cutoffs(sections)  # now, not after the training
     adapter = train(steps, sections)
-    index = build_index(steps, sections, inputs)
+    by_scores = sections.ground.ranking == "scores"  # no text is embedded
+    index = None if by_scores else build_index(steps, sections, inputs)
     methods = ["finetuned", *(["zero_shot"] if "zero_shot" in sections.pipeline.baselines else [])]
     texts = {m: generate(steps, sections, m, inputs, adapter if m == "finetuned" else None) for m in methods}
     ranked = {method: ground(steps, sections, method, [texts[method], index]) for method in methods}
@@ -98,6 +98,11 @@ def check_sections(sections: RunSections) -> None:
             "no data: the recipe needs a section `prepare` (source, raw_dir), or `data` with dataset or *_json"
         )
     find_model(sections.model.base_model)
+    if (sections.generate.decoding == "exact") != (sections.ground.ranking == "scores"):
+        raise BigrecError(
+            f"decoding {sections.generate.decoding} (section generate) and ranking {sections.ground.ranking} (section "
+            "ground) do not go together: exact writes the scores that the ranking scores reads; set both or neither"
+        )
     check_rankers(sections.pipeline.rankers, sections.rerank.weights, sections.rerank.scores)
 
 
@@ -214,12 +219,12 @@ def generate(steps: Steps, sections: RunSections, method: str, inputs: Inputs, a
             asdict(settings),
             adapter,
         ],
-        outputs=[steps.folder / method / GENERATIONS_FILE],
+        outputs=generated_files(steps.folder / method, settings),
         distributed=True,
     )
 
 
-def ground(steps: Steps, sections: RunSections, method: str, marks: list[str]) -> str:
+def ground(steps: Steps, sections: RunSections, method: str, marks: list[str | None]) -> str:
     """The rankings of a method's texts; `marks`: of the texts and the index."""
     run, settings = replace(sections.run, method=method), sections.ground
     approximate = [settings.search, settings.n_probe] if settings.search != "exact" else []

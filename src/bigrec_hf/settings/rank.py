@@ -54,8 +54,9 @@ class GroundSettings:
     ranking: str = setting(
         "distance",
         "distance = all items by distance to the first text; hybrid = the titles among all texts first, in that order, "
-        "then the rest by distance (written to <method>_hybrid)",
-        choices=("distance", "hybrid"),
+        "then the rest by distance (written to <method>_hybrid); scores = by the titles' probabilities (decoding exact), "
+        "no encoder needed",
+        choices=("distance", "hybrid", "scores"),
     )
     search: str = setting(
         "exact",
@@ -93,8 +94,9 @@ class RerankSettings:
     texts: str = setting(
         "answers",
         "what items are to be close to: answers = the text that the LM wrote; history = the titles of the example's "
-        "latest items, no LM needed (methods history, history_...; needs --exclude_history true)",
-        choices=("answers", "history"),
+        "latest items, no LM needed (methods history, history_...; needs --exclude_history true); scores = none, items "
+        "cost their negative log-probability (decoding exact)",
+        choices=("answers", "history", "scores"),
     )
     history_items: int = setting(10, "texts: history: latest items whose titles are taken", least=1)
     formulas: list[str] = setting(

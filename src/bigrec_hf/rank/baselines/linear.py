@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.rank.from_scores import rank_scores
+from bigrec_hf.ground.from_scores import rank_scores
 from bigrec_hf.rank.model_selection import mean_metrics
 
 CHUNK = 512  # examples scored together

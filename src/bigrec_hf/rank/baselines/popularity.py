@@ -10,7 +10,7 @@ import pyarrow as pa
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.generations import Examples
-from bigrec_hf.rank.from_scores import baseline_rankings
+from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.settings import RankOptions
 
 

@@ -30,10 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.ground.from_scores import rank_scores
 from bigrec_hf.metrics.ndcg_hr.distances import catalog_mean, centered_norms, squared_distances
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.rank.from_scores import rank_scores
 from bigrec_hf.rank.model_selection import mean_metrics, split_key
 
 FUSIONS = ("min", "weighted", "rrf", "keywords")

@@ -24,11 +24,11 @@ from bigrec_hf.data.catalog import Catalog, catalog_sha256
 from bigrec_hf.data.generations import Answers, answer_flags
 from bigrec_hf.data.rankings import METADATA_KEY, RANKS_BY_METRIC_FILE, rankings_table, target_rows, write_rankings
 from bigrec_hf.ground.distance import embed_texts
+from bigrec_hf.ground.from_scores import rank_scores
 from bigrec_hf.ground.index import CatalogIndex
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.encoder import Encode
-from bigrec_hf.rank.from_scores import rank_scores
 from bigrec_hf.rank.model_selection import (
     CURVE_FILE,
     PLOT_FILE,
@@ -78,6 +78,11 @@ def history_split(answers: Answers, index: CatalogIndex, n_items: int) -> Split:
     texts = [index.catalog.titles[rows[-1]] if rows else "" for rows in latest]
     vectors = [index.embeddings[rows] for rows in latest]
     return Split(replace(answers, texts=texts), closest_costs(vectors, index.embeddings))
+
+
+def score_split(answers: Answers, scores: np.ndarray) -> Split:
+    """Costs = the negative scores, (n, n_items), of a model that scores every item, such as log p of each title."""
+    return Split(answers, lambda start, stop: -scores[start:stop].astype(np.float64))
 
 
 def weight_rows(

@@ -6,7 +6,8 @@ Chooses the strength on `<run_dir>/validation/<method>/generations.parquet`, per
 collaborative model's name there. Files: rankings.parquet (at the value chosen for NDCG@10), ranks_by_metric.parquet (at
 each metric's own), choice.json, curve.parquet, curve.png, and the score stage's.
 
-With `texts: history` no LM's answer is needed: an item costs what it is away from the closest title of the history. The
+With `texts: scores` an item costs its negative log-probability, as `generate --decoding exact` wrote it, instead of a
+distance. With `texts: history` no LM's answer is needed: an item costs what it is away from the closest title of the history. The
 methods are `history` (that distance alone) and `history_...` as above, for the examples that `sasrec` scores.
 """
 
@@ -23,7 +24,7 @@ from bigrec_hf.common.files import read_json
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
 from bigrec_hf.data.examples import catalog_train_counts, own_items
 from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, evaluated_examples, read_generations
-from bigrec_hf.data.item_scores import find_scores, read_facts, read_scores
+from bigrec_hf.data.item_scores import SCORES_FILE, find_scores, read_facts, read_scores
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.ground.index import open_index
@@ -33,6 +34,7 @@ from bigrec_hf.rank.rerank.apply import (
     history_split,
     rank_costs,
     rerank_method,
+    score_split,
     text_split,
     weight_rows,
 )
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 
 HISTORY = "history"  # the setting `texts`, and the method's folder
+SCORES = "scores"  # the setting `texts`
 
 
 def method_name(method: str, formula: str, weights: str, scores: str | None) -> str:
@@ -147,17 +150,23 @@ def main(
     answers = read_answers(run, data, rerank, places, catalog)
     scores, facts = read_scores_of(rerank, places, answers, catalog)
     counts = catalog_train_counts(data, catalog) if set(rerank.weights) - {"scores"} else None
-    index, encode = open_index(catalog, model, ground, folder / "index")
     facts = {"base_method": method, **facts}
-    facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
-    if by_history:
+    if rerank.texts == SCORES:
+        splits = {
+            split: score_split(found, read_scores(places[split] / method / SCORES_FILE, found.example_ids, catalog))
+            for split, found in answers.items()
+        }
+    else:
+        index, encode = open_index(catalog, model, ground, folder / "index")
+        facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
+        splits = {
+            split: history_split(found, index, rerank.history_items) if by_history else text_split(found, index, encode)
+            for split, found in answers.items()
+        }
+    if by_history:  # otherwise `ground` and `score` have done it
         facts["history_items"] = rerank.history_items
-        splits = {split: history_split(found, index, rerank.history_items) for split, found in answers.items()}
-        # with texts, `ground` and `score` have done it
         write_rankings(rank_costs(splits["test"], catalog, ground.options, **facts), folder / HISTORY)
         score_folder(folder / HISTORY, **vars(score), seed=run.seed)
-    else:
-        splits = {split: text_split(found, index, encode) for split, found in answers.items()}
     plain = read_json(folder / method / RESULTS_FILE)
     results = {method: plain} if plain and {f"hr@{k}" for k in score.ks} <= set(plain) else {}
     for formula, weights in itertools.product(rerank.formulas, rerank.weights):

@@ -26,7 +26,7 @@ from bigrec_hf.data.item_scores import SCORES_FILE, write_scores
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.data.sequences import training_sequences
-from bigrec_hf.rank.from_scores import baseline_rankings
+from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.rank.sasrec.model import SasRecModel
 from bigrec_hf.rank.sasrec.trainer import score_histories, train_sasrec
 from bigrec_hf.score.stage import results_table, score_folder

@@ -13,9 +13,9 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.sequences import ItemSequences
+from bigrec_hf.ground.from_scores import rank_scores
 from bigrec_hf.metrics.ndcg_hr.scores import mean_scores
 from bigrec_hf.models.checkpoints import last_checkpoint
-from bigrec_hf.rank.from_scores import rank_scores
 from bigrec_hf.rank.sasrec.model import SasRecConfig, SasRecModel, inclusion_probabilities
 from bigrec_hf.rank.sasrec.windows import WindowDataset, collate, pad_histories, windows
 

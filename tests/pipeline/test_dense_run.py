@@ -1,0 +1,72 @@
+"""A run with the dense objective: titles scored exactly, ranked by probability, mixed with SASRec on validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bigrec_hf import cli
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.data.catalog import load_catalog
+from bigrec_hf.data.item_scores import read_scores
+from tests.helpers.tiny_run import make_run
+
+SASREC = {"sasrec_dim": 8, "sasrec_layers": 1, "sasrec_heads": 1, "sasrec_epochs": 2, "sasrec_batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, raw_movies, tiny_model_dir) -> Path:
+    return make_run(
+        tmp_path_factory.mktemp("dense"),
+        raw_movies,
+        tiny_model_dir,
+        pipeline={"baselines": ["popularity", "zero_shot"], "rankers": ["sasrec", "rerank"]},
+        prompt={"train_prompt": "titles", "short_titles": True, "max_length": 64},
+        sft={"objective": "dense", "loss": "trie", "sample": 0, "learning_rate": 1e-2},
+        generate={"decoding": "exact"},
+        ground={"ranking": "scores"},
+        sasrec=SASREC,
+        rerank={"texts": "scores", "formulas": ["mix", "rrf"], "weights": ["scores"], "scores": "sasrec"},
+    )
+
+
+def test_every_method_is_ranked_and_nothing_was_embedded(run_dir):
+    names = {"finetuned", "zero_shot", "popularity", "sasrec", "finetuned_mix_sasrec", "finetuned_rrf_sasrec"}
+    for name in names:
+        assert (run_dir / name / "results.json").is_file(), name
+    assert not (run_dir / "index").exists()
+
+
+@pytest.mark.parametrize("method", ["finetuned", "zero_shot"])
+def test_ranks_follow_the_scores_which_are_probabilities(run_dir, method):
+    catalog = load_catalog(str(run_dir / "data"))
+    generations = pq.read_table(run_dir / method / "generations.parquet")
+    ids = generations[C.EXAMPLE_ID].to_pylist()
+    scores = read_scores(run_dir / method / "scores.safetensors", ids, catalog)
+    np.testing.assert_allclose(np.exp(scores).sum(axis=1), 1, atol=1e-4)
+    ranks = pq.read_table(run_dir / method / "rankings.parquet")[C.RANK].to_pylist()
+    targets = generations[C.TARGET].to_pylist()
+    assert ranks == [int((row > row[target]).sum()) for row, target in zip(scores, targets, strict=True)]
+    first = [texts[0] for texts in generations[C.TEXTS].to_pylist()]
+    assert first == [catalog.titles[row.argmax()] for row in scores]
+
+
+def test_a_narrow_walk_keeps_the_first_title_and_a_second_run_keeps_everything(run_dir, tmp_path, capsys):
+    recipe = run_dir / "recipe.yaml"
+    assert cli.main(["run", "--config", str(recipe), "--run_dir", str(run_dir)]) == 0
+    assert "done and unchanged" in capsys.readouterr().out
+    options = ["--method", "narrow", "--exact_width", "1", "--adapter", str(run_dir / "adapter"), "--debug"]
+    assert cli.main(["generate", "--config", str(recipe), "--run_dir", str(run_dir), *options]) == 0
+    catalog = load_catalog(str(run_dir / "data"))
+    ids = pq.read_table(run_dir / "narrow" / "generations.parquet")[C.EXAMPLE_ID].to_pylist()
+    scores = read_scores(run_dir / "narrow" / "scores.safetensors", ids, catalog)
+    np.testing.assert_allclose(np.exp(scores).sum(axis=1), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [["--decoding", "beam"], ["--ranking", "distance"]])
+def test_exact_scores_and_their_ranking_go_together(run_dir, flags, capsys):
+    assert cli.main(["run", "--config", str(run_dir / "recipe.yaml"), *flags]) == 2
+    assert "set both or neither" in capsys.readouterr().err
