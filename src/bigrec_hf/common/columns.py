@@ -20,7 +20,7 @@ class Columns:
     TIMESTAMP: Final = "timestamp"  # int64 seconds, null if the source only gives an order
 
     # default (examples): one row per history -> target pair
-    # string, "{user_id}:{position of the target in the user's sequence}"; "{file stem}#{record}" of the reference's JSON
+    # string, "{user_id}:{target's position in the sequence}"; "{file stem}#{record}" for the reference's JSON
     EXAMPLE_ID: Final = "example_id"
     HISTORY: Final = "history"  # list[int32], catalog rows, oldest first
     HISTORY_RATINGS: Final = "history_ratings"  # list[float32] or null

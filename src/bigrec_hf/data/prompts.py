@@ -29,8 +29,8 @@ KEYWORDS_TASK = (
     "List 5 to 8 short keywords that describe this {noun}: its genre, theme, setting, mood, and the series or people "
     'it belongs to. Answer with one line of JSON and nothing else, in this form: {{"keywords": "first, second, third"}}'
 )
-TITLE_LIST = "titles"  # data.title_lists: token ids alone, no running text
-TEMPLATES = ("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced", TITLE_LIST)
+TEMPLATES = ("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced")
+TITLE_LIST = "titles"  # the template of data.title_lists, which writes token ids, no running text
 INPUT_TAIL = "\n "  # the reference ends every input with a line break and one space
 
 

@@ -25,6 +25,7 @@ from bigrec_hf.common.shards import ShardFolder, processes
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.generations import GENERATIONS_FILE, print_summary, write_generations
+from bigrec_hf.data.prompts import TITLE_LIST
 from bigrec_hf.generate import exact
 from bigrec_hf.generate.batches import decode_batches, plan_batches
 from bigrec_hf.generate.constrained import load_constraint
@@ -60,6 +61,8 @@ def main(
         raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
     if generate.decoding == "exact":
         return exact.main(run, data, model, prompt, generate)
+    if (prompt.inference_prompt or prompt.train_prompt) == TITLE_LIST:
+        raise BigrecError(f"the prompt titles is for decoding exact, not {generate.decoding}: set decoding exact")
     decoding = Decoding(
         strategy=generate.decoding,
         num_beams=generate.num_beams,
