@@ -130,9 +130,9 @@ def test_no_local_path_and_no_index_without_need(dry, tiny_run):
 def test_a_local_base_needs_its_name_on_the_hub(tiny_run, tmp_path, capsys):
     flags = ["--run_dir", str(tiny_run), "--repo_id", "alice/x", "--output_dir", str(tmp_path)]
     assert cli.main(["publish", "adapter", *flags]) == 2
-    assert "--base_model ID" in capsys.readouterr().err
+    assert "is a copy of (--base_model)" in capsys.readouterr().err
     assert cli.main(["publish", "adapter", *flags, "--base_model", "./folder"]) == 2
-    assert "is no Hub id" in capsys.readouterr().err
+    assert "is not a Hub id" in capsys.readouterr().err
 
 
 def test_results_of_another_adapter_are_not_published(tiny_run, tmp_path, capsys):
@@ -309,8 +309,8 @@ def test_without_a_token_it_is_a_dry_run(tiny_prepared, tmp_path, capsys, monkey
         (["adapter", "--repo_id", "alice/x@main"], "give a branch with --revision"),
         (["adapter", "--repo_id", "alice/x"], "give --run_dir"),
         (["dataset", "--repo_id", "alice/x"], "--run_dir or --dataset"),
-        (["dataset", "--repo_id", "alice/x", "--dataset", "./nowhere"], "is no folder"),
-        (["adapter", "--repo_id", "alice/x", "--run_dir", "nowhere"], "no finished generate and ground"),
+        (["dataset", "--repo_id", "alice/x", "--dataset", "./nowhere"], "is not a folder"),
+        (["adapter", "--repo_id", "alice/x", "--run_dir", "nowhere"], "lacks a finished generate or ground"),
         (["everything", "--repo_id", "alice/x"], "invalid choice"),
     ],
 )
@@ -334,7 +334,7 @@ def test_tokens_and_local_paths_stop_publishing(tmp_path, monkeypatch):
     check_nothing_private(folder, [])
     token = "hf_" + "a1B2" * 8
     (folder / "training.json").write_text(json.dumps({"trainer_args": {"hub_token": token}}))
-    with pytest.raises(BigrecError, match=r"training\.json holds an access token") as caught:
+    with pytest.raises(BigrecError, match=r"training\.json contains an access token") as caught:
         check_nothing_private(folder, [])
     assert token not in str(caught.value)
     monkeypatch.setenv("HF_TOKEN", "some-other-secret")
@@ -343,7 +343,7 @@ def test_tokens_and_local_paths_stop_publishing(tmp_path, monkeypatch):
         check_nothing_private(folder, [])
     (folder / "training.json").write_text(f'"{tmp_path / "data"}/x"')
     (tmp_path / "data").mkdir()
-    with pytest.raises(BigrecError, match="holds the local path"):
+    with pytest.raises(BigrecError, match="contains the local path"):
         check_nothing_private(folder, [str(tmp_path / "data")])
 
 

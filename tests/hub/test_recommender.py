@@ -102,7 +102,7 @@ A = TITLES[0]
 
 @pytest.mark.parametrize("history", [A, None, 3, {A}, {A: 1}, [None], [[A], A], [A, [A]], [[A, None]], [[1]], [1, 2]])
 def test_what_is_no_history_is_refused(recommender, history):
-    with pytest.raises(BigrecError, match=r"nothing to recommend from|which is no title"):
+    with pytest.raises(BigrecError, match=r"cannot recommend from|which is not a title"):
         recommender.recommend(history)
 
 
@@ -192,7 +192,7 @@ def test_errors_of_loading(run_dir, tmp_path):
         Recommender.from_pretrained("nobody/nothing")
     shutil.copytree(run_dir, tmp_path / "half")
     (tmp_path / "half" / "finetuned" / "rankings.parquet").unlink()
-    with pytest.raises(BigrecError, match="no finished generate and ground"):
+    with pytest.raises(BigrecError, match="lacks a finished generate or ground"):
         Recommender.from_pretrained(tmp_path / "half")
     saved = tmp_path / "newer"
     saved.mkdir()

@@ -121,7 +121,7 @@ def test_unchanged_content_makes_no_commit(hub, tiny_prepared, capsys):
     repo_id = hub.new_id("set")
     for _ in range(2):
         publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id)
-    assert "unchanged, no commit" in capsys.readouterr().out
+    assert "is unchanged" in capsys.readouterr().out
     assert len(hub.requests(f"/api/datasets/{repo_id}/commit/*", "POST")) == 1
 
 
@@ -159,7 +159,9 @@ def test_a_branch_and_a_pull_request(hub, tiny_prepared, tmp_path, capsys):
     assert "facts.json" in hub.api().list_repo_files(repo_id, repo_type="dataset", revision="refs/pr/1")
     # the same again opens no second request; once it is closed, or with other content, one is opened
     publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id, "--create_pr")
-    assert f"the open pull request {hub.endpoint}/datasets/{repo_id}/discussions/1 holds" in capsys.readouterr().out
+    assert (
+        f"the open pull request {hub.endpoint}/datasets/{repo_id}/discussions/1 has the same" in capsys.readouterr().out
+    )
     hub.api().change_discussion_status(repo_id, 1, "closed", repo_type="dataset")
     publish("dataset", "--dataset", tiny_prepared, "--repo_id", repo_id, "--create_pr")
     changed = shutil.copytree(tiny_prepared, tmp_path / "changed")
@@ -181,7 +183,7 @@ def test_forbidden_terms_need_a_private_repository(hub, tiny_prepared, tmp_path,
     hub.api().create_repo(open_id, repo_type="dataset")
     capsys.readouterr()
     publish("dataset", "--dataset", dataset, "--repo_id", open_id, "--private", code=2)
-    assert "open to everyone" in capsys.readouterr().err
+    assert "exists and is public" in capsys.readouterr().err
     assert "facts.json" not in hub.api().list_repo_files(open_id, repo_type="dataset")
 
 
@@ -230,7 +232,7 @@ def snapshot_path(repo_id, file):
 def test_publishing_the_run_again_changes_nothing(hub, published, base, places, tiny_run, capsys):
     names = ["--dataset_repo_id", published + "-data", "--metric_repo_id", places["metric"], "--base_model", base]
     publish("run", "--run_dir", tiny_run, "--repo_id", published, *names)
-    assert capsys.readouterr().out.count("unchanged, no commit") == 4
+    assert capsys.readouterr().out.count("is unchanged") == 4
     assert hub.requests("*/commit/*", "POST") == []
 
 
@@ -457,8 +459,8 @@ def open_facts(repo_id):
 LASTING = {
     "5xx": ({"kind": "status", "status": 503}, "returned 503"),
     "429": ({"kind": "status", "status": 429}, "returned 429"),
-    "409": ({"kind": "status", "status": 409}, "being changed by somebody else"),
-    "412": ({"kind": "status", "status": 412}, "being changed by somebody else"),
+    "409": ({"kind": "status", "status": 409}, "being changed by someone else"),
+    "412": ({"kind": "status", "status": 412}, "being changed by someone else"),
     "cut": ({"kind": "drop_upload", "after": 10}, "cannot be reached"),
 }
 
@@ -491,7 +493,7 @@ def test_somebody_elses_commit_is_never_overwritten(hub, before, tiny_prepared, 
 
     monkeypatch.setattr(HfApi, "create_commit", late)
     publish("dataset", "--dataset", changed_set(tiny_prepared, tmp_path), "--repo_id", repo_id, code=2)
-    assert "changed by somebody else" in capsys.readouterr().err
+    assert "changed by someone else" in capsys.readouterr().err
     assert "other.txt" in api.list_repo_files(repo_id, repo_type="dataset")
 
 

@@ -1,4 +1,4 @@
-"""The base model of what is published: its name on the Hub, and whether the weights there are those that were used."""
+"""The base model of a published adapter: its name on the Hub, and whether the weights there are the ones used."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WEIGHTS = (".safetensors", ".bin")
 
 
 def find_base(source: Source, named: str | None, dry: bool) -> dict[str, Any]:
-    """The base model as it is named on the Hub: repo_id, revision, weights (same, differ, not compared), local.
+    """The base model by its Hub name: repo_id, revision, weights (same, differ, not compared), local.
 
-    A base from the Hub is taken as recorded. A local folder needs `named`; its weight files are compared with the
-    repository's by sha256, where the Hub can be asked. Raises BigrecError where a name is missing.
+    A base model from the Hub is used as recorded. A local folder needs `named`; its weight files are compared with that
+    repository's by sha256 (a `dry` run goes on if the Hub cannot be reached). Raises BigrecError if a name is missing.
     """
     name = source.config.base_model
     recorded, commit = split_revision(name)
@@ -27,10 +27,12 @@ def find_base(source: Source, named: str | None, dry: bool) -> dict[str, Any]:
         return {"repo_id": recorded, "revision": commit, "weights": "same", "local": False}
     if not named:
         raise BigrecError(
-            f"the run's base model is the local folder {name!r}: name the repository it stands for, --base_model ID"
+            f"the run's base model is the local folder {name!r}: give the Hub repository it is a copy of (--base_model)"
         )
     if not is_hub_id(named, bare=True):
-        raise BigrecError(f"--base_model {named!r} is no Hub id: it is where readers fetch the base model, user/name")
+        raise BigrecError(
+            f"--base_model {named!r} is not a Hub id: expected user/name, from which others get the model"
+        )
     repo_id, revision = split_revision(named)
     unknown = {"repo_id": repo_id, "revision": revision, "weights": "not compared", "local": True}
     try:

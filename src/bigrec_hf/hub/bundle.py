@@ -1,7 +1,7 @@
-"""Everything a recommender needs beside weights and catalog, in one file: `bigrec.json` of a published adapter.
+"""Everything a recommender needs besides weights and catalog, in one file: `bigrec.json` of a published adapter.
 
-It is read from that file, or put together from what a run has recorded (`generate.json`, the settings inside
-`rankings.parquet`, `recipe.yaml`): recorded, not inferred, so that the recommender does what the run did.
+It is read from that file, or assembled from what a run has recorded (`generate.json`, the settings inside
+`rankings.parquet`, `recipe.yaml`): recorded, not inferred, so that the recommender does exactly what the run did.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bigrec_hf.settings.recipes import read_recipe
 CONFIG_FILE = "bigrec.json"
 RECIPE_FILE = "recipe.yaml"
 INDEX_FOLDER = "index"
-CHOICE_FILE = "choice.json"  # of reranking
+CHOICE_FILE = "choice.json"  # written by `rerank`
 METHOD = "finetuned"
 FORMAT = 1
 
@@ -40,7 +40,7 @@ class RecommenderConfig:
     template: str
     max_history: int
     max_length: int
-    decoding: dict[str, Any]  # decoding.Decoding's fields, seed included
+    decoding: dict[str, Any]  # the fields of `Decoding`, seed included
     batch_size: int
     batch_tokens: int
     encoder_dtype: str
@@ -48,11 +48,13 @@ class RecommenderConfig:
     memory_mib: int
     exclude_history: bool
     encoder: str | None = None  # None: the base model
-    index: str | None = None  # `index` = the folder of this name beside the file; a Hub id; None = made from `catalog`
+    index: str | None = (
+        None  # `index` = the folder of this name next to the file; a Hub id; None = built from `catalog`
+    )
     attn_implementation: str | None = None
-    catalog: str | None = None  # where `index` is None
-    base_weights: str | None = None  # of a local base, beside the named repository: same, differ, not compared
-    licence: dict[str, str] | None = None  # of the data that the titles come from
+    catalog: str | None = None  # if `index` is None
+    base_weights: str | None = None  # a local base model compared with the repository: same, differ, not compared
+    licence: dict[str, str] | None = None  # license of the data that the titles come from
     gamma: dict[str, Any] | None = None  # method -> formula and values by metric, as `rerank` chose them on validation
     format: int = FORMAT
 
@@ -70,7 +72,7 @@ class Source:
 def locate(name: str) -> Source:
     """The parts of a recommender: a run folder, an adapter folder (in a run, or published) or a Hub id.
 
-    Raises BigrecError where the name stands for none of these.
+    Raises BigrecError if the name is none of these.
     """
     path = Path(split_revision(name)[0])
     if not path.is_dir() and not is_hub_id(name, bare=True):
@@ -88,12 +90,12 @@ def _published(name: str) -> Source:
     file = fetch_file(name, CONFIG_FILE, "model")
     if file is None:
         raise BigrecError(
-            f"{name!r} has no {CONFIG_FILE}: it is no adapter of `bigrec-hf publish adapter` or `save_pretrained`"
+            f"{name!r} has no {CONFIG_FILE}: give an adapter from `bigrec-hf publish adapter` or `save_pretrained`"
         )
     values = json.loads(file.read_text(encoding="utf-8"))
     known = {item.name for item in dataclasses.fields(RecommenderConfig)}
     if values.get("format", 0) > FORMAT or not set(values) <= known:
-        raise BigrecError(f"{name!r} was written by a newer bigrec_hf (format {values.get('format')}): upgrade it")
+        raise BigrecError(f"{name!r} was written by a newer bigrec_hf (format {values.get('format')}): upgrade yours")
     config = RecommenderConfig(**values)
     local = Path(split_revision(name)[0])
     index = config.index
@@ -103,27 +105,29 @@ def _published(name: str) -> Source:
 
 
 def _place(name: str, run_dir: Path, folder: str) -> str:
-    """A recorded name; where it was a folder that is gone, the run's own folder, if it has one."""
+    """A recorded name; if it was a folder that no longer exists, the run's own `folder`, if there is one."""
     if Path(split_revision(name)[0]).exists() or is_hub_id(name) or not (run_dir / folder).is_dir():
         return name
     return str(run_dir / folder)
 
 
 def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
-    """The recommender of a run's fine-tuned model. Raises BigrecError where generate or ground has not been done."""
+    """The recommender of a run's fine-tuned model. Raises BigrecError unless generate and ground are done."""
     import pyarrow.parquet as pq
 
     from bigrec_hf.data.rankings import RANKINGS_FILE, table_settings
     from bigrec_hf.data.run_folder import seed_folders
 
     if not (run_dir / METHOD).is_dir() and seed_folders(run_dir) != [run_dir]:
-        raise BigrecError(f"{run_dir} holds several seeds: name one of them, such as {seed_folders(run_dir)[0]}")
+        raise BigrecError(f"{run_dir} contains several seeds: give one of them, such as {seed_folders(run_dir)[0]}")
     facts = read_json(run_dir / METHOD / "generate.json")
     rankings = run_dir / METHOD / RANKINGS_FILE
     if not facts or not rankings.is_file():
-        raise BigrecError(f"{run_dir} has no finished generate and ground of its adapter: `bigrec-hf run` does both")
+        raise BigrecError(
+            f"{run_dir} lacks a finished generate or ground of its adapter: finish it with `bigrec-hf run`"
+        )
     if not facts["adapter"]:
-        raise BigrecError(f"{run_dir}/{METHOD} was generated without an adapter: nothing to recommend with")
+        raise BigrecError(f"{run_dir}/{METHOD} was generated without an adapter: train one to recommend with")
     grounding = table_settings(pq.read_table(rankings, columns=[]))
     recipe = read_recipe(run_dir / RECIPE_FILE).get("ground", {})
     ground = GroundSettings(**recipe)
@@ -156,7 +160,7 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
 
 
 def _gamma(run_dir: Path) -> dict[str, Any] | None:
-    """What `rerank` chose on validation for this model's answers: {method: formula, parameter, parameters}."""
+    """What `rerank` chose on validation for this model's generations: {method: formula, parameter, parameters}."""
     kept = ("formula", "parameter", "parameters", "validation_examples")
     found = {file.parent.name: read_json(file) for file in sorted(run_dir.glob(f"{METHOD}_*/{CHOICE_FILE}"))}
     return {name: {key: facts[key] for key in kept if key in facts} for name, facts in found.items()} or None
@@ -170,7 +174,7 @@ def _encoder_name(grounding: dict[str, Any]) -> str:
 def _decoding(generate: dict[str, Any], seed: int) -> dict[str, Any]:
     if generate["decoding"] == "debiased":
         raise BigrecError(
-            "decoding debiased needs a collaborative model's scores for the very examples: a recommender has none; "
+            "decoding debiased needs a collaborative model's scores of the examples, which a recommender lacks: "
             "generate with beam or constrained"
         )
     names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens", "temperature", "top_p")
@@ -183,7 +187,7 @@ def _decoding(generate: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _task(data: dict[str, Any], run_dir: Path) -> tuple[str, str, dict[str, str] | None]:
-    """(instruction, what stands before the history, licence of the data) as the run's examples had them."""
+    """(instruction, text before the history, license of the data), as in the run's examples."""
     from bigrec_hf.common.columns import Columns as C
     from bigrec_hf.data.examples import load_facts, load_json_examples
     from bigrec_hf.data.prompts import build_input_prefix, build_instruction
@@ -197,10 +201,12 @@ def _task(data: dict[str, Any], run_dir: Path) -> tuple[str, str, dict[str, str]
 
 
 def _from_training(folder: Path) -> Source:
-    """An adapter of `bigrec-hf sft` alone: prompt and base from its record, decoding and grounding by default."""
+    """An adapter from `bigrec-hf sft` alone: prompt and base model as recorded, decoding and grounding by default."""
     training = read_json(folder / "training.json").get("settings")
     if not training or not training["dataset"]:
-        raise BigrecError(f"{folder} has neither {CONFIG_FILE} nor a training.json naming its data: give a run folder")
+        raise BigrecError(
+            f"{folder} has neither {CONFIG_FILE} nor a training.json that names its data: give a run folder"
+        )
     dataset = _place(training["dataset"][0], folder.parent, "data")
     instruction, prefix, licence = _task({"test_json": [], "dataset": [dataset]}, folder.parent)
     ground = GroundSettings()
@@ -232,12 +238,12 @@ TOKENIZER_PATTERNS = ("vocab.*", "merges.txt", "added_tokens.json")
 
 
 def load_source_index(name: str) -> CatalogIndex:
-    """An index from its folder or Hub id."""
+    """Load an index from its folder or Hub id."""
     return load_index(fetch_folder(name, "dataset", INDEX_FILES) if is_hub_id(name) else name)
 
 
 def write_config(config: RecommenderConfig, folder: Path) -> None:
-    """Write bigrec.json; fields without a value are left out."""
+    """Write bigrec.json; fields that are None are left out."""
     from bigrec_hf.common.files import write_json
 
     write_json(folder / CONFIG_FILE, {key: value for key, value in asdict(config).items() if value is not None})

@@ -1,4 +1,4 @@
-"""Cards of adapters and indexes, filled from what a run recorded. A field that was not recorded is left out."""
+"""Cards of adapters and indexes, filled from what a run has recorded. Fields that were not recorded are left out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bigrec_hf.report.stage import cell_notes, score_tables
 TEMPLATES = Path(__file__).parent / "templates"
 TAGS = ["recommendation", "sequential-recommendation", "bigrec", "lora"]
 PUBLISHED = {"movies": "movie", "video games": "game"}  # noun of the data -> published rows
-HYPER_PARAMETERS = (  # of training.json's settings; names of folders and of data are none
+HYPER_PARAMETERS = (  # settings in training.json that a card shows; names of folders and data sets are not among them
     *("epochs", "learning_rate", "warmup_steps", "global_batch_size", "micro_batch_size", "patience"),
     *("completion_only", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "packing", "length_grouping"),
     *("activation_checkpointing", "evals_per_epoch", "sample", "validation_sample", "train_prompt", "max_history"),
@@ -65,7 +65,7 @@ def cell(value: Any) -> str:
 
 
 def rows(record: dict[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
-    """(name, value) of what was recorded, in the order of `names`."""
+    """(label, value) of each recorded entry, in the order of `names`."""
     return [
         (LABELS.get(name, name).replace("_", " "), cell(record[name]))
         for name in names
@@ -74,7 +74,7 @@ def rows(record: dict[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def eval_results(row: Row, dataset: dict[str, Any]) -> list[Any]:
-    """One EvalResult a metric and K of a method. `dataset`: type (Hub id, or the set's name), name, split, ..."""
+    """One EvalResult per metric and K of a method. `dataset`: type (Hub id, or the set's name), name, split, ..."""
     from huggingface_hub import EvalResult
 
     return [
@@ -97,7 +97,7 @@ def eval_results(row: Row, dataset: dict[str, Any]) -> list[Any]:
 
 
 def remarks(own: Row, rows: Sequence[Row]) -> list[str]:
-    """What a reader would otherwise overlook in the tables, from the numbers themselves."""
+    """Sentences that point out what a reader might overlook in the tables, derived from the numbers."""
     results, found = own.results[0], []
     for row in rows:
         if row.method == own.method or row.method not in METHODS:
@@ -129,8 +129,8 @@ def model_card(
     """README.md of an adapter.
 
     `base`: repo_id, revision, weights. `scored`: the run's rows (rows.load_rows). `training`: training.json. `config`:
-    bigrec.json. `data`: facts of the prepared set, empty where there is none. `dataset_repo`, `index_repo`: Hub ids,
-    `@commit` allowed. `history`: two titles for the snippet.
+    bigrec.json. `data`: facts of the prepared set, empty if there is none. `dataset_repo`, `index_repo`: Hub ids,
+    `@commit` allowed. `history`: two titles for the code example.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -199,7 +199,7 @@ def model_card(
 
 
 def decoding_rows(decoding: dict[str, Any]) -> list[tuple[str, str]]:
-    """The decoding settings that have a say under their strategy."""
+    """The decoding settings that apply to their strategy."""
     beams = ("num_beams", "length_penalty")
     own = {"sample": ("temperature", "top_p", "top_k", "seed"), "greedy": ()}
     return rows(decoding, ("strategy", "max_new_tokens", *own.get(decoding["strategy"], beams)))
@@ -242,7 +242,7 @@ def index_card(
 
 
 def link(repo_id: str, prefix: str = "") -> str:
-    """The page of a repository."""
+    """Address of a repository's page."""
     from huggingface_hub import constants
 
     return "/".join(part for part in (constants.ENDPOINT, prefix, repo_id) if part)

@@ -1,4 +1,4 @@
-"""Pushing one folder to one repository: one commit or none, retried where the network or the Hub fails."""
+"""Push one folder to one repository in a single commit, with retries when the network or the Hub fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 ATTEMPTS = 6
-FIRST_WAIT = 1.0  # seconds; doubled at every attempt, unless the Hub says how long (Retry-After)
+FIRST_WAIT = 1.0  # seconds; doubled after every attempt, unless the Hub sends Retry-After
 LONGEST_WAIT = 120.0
 KEPT = {".gitattributes"}  # the Hub's own file, never deleted
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pushed:
-    """The state of a repository after a push: its commit, and whether this push made it."""
+    """The state of a repository after a push: its commit, and whether this push created it."""
 
     repo_id: str
     commit: str
@@ -36,7 +36,7 @@ class Pushed:
 
 
 def local_files(folder: Path) -> dict[str, Path]:
-    """Path in the repository -> file."""
+    """Path in the repository -> local file."""
     return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
@@ -51,10 +51,11 @@ def push_folder(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> Pushed:
-    """Make the repository hold exactly `folder`, by one commit; by none where it does already.
+    """Make the repository's content exactly that of `folder`, with one commit, or none if it already is.
 
-    The commit names the state it starts from, so that it never mixes with somebody else's. Until it is made, readers
-    see the previous one, complete. `must_be_private`: why an open repository is refused. Raises BigrecError.
+    The commit names its parent, so that it never mixes with someone else's changes; until it is made, readers see the
+    complete previous state. `must_be_private`: the reason why a public repository is refused, if it is. Raises
+    BigrecError for a public repository that must be private, a conflicting change, and errors of the Hub.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -66,9 +67,7 @@ def push_folder(
         is_private = retry(lambda: api.repo_info(repo_id, repo_type=repo_type).private)
         if not is_private and (private or must_be_private):
             reason = must_be_private or "you asked for a private one"
-            raise BigrecError(
-                f"{repo_id} exists and is open to everyone, but {reason}: make it private on the Hub first"
-            )
+            raise BigrecError(f"{repo_id} exists and is public, but {reason}: make it private on the Hub first")
         if revision:
             retry(lambda: api.create_branch(repo_id, branch=branch, repo_type=repo_type, exist_ok=True))
         started_from: str | None = None
@@ -78,16 +77,16 @@ def push_folder(
             head = str(api.repo_info(repo_id, repo_type=repo_type, revision=branch).sha)
             operations = changes(api, Path(folder), repo_id, repo_type, head)
             url = f"{api.endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}"
-            if not operations:  # nothing to do, or an attempt whose answer was lost has done it
+            if not operations:  # nothing to do, or an earlier attempt succeeded and its response was lost
                 return Pushed(repo_id, head, started_from not in (None, head), url)
             if started_from not in (None, head):
                 raise BigrecError(
-                    f"{repo_id} was changed by somebody else during the push: look at {head[:8]}, then publish again"
+                    f"{repo_id} was changed by someone else during the push: check {head[:8]}, then publish again"
                 )
             started_from = head
             if create_pr and (opened := open_request(api, Path(folder), repo_id, repo_type, message)):
                 return opened
-            with warnings.catch_warnings():  # an index in a model repository is meant: it holds parquet
+            with warnings.catch_warnings():  # intended: the index in a model repository is parquet
                 warnings.filterwarnings("ignore", message=".*about to commit a data file.*")
                 done = api.create_commit(
                     repo_id,
@@ -105,13 +104,13 @@ def push_folder(
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code in CONFLICTS:
                 raise BigrecError(
-                    f"{repo_id} is being changed by somebody else ({error.response.status_code}): publish again later"
+                    f"{repo_id} is being changed by someone else ({error.response.status_code}): publish again later"
                 ) from error
             raise
 
 
 def open_request(api: HfApi, folder: Path, repo_id: str, repo_type: str, title: str) -> Pushed | None:
-    """The open pull request of this title that holds exactly `folder`: from an earlier run, or a lost answer."""
+    """The open pull request with this title and content, left by an earlier run or a lost response; None if none."""
     for found in api.get_repo_discussions(
         repo_id, repo_type=repo_type, discussion_type="pull_request", discussion_status="open"
     ):
@@ -125,7 +124,7 @@ def open_request(api: HfApi, folder: Path, repo_id: str, repo_type: str, title: 
 def changes(
     api: HfApi, folder: Path, repo_id: str, repo_type: str, commit: str
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """What turns the repository's state at `commit` into `folder`; new operations at every call."""
+    """The operations that turn the repository's state at `commit` into `folder`; new objects on every call."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import RepoFile
 
@@ -142,7 +141,7 @@ def changes(
 
 
 def _same(file: Path, entry: Any) -> bool:
-    """Whether the repository's file has this content: by sha256 where it is stored apart (LFS), else as git hashes."""
+    """Whether the repository's file has this content, compared by sha256 if it is in LFS, else by git's blob hash."""
     if entry.size != file.stat().st_size:
         return False
     digest = hashlib.sha256() if entry.lfs else hashlib.sha1(f"blob {entry.size}\0".encode())
@@ -156,7 +155,7 @@ CONFLICTS = (409, 412)
 
 
 def retry(action: Callable[[], T]) -> T:
-    """Call `action`, again after a pause where the connection breaks or the Hub answers 409, 412, 429 or 5xx."""
+    """Call `action`, and again after a pause if the connection breaks or the Hub returns 409, 412, 429 or 5xx."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -174,8 +173,8 @@ def retry(action: Callable[[], T]) -> T:
             asked = response.headers.get("Retry-After", "") if response is not None else ""
             if asked.replace(".", "", 1).isdigit():
                 pause = min(float(asked), LONGEST_WAIT)
-            reason = f"the Hub answers {status}" if status else f"the connection broke ({type(error).__name__})"
-            print(f"publish: {reason}; again in {pause:.1f} s ({number} of {ATTEMPTS - 1})", flush=True)
+            reason = f"the Hub returned {status}" if status else f"the connection broke ({type(error).__name__})"
+            print(f"publish: {reason}; retrying in {pause:.1f} s ({number} of {ATTEMPTS - 1})", flush=True)
             time.sleep(pause)
             wait = min(2 * wait, LONGEST_WAIT)
     raise AssertionError("unreachable")

@@ -1,4 +1,4 @@
-"""The exact folder that is pushed, per kind: data set, index, adapter, metric. Nothing here needs a network."""
+"""The exact folder to push, for each kind: data set, index, adapter, metric. Nothing here needs a network."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ TEXT_SUFFIXES = {".json", ".md", ".txt", ".jinja", ".yaml", ".yml", ".py", ".mod
 
 
 def new_folder(folder: Path) -> Path:
-    """An empty folder; one that an earlier dry run wrote (it has a card) gives way. BigrecError for any other."""
+    """Create an empty folder, replacing one from an earlier dry run (it has a card). BigrecError for any other."""
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / "README.md").is_file():
-            raise BigrecError(f"{folder} is no folder of an earlier dry run: choose another --output_dir")
+            raise BigrecError(f"{folder} is not empty and not from a dry run: choose another --output_dir")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -47,7 +47,7 @@ def new_folder(folder: Path) -> Path:
 def dataset_folder(
     dataset: Path, folder: Path, repo_id: str, *, private: bool, permission: bool, models: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """A prepared set with its card for `repo_id`. Returns its facts."""
+    """Write a prepared set with its card for `repo_id`. Returns the set's facts."""
     facts = load_facts(str(dataset))
     shutil.copytree(dataset / "data", folder / "data")
     shutil.copyfile(dataset / "facts.json", folder / "facts.json")
@@ -64,15 +64,16 @@ def dataset_folder(
 
 
 def published_index(source: Source, base: dict[str, Any]) -> CatalogIndex:
-    """A run's index, its fingerprint without local paths: the encoder goes by its Hub id.
+    """A run's index, with a fingerprint that contains no local paths: the encoder is named by its Hub id.
 
-    Where the local copy equals the repository, the commit takes the place of the copy's digest.
+    If the local copy equals the repository, the copy's digest is replaced by the commit. Raises BigrecError for an
+    encoder that is a local folder of its own.
     """
     index = load_source_index(str(source.index))
     encoder = source.config.encoder
     name = base["repo_id"] if encoder is None else split_revision(encoder)[0]
     if Path(name).exists() or name.startswith((".", "/", "~")):
-        raise BigrecError(f"the encoder {name!r} is a local folder: index with one that is on the Hub to publish this")
+        raise BigrecError(f"the encoder {name!r} is a local folder: to publish the index, use an encoder from the Hub")
     changes: dict[str, Any] = {"encoder": name}
     if encoder is None and base["weights"] == "same" and base.get("revision"):
         changes["revision"] = base["revision"]
@@ -80,7 +81,7 @@ def published_index(source: Source, base: dict[str, Any]) -> CatalogIndex:
 
 
 def save_index(index: CatalogIndex, folder: Path) -> None:
-    """Write catalog, embeddings and fingerprint to `folder`, which is created where it is missing."""
+    """Write catalog, embeddings and fingerprint to `folder`, which is created if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     write_index(folder, index.catalog, index.embeddings, index.fingerprint)
 
@@ -94,7 +95,7 @@ def index_folder(
     data: dict[str, Any],
     dataset_repo: str | None,
 ) -> None:
-    """Catalog, embeddings and fingerprint, with a card."""
+    """Write catalog, embeddings and fingerprint, with a card."""
     save_index(index, folder)
     card = index_card(
         repo_id=repo_id,
@@ -119,9 +120,9 @@ def adapter_folder(
     index_repo: str | None,
     license: str | None,
 ) -> None:
-    """Adapter, tokenizer, settings, records and card of a run; with `index`, the index too.
+    """Write adapter, tokenizer, settings, records and card of a run; with `index`, the index too.
 
-    Raises BigrecError where the run's results are those of another adapter.
+    Raises BigrecError if the run's results are those of another adapter.
     """
     run_dir = Path(str(source.run_dir))
     generate = read_json(run_dir / METHOD / "generate.json")
@@ -133,7 +134,7 @@ def adapter_folder(
     training = published_training(run_dir, source, base, dataset_repo)
     scored = load_rows([run_dir])
     results = {row.method: dict(row.results[0]) for row in scored}
-    for values in results.values():  # the encoder is recorded by its path where it is a local folder
+    for values in results.values():  # an encoder in a local folder is recorded by its path
         if "encoder" in values and source.config.encoder is None:
             values["encoder"] = base["repo_id"]
     if training:
@@ -171,12 +172,12 @@ def adapter_folder(
 
 
 def hub_name(base: dict[str, Any]) -> str:
-    """`user/name@commit`, or `user/name` where no commit is known."""
+    """`user/name@commit`, or `user/name` if no commit is known."""
     return f"{base['repo_id']}@{base['revision']}" if base.get("revision") else base["repo_id"]
 
 
 def copy_adapter(adapter: str, folder: Path, base: dict[str, Any]) -> None:
-    """PEFT's files and the tokenizer's, with the base model by its Hub id and commit."""
+    """Copy PEFT's and the tokenizer's files, and name the base model by its Hub id and commit."""
     origin = fetch_folder(adapter, "model", [*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS])
     for pattern in (*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS):
         for file in origin.glob(pattern):
@@ -192,7 +193,7 @@ def name_base(folder: Path, base: dict[str, Any]) -> None:
 
 
 def published_training(run_dir: Path, source: Source, base: dict[str, Any], dataset_repo: str | None) -> dict[str, Any]:
-    """training.json without local paths: base model and data by their Hub names, where they have some."""
+    """training.json without local paths: base model and data are named as on the Hub, if they are there."""
     record = read_json(Path(split_revision(source.adapter)[0]) / "training.json")
     if not record:
         return {}
@@ -206,7 +207,7 @@ def published_training(run_dir: Path, source: Source, base: dict[str, Any], data
 
 
 def metric_folder(folder: Path, repo_id: str) -> None:
-    """The metric as a Space; its card's examples load it by its id."""
+    """Write the metric as a Space; the examples in its card load it by its id."""
     from bigrec_hf.metrics import ndcg_hr
 
     origin = Path(str(ndcg_hr.__file__)).parent
@@ -214,7 +215,7 @@ def metric_folder(folder: Path, repo_id: str) -> None:
         if file.is_file() and file.suffix in TEXT_SUFFIXES:
             shutil.copyfile(file, folder / file.name)
     name = repo_id.split("/")[1]
-    if name != "ndcg_hr":  # `evaluate` looks for a module named like the repository
+    if name != "ndcg_hr":  # `evaluate` looks for a module named after the repository
         (folder / "ndcg_hr.py").rename(folder / f"{name}.py")
     for file in (folder / "README.md", folder / f"{name}.py", folder / "app.py"):
         text = file.read_text(encoding="utf-8")
@@ -223,7 +224,7 @@ def metric_folder(folder: Path, repo_id: str) -> None:
 
 
 def check_nothing_private(folder: Path, paths: Iterable[str]) -> None:
-    """Search every text file for tokens and local paths. Raises BigrecError naming the file, and never a token."""
+    """Search every text file for tokens and local paths. Raises BigrecError naming the file, but never the token."""
     needles = {str(Path.home()) + "/", str(Path.cwd()) + "/"}
     for path in paths:
         if path and "/" in path and Path(path).exists():
@@ -235,9 +236,9 @@ def check_nothing_private(folder: Path, paths: Iterable[str]) -> None:
         text = file.read_text(encoding="utf-8", errors="replace")
         name = file.relative_to(folder)
         if SECRET.search(text) or any(token in text for token in tokens):
-            raise BigrecError(f"{name} holds an access token: remove it from the run's records, and revoke it")
+            raise BigrecError(f"{name} contains an access token: remove it from the run's records, and revoke it")
         found = next((needle for needle in sorted(needles) if needle != "/" and needle in text), None)
         if found is not None:
             raise BigrecError(
-                f"{name} holds the local path {found!r}: nothing was published; remove it from the records"
+                f"{name} contains the local path {found!r}: nothing was published; remove it from the records"
             )

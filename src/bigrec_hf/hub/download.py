@@ -1,6 +1,6 @@
-"""Download: what a recipe names on the Hub, fetched ahead of time; afterwards everything runs with HF_HUB_OFFLINE=1.
+"""Download what a recipe names on the Hub ahead of time, so that everything then runs with HF_HUB_OFFLINE=1.
 
-An interrupted download goes on where it stopped (the Hub client keeps what it has).
+An interrupted download resumes where it stopped (the Hub client keeps partial files).
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def fetch(
     local_dir: str | None = None,
     adapter: bool = False,
 ) -> Path:
-    """Fetch one repository, resuming; returns its folder.
+    """Download one repository, resuming an interrupted download, and return its folder.
 
-    Of a model, by default: configuration, tokenizer, and weights as safetensors, else as `.bin`. `local_dir`: a folder
-    of the repository's name inside it, instead of the cache.
+    By default a model means its configuration, tokenizer and weights (safetensors if there are any, else `.bin`).
+    `local_dir`: download to a folder with the repository's name inside it, instead of to the cache.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -76,7 +76,7 @@ def fetch(
 
 
 def parts_of(adapter: Path) -> list[tuple[str, str, str]]:
-    """(setting, name, type) of what a published adapter needs beside itself: base model, encoder, index."""
+    """(setting, name, type) of what else a published adapter needs: base model, encoder, index, catalog."""
     config = read_json(adapter / CONFIG_FILE)
     names = (("base_model", "model"), ("encoder", "model"), ("index", "dataset"), ("catalog", "dataset"))
     return [
@@ -94,7 +94,7 @@ def fetch_metric(name: str) -> None:
         try:
             evaluate.load(name)
         except FileNotFoundError as error:
-            raise BigrecError(f"{name!r} is no metric on the Hub: expected a Space like user/ndcg_hr") from error
+            raise BigrecError(f"{name!r} is not a metric on the Hub: expected a Space such as user/ndcg_hr") from error
 
 
 def main(
@@ -104,13 +104,16 @@ def main(
     generate: GenerateSettings,
     ground: GroundSettings,
 ) -> None:
-    """Fetch everything the settings name on the Hub; prints where it is."""
+    """Download everything the settings name on the Hub, and print where it is.
+
+    Raises BigrecError if they name nothing there.
+    """
     found = list(named(data, model, generate, ground))
     if not found and not download.metric:
         raise BigrecError(
-            "nothing to download: no setting names a Hub repository (give --config RECIPE, or --base_model)"
+            "nothing to download: no setting names a Hub repository (give --config RECIPE or --base_model)"
         )
-    for setting, name, repo_type in found:  # grows: an adapter names more
+    for setting, name, repo_type in found:  # grows on the way: an adapter names more repositories
         folder = fetch(
             name,
             repo_type,

@@ -1,6 +1,6 @@
-"""Publish: data set, adapter, index, metric, or a whole run, each repository by one commit; or a dry run.
+"""Publish a data set, an adapter, an index, the metric or a whole run, with one commit per repository; or a dry run.
 
-A dry run (asked for, or without a token) writes the exact folder that would be pushed, and says what would happen.
+A dry run (on request, or without a token) writes the exact folder that would be pushed, and says what would happen.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ METRIC_NAME = "ndcg_hr"
 
 
 class Publisher:
-    """How folders reach the Hub in one call: pushed, or only written (dry run)."""
+    """Builds the folders of one `publish` call and pushes them, or only writes them (dry run)."""
 
     def __init__(self, settings: PublishSettings, temporary: str | Path):
-        """`temporary`: an empty folder, where what is pushed is built."""
+        """`temporary`: an empty folder to build in, unless this is a dry run."""
         from huggingface_hub import get_token
 
         self.settings = settings
@@ -41,11 +41,14 @@ class Publisher:
         self.paths = [settings.published_run, settings.published_dataset]
 
     def build(self, repo_id: str, repo_type: str) -> Path:
-        """An empty folder for a repository."""
+        """Create an empty folder for a repository."""
         return folders.new_folder(self.place / f"{repo_type}s" / repo_id)
 
     def send(self, folder: Path, repo_id: str, repo_type: str, licence: dict[str, Any] | None, what: str) -> str | None:
-        """Push a built folder; returns `repo_id@commit`, or None where nothing was pushed."""
+        """Push a built folder; returns `repo_id@commit`, or None in a dry run.
+
+        `licence`: terms of the data in it. Raises BigrecError if it contains a token or a local path.
+        """
         settings = self.settings
         try:
             folders.check_nothing_private(folder, [str(path) for path in self.paths if path])
@@ -61,7 +64,7 @@ class Publisher:
             print("\n".join(f"  {file.stat().st_size:>12,}  {path}" for path, file in files.items()))
             print(f"  {len(files)} files, {size:,} bytes, in {folder}")
             if not self.has_token:
-                print("no token found: `hf auth login` (or HF_TOKEN), then run this again to push")
+                print("no token found: run `hf auth login` (or set HF_TOKEN), then run this again to push")
             return None
         pushed = push_folder(
             folder,
@@ -80,23 +83,23 @@ class Publisher:
 def say(pushed: Pushed, what: str, create_pr: bool) -> None:
     """Print what a push did, with the address of the commit or pull request."""
     if not pushed.changed and "/discussions/" in pushed.url:
-        print(f"{what}: the open pull request {pushed.url} holds the same, no other one is opened")
+        print(f"{what}: the open pull request {pushed.url} has the same content, so no new one is opened")
     elif not pushed.changed:
-        print(f"{what}: {pushed.url} is unchanged, no commit (it is at {pushed.commit})")
+        print(f"{what}: {pushed.url} is unchanged (commit {pushed.commit})")
     else:
         done = "pull request" if create_pr else f"commit {pushed.commit}"
         print(f"{what}: {done}, {pushed.url}")
 
 
 def forbidden(licence: dict[str, Any] | None) -> str | None:
-    """Why data of these terms may not be public; None where they may, or where nothing is known."""
+    """Why data under these terms may not be public; None if it may, or if the terms are unknown."""
     if licence and licence.get("redistribution") == "forbidden":
         return f"the data's terms forbid redistribution ({licence['name']})"
     return None
 
 
 def check_terms(licence: dict[str, Any] | None, settings: PublishSettings, what: str) -> None:
-    """Refuse to publish openly what the data's terms forbid. Raises BigrecError with the reason and the ways out."""
+    """Raise BigrecError, with the reason and the ways out, if the settings would publish what the terms forbid."""
     reason = forbidden(licence)
     if reason and not settings.private and not settings.i_have_permission:
         others = ", --with_index false" if what == "the adapter's index" else ""
@@ -116,7 +119,9 @@ def push_dataset(publisher: Publisher, dataset: str, repo_id: str, models: list[
     settings = publisher.settings
     publisher.paths.append(dataset)
     if not Path(dataset).is_dir():
-        raise BigrecError(f"{dataset!r} is no folder: give the prepared set with --dataset, or its --run_dir")
+        raise BigrecError(
+            f"{dataset!r} is not a folder: give the prepared set with --dataset, or its run with --run_dir"
+        )
     facts = load_facts(dataset)
     check_terms(facts.get("licence"), settings, f"the data set {facts['name']}")
     folder = publisher.build(repo_id, "dataset")
@@ -149,7 +154,7 @@ def run_data(source: Source, settings: PublishSettings) -> tuple[str | None, dic
 def push_index(
     publisher: Publisher, source: Source, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
 ) -> str | None:
-    """Publish a run's catalog index with its card. `base` as of `find_base`, `dataset` a Hub id for the card.
+    """Publish a run's catalog index with its card. `base` as of `find_base`; `dataset`: a Hub id for the card.
 
     Returns as `Publisher.send`. Raises BigrecError where the data's terms forbid publishing the titles.
     """
@@ -199,7 +204,7 @@ def push_adapter(
 
 
 def carry_out(settings: PublishSettings) -> str | None:
-    """Publish as the settings say; returns `repo_id@commit` of the (main) repository, None after a dry run."""
+    """Publish according to the settings; returns `repo_id@commit` of the (main) repository, None after a dry run."""
     with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
         try:
             return publish_kind(settings, temporary)
@@ -208,12 +213,12 @@ def carry_out(settings: PublishSettings) -> str | None:
                 raise
             place = error.filename2 or error.filename or temporary
             raise BigrecError(
-                f"no space left on the disk to build what is published ({place}): free some, or set TMPDIR to another"
+                f"no space left on the disk to build the folder to push ({place}): free some, or move TMPDIR elsewhere"
             ) from error
 
 
 def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
-    """`carry_out` with a folder for what is pushed."""
+    """`carry_out`, with an empty folder `temporary` to build in."""
     kind, repo_id = settings.publish_kind, check_repo_id(settings.repo_id, "--repo_id")
     for flag, name in names_of_run(settings).items() if kind == "run" else ():
         check_repo_id(name, flag)
@@ -229,14 +234,14 @@ def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
     dataset, data = run_data(source, settings)
     if kind == "dataset":
         if dataset is None:
-            raise BigrecError(f"{settings.published_run} was made from JSON files, it has no prepared set to publish")
+            raise BigrecError(f"{settings.published_run} was made from JSON files: it has no prepared set to publish")
         return push_dataset(publisher, dataset, repo_id, [])
     base = find_base(source, settings.published_base, publisher.dry)
     named = settings.dataset_repo_id or (dataset if dataset and is_hub_id(dataset) else None)
     if kind == "index":
         return push_index(publisher, source, base, repo_id, data, named)
     if kind == "adapter":
-        own = source.index if source.index and is_hub_id(source.index) else None  # the run used one of the Hub's
+        own = source.index if source.index and is_hub_id(source.index) else None  # the run used an index from the Hub
         pinned = [pin_name(name, "dataset") if name else None for name in (named, settings.index_repo_id or own)]
         metric = settings.metric_repo_id
         return push_adapter(
@@ -246,7 +251,7 @@ def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
 
 
 def names_of_run(settings: PublishSettings) -> dict[str, str]:
-    """The other repositories of `publish run`, by the flag that names each."""
+    """The further repositories of `publish run`, by the flag that names each."""
     names = {
         "--metric_repo_id": settings.metric_repo_id or f"{str(settings.repo_id).split('/')[0]}/{METRIC_NAME}",
         "--index_repo_id": settings.index_repo_id or f"{settings.repo_id}-index",
@@ -257,7 +262,7 @@ def names_of_run(settings: PublishSettings) -> dict[str, str]:
 def push_run(
     publisher: Publisher, source: Source, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
 ) -> str | None:
-    """Everything of a run; the adapter last, for it names the commits of the others."""
+    """Publish everything in a run; the adapter comes last, because its card names the commits of the others."""
     settings = publisher.settings
     named = settings.dataset_repo_id
     if named and dataset and not is_hub_id(dataset):
@@ -272,13 +277,15 @@ def push_run(
 
 
 def options_to_settings(options: dict[str, Any]) -> PublishSettings:
-    """Keyword arguments named like the flags -> settings."""
+    """The settings for keyword arguments named after the flags. Raises BigrecError for any other name."""
     names = {
         item.metadata.get("flag", f"--{item.name}").removeprefix("--"): item.name for item in fields(PublishSettings)
     }
     unknown = set(options) - set(names)
     if unknown:
-        raise BigrecError(f"{sorted(unknown)[0]!r} is no option of publishing: choose among {', '.join(sorted(names))}")
+        raise BigrecError(
+            f"{sorted(unknown)[0]!r} is not an option of publishing: choose from {', '.join(sorted(names))}"
+        )
     return PublishSettings(**{names[key]: value for key, value in options.items() if value is not None})
 
 
@@ -291,7 +298,7 @@ def publish_adapter(run_dir: str, repo_id: str, **options: Any) -> str:
 
 
 def publish_saved(folder: Path, repo_id: str, *, base_model: str | None = None, **options: Any) -> str:
-    """Push a folder of `Recommender.save_pretrained`; returns the commit."""
+    """Push a folder of `Recommender.save_pretrained`; returns the commit. Raises BigrecError without token or card."""
     from bigrec_hf.hub.bundle import locate, write_config
 
     settings = replace(options_to_settings(options), repo_id=repo_id, publish_kind="adapter")
@@ -312,7 +319,7 @@ def publish_saved(folder: Path, repo_id: str, *, base_model: str | None = None, 
 
 def _commit(pushed: str | None) -> str:
     if pushed is None:
-        raise BigrecError("nothing was pushed: no token found; `hf auth login`, or set HF_TOKEN")
+        raise BigrecError("nothing was pushed, as no token was found: run `hf auth login`, or set HF_TOKEN")
     return str(split_revision(pushed)[1])
 
 

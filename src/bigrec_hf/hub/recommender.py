@@ -4,8 +4,8 @@
     recommender = Recommender.from_pretrained("user/adapter")  # a Hub id, an adapter folder or a run folder
     recommender.recommend(["Toy Story (1995)", "Heat (1995)"], top_k=10)
 
-The steps are those of a run (prompt, decoding, embedding, exact ranks) through the same functions. On a CPU the same
-histories in the same order give, bit for bit, what the run's `rankings.parquet` holds.
+It takes the steps of a run (prompt, decoding, embedding, exact ranks) with the same functions. On a CPU the same
+histories in the same order reproduce the run's `rankings.parquet` bit for bit.
 """
 
 from __future__ import annotations
@@ -51,8 +51,12 @@ from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.encoder import Encode, encoder_fingerprint, lazy_encode
 from bigrec_hf.models.loading import load_generator, load_tokenizer
 
-RECORDS = ("README.md", "training.json", "results.json")  # of a published adapter: the card, and what it refers to
-PROGRESS_FROM = 32  # histories, from which on a progress bar shows
+RECORDS = (
+    "README.md",
+    "training.json",
+    "results.json",
+)  # in a published adapter: the card, and the records it refers to
+PROGRESS_FROM = 32  # number of histories from which a progress bar is shown
 
 
 @dataclass(frozen=True)
@@ -67,17 +71,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What one history gets: items, nearest first (none for an empty text), and the text they were grounded from."""
+    """The result for one history: items, nearest first (none for an empty text), and the text they are grounded in."""
 
     text: str
     items: list[Item]
     texts: list[str] = field(default_factory=list)  # all generated texts, best first; `text` is the first
     scores: list[float] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)  # history titles that stand in no catalog row
+    unknown: list[str] = field(default_factory=list)  # history titles that are not in the catalog
 
 
 class Recommender:
-    """A fine-tuned language model, its prompt, and the catalog index that grounds what it writes."""
+    """A fine-tuned language model, its prompt, and the catalog index that grounds its generations."""
 
     def __init__(
         self,
@@ -91,8 +95,8 @@ class Recommender:
         """Use `from_pretrained`. `encode`: texts -> (n, d) float32, by the encoder that made the index."""
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.index, self.encode, self.source = index, encode, source
-        self._constraint: Constraint | None = None  # built when it is needed: the catalog's titles as a trie
-        self._generation_config = copy.deepcopy(model.generation_config)  # the Decoder empties the model's own
+        self._constraint: Constraint | None = None  # the catalog's titles as a trie, built when first needed
+        self._generation_config = copy.deepcopy(model.generation_config)  # the Decoder clears the model's own
 
     @classmethod
     def from_pretrained(
@@ -107,9 +111,9 @@ class Recommender:
     ) -> Recommender:
         """Load a recommender from a Hub id (`user/name[@revision]`), an adapter folder or a run folder.
 
-        `device`: default the GPU if there is one. `quantization` (none, 8bit, 4bit), `dtype`, `attn_implementation`:
-        default as the run generated. `base_model`: another place of the same base model. Raises BigrecError in one
-        line for a name that is nothing of the kind, and where the index was made by another encoder.
+        `device` defaults to the GPU if there is one; `quantization` (none, 8bit, 4bit), `dtype` and
+        `attn_implementation` default to those the run generated with. `base_model`: another location of the same base
+        model. Raises BigrecError if the name is none of the three, or if the index was made by another encoder.
         """
         source = locate(pin_name(str(name), "model"))
         changes: dict[str, Any] = {
@@ -128,13 +132,13 @@ class Recommender:
             warnings.warn(
                 f"the catalog was encoded by a local copy of {split_revision(encoder)[0]}, whose weights "
                 f"{'differ from' if config.base_weights == 'differ' else 'were not compared with'} the repository's: "
-                "distances of texts that are no catalog title are approximate",
+                "distances of texts other than catalog titles are approximate",
                 stacklevel=2,
             )
         elif wrong:
             raise BigrecError(
-                f"the index of {name} was made with {wrong[0]} {index.fingerprint.get(wrong[0])!r}, its encoder has "
-                f"{expected[wrong[0]]!r}: give the base model it was made with (base_model=)"
+                f"the index of {name} was made with {wrong[0]} {index.fingerprint.get(wrong[0])!r}, but its encoder "
+                f"has {expected[wrong[0]]!r}: give the base model it was made with (base_model=)"
             )
         tokenizer = load_tokenizer(base, padding_side="left")
         model = load_generator(
@@ -165,11 +169,11 @@ class Recommender:
     ) -> Recommendation | list[Recommendation]:
         """The `top_k` items for one history (titles, oldest first), or for each of a list of histories.
 
-        Titles that stand in no catalog row are taken as the text they are, and listed in `unknown`. A batch of no
-        histories gives an empty list; `[[]]` is one user without any. `example_ids` (one a history) seed sampled
-        answers; by default the history does, so that the draws are the same in any batch. In float32 the items do not
-        depend on the batch, only the last bits of distances; in 16 bits near-tied tokens may fall out differently.
-        Raises BigrecError for a text in place of a list, a title that is no text, and a `top_k` below 1.
+        Titles that are not in the catalog are used verbatim, and listed in `unknown`. An empty batch gives an empty
+        list; `[[]]` is one user without a history. `example_ids` (one per history) seed sampled generations; by default
+        the history does, so that the samples are the same in any batch. In float32 the items do not depend on the
+        batch, only the last bits of the distances do; in 16 bits, near-tied tokens may come out differently. Raises
+        BigrecError for a string instead of a list, a title that is not a string, or a `top_k` below 1.
         """
         top_k = check_top_k(top_k)
         histories, single = as_histories(history)
@@ -234,14 +238,14 @@ class Recommender:
         return texts, scores
 
     def _ground(self, texts: list[str], histories: list[list[str]], top_k: int) -> list[list[Item]]:
-        """The nearest items of every text; none for an empty one."""
+        """The nearest items for every text; none for an empty one."""
         catalog = self.index.catalog
         full = [i for i, text in enumerate(texts) if clean_title(text)]
         found: list[list[Item]] = [[] for _ in texts]
         if not full:
             return found
         exclude = None
-        if self.config.exclude_history:  # every row with the title: a text cannot say which of them was meant
+        if self.config.exclude_history:  # every row with the title: nothing tells which of them was meant
             rows = catalog.rows_by_title
             exclude = [[row for title in histories[i] for row in rows.get(clean_title(title), [])] for i in full]
         vectors = embed_texts([texts[i] for i in full], self.index, self.encode)
@@ -259,13 +263,13 @@ class Recommender:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write adapter, tokenizer, settings and index to `folder`, which `from_pretrained` (and PEFT) can load.
 
-        Of a published adapter also its card and records, so that pushing it back changes nothing.
+        For a published adapter also its card and records, so that pushing it back changes nothing.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         patterns = [*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS]
         origin = fetch_folder(self.source.adapter, "model", [*patterns, *RECORDS, CONFIG_FILE])
-        if (origin / CONFIG_FILE).is_file():  # published: its records name no local paths, those of a run do
+        if (origin / CONFIG_FILE).is_file():  # published: unlike a run's, its records contain no local paths
             patterns += RECORDS
         for file in (file for pattern in patterns for file in origin.glob(pattern)):
             if file.resolve() != (folder / file.name).resolve():
@@ -278,11 +282,11 @@ class Recommender:
         return folder
 
     def push_to_hub(self, repo_id: str, *, base_model: str | None = None, **options: Any) -> str:
-        """Publish to the Hub in one commit and return the commit; `options` as the flags of `bigrec-hf publish adapter`
-        (private, revision, create_pr, message, license, i_have_permission).
+        """Publish to the Hub in one commit, and return the commit.
 
-        From a run folder the card shows the run's results. A base model that is a local folder needs `base_model`, its
-        id on the Hub. Raises BigrecError in one line.
+        `options` are those of `bigrec-hf publish adapter` (private, revision, create_pr, message, license,
+        i_have_permission). If this was loaded from a run folder, the card shows the run's results. If the base model is
+        a local folder, `base_model` must be its id on the Hub. Raises BigrecError if anything prevents publishing.
         """
         from bigrec_hf.hub.publish import publish_adapter, publish_saved
 
@@ -297,7 +301,7 @@ def _history_id(titles: Sequence[str]) -> str:
 
 
 def _open_index(source: Source, encode: Encode, encoder: dict[str, str]) -> CatalogIndex:
-    """The source's index; where it has none, one made from its catalog."""
+    """The source's index; if it has none, one built from its catalog."""
     if source.index is not None:
         return load_source_index(source.index)
     if source.config.index == INDEX_FOLDER:  # in the adapter's own repository
