@@ -18,7 +18,21 @@ from pathlib import Path
 
 from benchmarks.common import HEADER, RESULTS, ROOT, markdown_row, plot_cost, read_rows, thread_count
 
-NAMES = (*("machine", "startup", "prepare", "sft", "gamma", "generate", "constrained", "encode", "ground", "metric"),)
+NAMES = (
+    *(
+        "machine",
+        "startup",
+        "prepare",
+        "sft",
+        "dense",
+        "gamma",
+        "generate",
+        "constrained",
+        "encode",
+        "ground",
+        "metric",
+    ),
+)
 README = Path(__file__).resolve().parent / "README.md"
 START, END = "<!-- results -->", "<!-- /results -->"
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bigrec_hf import cli
@@ -235,3 +237,22 @@ def test_labels(method, label):
 def test_figures_that_are_not_there_are_a_dash(run):
     row = load_rows([run])[0]
     assert format_score(row, "hr@99") == "-"
+
+
+def test_the_first_examples_are_told_in_words(tiny_run):
+    text = build_report([tiny_run])
+    rankings = pq.read_table(tiny_run / "finetuned" / "rankings.parquet").to_pylist()
+    generations = pq.read_table(tiny_run / "finetuned" / "generations.parquet").to_pylist()
+    titles = pq.read_table(tiny_run / "data" / "data" / "items" / "train.parquet")["title"].to_pylist()
+    assert "The first 3 examples" in text
+    for example, ranking in list(zip(generations, rankings, strict=True))[:3]:
+        assert f"next in truth: {example['target_title']} (rank {ranking['rank'] + 1})" in text
+        assert "; ".join(titles[row] for row in ranking["top_rows"][:5]) in text
+
+
+def test_a_run_without_its_data_has_no_examples(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "moved")
+    facts = json.loads((tmp_path / "moved" / "finetuned" / "generate.json").read_text())
+    facts["data"] |= {"dataset": [str(tmp_path / "gone")], "catalog": None}
+    (tmp_path / "moved" / "finetuned" / "generate.json").write_text(json.dumps(facts))
+    assert "The first" not in build_report([tmp_path / "moved"])

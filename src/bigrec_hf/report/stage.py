@@ -27,6 +27,7 @@ from bigrec_hf.report.rows import (
     markdown_table,
     row_labels,
 )
+from bigrec_hf.report.samples import sample_recommendations
 from bigrec_hf.settings import ReportSettings
 
 
@@ -154,6 +155,10 @@ def report_text(
     if breakdown:
         for paragraph in breakdown_tables(rows, break_down_rows(rows)):
             parts += [paragraph, ""]
+    for name, run_dir in zip(names, run_dirs, strict=True):
+        samples = sample_recommendations(seed_folders(run_dir)[0] / "finetuned")
+        if samples:
+            parts += [f"The first {len(samples)} examples of {name}, as drawn:", "", *samples, ""]
     if published:
         parts += [published_table(published), ""]
         parts += ["Published rows: 5,000 examples of the full data sets, llama-7b encoder; other data, other rows.", ""]
