@@ -31,8 +31,7 @@ from bigrec_hf.report import stage as report_stage
 from bigrec_hf.score import stage as score_stage
 from bigrec_hf.settings import DataSettings, RunSections
 from bigrec_hf.settings.recipes import to_yaml
-
-BASELINES = ("random", "popularity", "cooccurrence", "zero_shot")
+from bigrec_hf.settings.train import BASELINES
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from bigrec_hf.prepare.protocols import d3_titles, long_titles
 from bigrec_hf.prepare.sources import amazon, movielens, sequences, tabular
 from bigrec_hf.prepare.sources.base import RawData
 from bigrec_hf.settings import PrepareSettings
+from bigrec_hf.settings.prepare import SOURCES
 
 
 def source_files(settings: PrepareSettings) -> dict[str, Path]:
@@ -34,9 +35,7 @@ def source_files(settings: PrepareSettings) -> dict[str, Path]:
         return tabular.find_tabular_files(folder, ratings, items)
     if settings.source == "reference-json":
         return reference_json.find_reference_files(folder, items)
-    raise BigrecError(
-        f"unknown source {settings.source!r}: choose movielens, amazon, tabular, sequences, reference-json"
-    )
+    raise BigrecError(f"unknown source {settings.source!r}: choose one of {', '.join(SOURCES)}")
 
 
 def read_source(settings: PrepareSettings, files: dict[str, Path]) -> RawData:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from bigrec_hf.settings.field import setting
 
+SOURCES = ("movielens", "amazon", "tabular", "sequences", "reference-json")
+
 
 @dataclass(frozen=True)
 class PrepareSettings:
@@ -14,7 +16,7 @@ class PrepareSettings:
     source: str | None = setting(
         None,
         "kind of raw files",
-        choices=("movielens", "amazon", "tabular", "sequences", "reference-json"),
+        choices=SOURCES,
     )
     raw_dir: str | None = setting(None, "folder of the raw files, which are found by their usual names")
     preset: str = setting(

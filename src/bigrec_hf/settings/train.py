@@ -7,6 +7,7 @@ from typing import Any
 
 from bigrec_hf.settings.field import setting
 
+BASELINES = ("random", "popularity", "cooccurrence", "zero_shot")  # of `run`
 RANKERS = ("sasrec", "fuse", "rerank", "constrained", "debias")  # of `run`, in the order in which they run
 RUN_STAGES = ("prepare", "sft", "index", "generate", "ground", "score", *RANKERS, "report")
 
@@ -29,13 +30,13 @@ class PipelineSettings:
     """What `run` does beside the fine-tuned model."""
 
     baselines: list[str] = setting(
-        ["random", "popularity", "cooccurrence", "zero_shot"],
-        "scored on the same examples, any of: random, popularity, cooccurrence, zero_shot",
+        list(BASELINES),
+        f"scored on the same examples, any of: {', '.join(BASELINES)}",
     )
     rankers: list[str] = setting(
         [],
-        "more rankings with the same adapter, beside it in the report, any of: sasrec, fuse, rerank, constrained, "
-        "debias (with sections of their own; what is to be chosen is chosen on validation examples)",
+        f"more rankings with the same adapter, beside it in the report, any of: {', '.join(RANKERS)} "
+        "(with sections of their own; what is to be chosen is chosen on validation examples)",
     )
     constrained_beams: int = setting(10, "beams of the ranker `constrained`", least=1)
     from_stage: str | None = setting(
