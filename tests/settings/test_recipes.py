@@ -92,7 +92,7 @@ class TestReading:
             ("sfft: {epochs: 1}", "did you mean 'sft'"),
             ("model: {epochs: 1}", "belongs in section `sft`"),
             ("epochs: 1", "belongs in section `sft`"),
-            ("sft: {zzz: 1}", "valid keys: sample"),
+            ("sft: {zzz: 1}", "valid keys: objective"),
             ("sft: {epochs: many}", "epochs in section `sft` .* 'many': expected float"),
             ("sft: {lora_r: 1.5}", "expected int"),
             ("sft: {packing: 1}", "expected bool"),
