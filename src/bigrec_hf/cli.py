@@ -17,7 +17,7 @@ from bigrec_hf.settings.recipes import add_retired_arguments, add_section_argume
 
 @dataclass(frozen=True)
 class Stage:
-    """One subcommand: its module, its sections of settings, what `--output_dir` means for it."""
+    """One subcommand: its module, its sections of settings, and the setting that `--output_dir` stands for."""
 
     module: str
     sections: tuple[str, ...]
@@ -28,56 +28,66 @@ class Stage:
 STAGES = {
     "prepare": Stage("prepare.stage", ("prepare",), "raw ratings or reviews -> prepared data set", "prepared_dir"),
     "sft": Stage("sft.stage", ("run", "data", "model", "prompt", "sft"), "LoRA fine-tuning -> adapter", "adapter_dir"),
-    "generate": Stage("generate.stage", ("run", "data", "model", "prompt", "generate"), "LM writes titles", "run_dir"),
-    "ground": Stage("ground.stage", ("run", "data", "model", "ground"), "texts -> ranks in the catalog", "run_dir"),
-    "score": Stage("score.stage", ("run", "score"), "ranks -> NDCG@K, HR@K with intervals", "run_dir"),
+    "generate": Stage(
+        "generate.stage",
+        ("run", "data", "model", "prompt", "generate"),
+        "generate titles with the language model",
+        "run_dir",
+    ),
+    "ground": Stage(
+        "ground.stage", ("run", "data", "model", "ground"), "generated titles -> rankings of the catalog", "run_dir"
+    ),
+    "score": Stage("score.stage", ("run", "score"), "rankings -> NDCG@K and HR@K with intervals", "run_dir"),
     "rerank": Stage(
         "rank.rerank.stage",
         ("run", "data", "model", "ground", "score", "rerank"),
-        "distances weighted by popularity or a collaborative model, chosen on validation",
+        "distances combined with popularity or a collaborative model",
         "run_dir",
     ),
     "debias": Stage(
         "rank.debias",
         ("run", "data", "model", "prompt", "generate", "ground", "score", "debias"),
-        "beams mixed with a collaborative model's scores, the LM's share chosen on validation",
+        "D3 decoding: beams mixed with a collaborative model's scores",
         "run_dir",
     ),
     "keywords": Stage(
-        "generate.keywords", ("run", "data", "model", "keywords"), "LM writes keywords of titles", "run_dir"
+        "generate.keywords", ("run", "data", "model", "keywords"), "describe titles by keywords, for `fuse`", "run_dir"
     ),
     "fuse": Stage(
         "rank.fuse.stage",
         ("run", "data", "model", "ground", "score", "fuse"),
-        "several texts an example -> one ranking, chosen on validation",
+        "all generated titles of an example -> one ranking",
         "run_dir",
     ),
     "evaluate": Stage(
         "score.evaluate",
         ("evaluate", "data", "model", "ground", "score"),
-        "ground + score of any prediction file, the reference's JSON included",
+        "ground and score any prediction file, including the reference's JSON",
     ),
     "sasrec": Stage(
         "rank.sasrec.stage",
         ("run", "data", "ground", "score", "sasrec"),
-        "SASRec baseline: train, rank, score",
+        "train SASRec, rank and score",
         "run_dir",
     ),
     "run": Stage("pipeline.run", RUN_SECTIONS, "all stages from one recipe; done stages are skipped", "run_dir"),
-    "report": Stage("report.stage", ("report",), "one table over runs, baselines and published rows", "report_path"),
+    "report": Stage("report.stage", ("report",), "one table of runs, baselines and published rows", "report_path"),
     "publish": Stage(
-        "hub.publish", ("publish",), "data set, adapter, index, metric or a whole run -> the Hub", "publish_dir"
+        "hub.publish",
+        ("publish",),
+        "publish a data set, adapter, index, metric or a whole run on the Hub",
+        "publish_dir",
     ),
     "download": Stage(
         "hub.download",
         ("download", "data", "model", "generate", "ground"),
-        "what a recipe names on the Hub -> the cache, for work offline",
+        "download what a recipe names on the Hub, for offline use",
     ),
 }
 
 
 def build_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of one stage: `--config`, `--debug` and one flag for every field of the stage's sections."""
+    """Return the parser of one stage: `--config`, `--debug` and one flag for every field of its sections."""
     stage = STAGES[name]
     parser = argparse.ArgumentParser(
         prog=f"bigrec-hf {name}",
@@ -112,7 +122,7 @@ def _usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage. Exit codes: 0 done, 1 an unexpected error, 2 bad input or usage, 130 interrupted."""
+    """Run one stage and return the exit code: 0 done, 1 unexpected error, 2 bad input or usage, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -126,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     stage = STAGES[argv[0]]
     try:
         given = vars(build_parser(argv[0]).parse_args(argv[1:]))
-    except SystemExit as stop:  # argparse has printed help or its message
+    except SystemExit as stop:  # argparse has printed help or an error message
         return int(stop.code or 0)
     debug = given.pop("debug")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise

@@ -110,7 +110,7 @@ def test_foreign_files_are_left_alone(tmp_path, owned):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/letters.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    for name, message in (("folder", "no index .it holds 'letters.txt'.*--index_dir"), ("file", "file is a file")):
+    for name, message in (("folder", "not an index .it holds 'letters.txt'.*--index_dir"), ("file", "file is a file")):
         with pytest.raises(BigrecError, match=message):
             build_index(tmp_path / name, CATALOG, Counter(), ENCODER, owned=owned, progress=False)
     assert [f.name for f in (tmp_path / "folder").iterdir()] == ["letters.txt"]

@@ -89,7 +89,7 @@ def test_folders_of_a_seed(tmp_path):
     ("changes", "message"),
     [
         ({"pipeline": PipelineSettings(seeds=[1, 1])}, "distinct"),
-        ({"pipeline": PipelineSettings(seeds=[-1])}, "from 0 on"),
+        ({"pipeline": PipelineSettings(seeds=[-1])}, "of at least 0"),
         ({"sft": SftSettings(adapter_dir="mine")}, "'mine' is one folder for 2 seeds"),
         ({"run": RunSettings()}, "no run folder"),
     ],

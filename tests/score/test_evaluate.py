@@ -107,7 +107,7 @@ def test_a_byte_order_mark_is_no_part_of_the_json(place):
 
 def test_half_a_surrogate_pair_is_replaced_and_counted(place, capsys):
     run(place, [write_json(place / "p.json", [{**RECORDS[0], "predict": ["\ud83d a"]}, RECORDS[1]])])
-    assert "p.json: 1 of 2 answers hold half a surrogate pair, read as U+FFFD" in capsys.readouterr().err
+    assert "p.json: 1 of 2 predictions hold half a surrogate pair, read as U+FFFD" in capsys.readouterr().err
     answers = read_predictions(place / "p.json", load_catalog(place / "id2name.txt"))
     assert answers.texts == ["\ufffd a", "f"]
 

@@ -1,1 +1,1 @@
-"""From a text to a ranking of the catalog."""
+"""Grounding: from a generated text to a ranking of the catalog."""

@@ -1,4 +1,4 @@
-"""`accelerate launch ... -m bigrec_hf.ground`: the stage on several processes, the same as `bigrec-hf ground`."""
+"""`accelerate launch ... -m bigrec_hf.ground`: run the stage on several processes, like `bigrec-hf ground` on one."""
 
 import sys
 

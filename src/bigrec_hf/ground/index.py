@@ -1,10 +1,10 @@
-"""The catalog index: one embedding a catalog row, with a fingerprint of everything that has a say in them.
+"""The catalog index: one embedding per catalog row, with a fingerprint of everything that determines them.
 
-Folder: `embeddings.safetensors` (`embeddings`, (n_items, d) float32), `catalog.parquet` (row, item_id, title) and
-`fingerprint.json`, which is written last: a folder without it is no index. What the fingerprint compares: the encoder
-(a local folder by the sha256 of its configuration, tokenizer and weights, wherever it lies; a Hub model by name and
-commit), its kind, dtype, template, and the catalog's sha256. Library versions and batch size are not compared: they
-change the vectors by float32 rounding only.
+The folder holds `embeddings.safetensors` (`embeddings`, (n_items, d) float32), `catalog.parquet` (row, item_id, title)
+and `fingerprint.json`, which is written last: a folder without it is not an index. The fingerprint covers the encoder
+(a local folder by the sha256 of its configuration, tokenizer and weights, wherever it is; a Hub model by name and
+commit), its kind, dtype and template, and the sha256 of the catalog. Library versions and batch size are not covered:
+they change the vectors only by float32 rounding.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ EMBEDDINGS_FILE = "embeddings.safetensors"
 CATALOG_FILE = "catalog.parquet"
 FINGERPRINT_FILE = "fingerprint.json"
 INDEX_FILES = (EMBEDDINGS_FILE, CATALOG_FILE, FINGERPRINT_FILE)
-TEMPLATE = "bare title"  # without outer white space and quotes (clean_title), no prompt around it
+TEMPLATE = "bare title"  # without surrounding white space and quotes (clean_title), and without a prompt
 PARTS_FOLDER = ".parts"
-PART_TITLES = 2048  # titles a part: what a kill can lose, and the least that a process takes
+PART_TITLES = 2048  # titles per part: the most that a killed process loses, and the smallest unit of work of a process
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class CatalogIndex:
 
 
 def index_fingerprint(catalog: Catalog, encoder: dict[str, str]) -> dict[str, Any]:
-    """What an index of this catalog and this encoder (`encoder_fingerprint`) must carry."""
+    """Return the fingerprint of an index of this catalog by this encoder (`encoder_fingerprint`)."""
     return {**encoder, "template": TEMPLATE, "catalog_sha256": catalog_sha256(catalog), "n_items": len(catalog)}
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Names of the fields in which an index is not what is expected; a local encoder's name (its path) is no field."""
+    """Return the names of the fields that differ from `expected`; the path of a local encoder is ignored."""
     names = [name for name in expected if found.get(name) != expected[name]]
     if "encoder" in names and "revision" not in names and str(expected.get("revision")).startswith("sha256:"):
         names.remove("encoder")
@@ -70,13 +70,14 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 def read_fingerprint(index_dir: str | Path) -> dict[str, Any] | None:
-    """The fingerprint of the index in a folder; None where there is no complete index."""
+    """Return the fingerprint of the index in a folder; None if there is no complete index."""
     file = Path(index_dir) / FINGERPRINT_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def load_index(index_dir: str | Path, expected: dict[str, Any] | None = None) -> CatalogIndex:
-    """Read an index; refuse it where its fingerprint is not `expected` (any of `index_fingerprint`'s fields)."""
+    """Read an index. Raises BigrecError if it is incomplete or damaged, or its fingerprint differs from `expected` (any
+    fields of `index_fingerprint`)."""
     from safetensors.numpy import load_file
 
     folder = Path(index_dir)
@@ -88,16 +89,16 @@ def load_index(index_dir: str | Path, expected: dict[str, Any] | None = None) ->
     if wrong:
         name = wrong[0]
         raise BigrecError(
-            f"the index in {folder} has {name} {found.get(name)!r}, this run needs {expected[name]!r}: "
-            "name another --index_dir, or delete that folder to have it built again"
+            f"the index in {folder} has {name} {found.get(name)!r}, but this run needs {expected[name]!r}: "
+            "name another --index_dir, or delete that folder to rebuild it"
         )
     table = pq.read_table(folder / CATALOG_FILE)
     catalog = Catalog(table[C.ITEM_ID].to_pylist(), table[C.TITLE].to_pylist())
     embeddings = load_file(folder / EMBEDDINGS_FILE)["embeddings"]
     if embeddings.shape != (found["n_items"], found["dim"]) or len(catalog) != found["n_items"]:
         raise BigrecError(
-            f"the index in {folder} is damaged: {embeddings.shape} embeddings and {len(catalog)} titles where its "
-            f"fingerprint says {found['n_items']} x {found['dim']}; delete that folder to have it built again"
+            f"the index in {folder} is damaged: {embeddings.shape} embeddings and {len(catalog)} titles, but its "
+            f"fingerprint says {found['n_items']} x {found['dim']}; delete that folder to rebuild it"
         )
     return CatalogIndex(catalog, embeddings, found)
 
@@ -112,13 +113,14 @@ def build_index(
     progress: bool = True,
     state: PartialState | None = None,
 ) -> CatalogIndex:
-    """The index of `catalog` by `encode`, whose fingerprint is `encoder`: reused where nothing changed, else encoded.
+    """Return the index of `catalog` by `encode`, whose fingerprint is `encoder`; it is reused if nothing has changed.
 
-    `owned`: the folder is this run's own, and an index of something else in it is replaced; otherwise it is refused.
-    Encodes in parts that a killed run leaves behind for the next one; the files are moved into place when complete.
-    `state`: the processes that call this together (None = this one alone). Each encodes its share of the parts, the
-    first writes the files, all return the same index; the parts do not depend on how many processes there are.
-    Raises BigrecError for an empty catalog, NaN embeddings, a refused index, or a folder that holds something else.
+    `owned`: the folder belongs to this run, and an index of something else in it is replaced; otherwise it is refused.
+    Encoding proceeds in parts; those that a killed run has finished are used by the next. The files are moved into
+    place when they are complete. `state`: the processes that call this together (None = this one alone). Each encodes
+    some of the parts, the first writes the files, and all return the same index; the parts do not depend on the number
+    of processes. Raises BigrecError for an empty catalog, NaN embeddings, a refused index, or a folder that holds
+    something else.
     """
     folder = Path(index_dir)
     expected = index_fingerprint(catalog, encoder)
@@ -134,7 +136,7 @@ def build_index(
     )
     numbers = parts.own()
     if state is not None:
-        state.wait_for_everyone()  # everyone has seen the same parts before the first new one appears
+        state.wait_for_everyone()  # all processes see the same parts before the first new one appears
     first = state is None or state.is_main_process
     with parts.shared_failure():
         for number in tqdm(numbers, desc="index", unit="part", disable=not (progress and first), file=sys.stderr):
@@ -160,18 +162,18 @@ def build_index(
 
 
 def vectors_table(vectors: np.ndarray) -> pa.Table:
-    """(n, d) float32 as a table of one column."""
+    """Return vectors, (n, d) float32, as a table of one column."""
     return pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])})
 
 
 def table_vectors(table: pa.Table) -> np.ndarray:
-    """(n, d) float32 of a `vectors_table`."""
+    """Return the vectors, (n, d) float32, of a `vectors_table`."""
     column = table["vector"].combine_chunks()
     return column.flatten().to_numpy().reshape(len(column), -1)
 
 
 def check_index_folder(folder: Path) -> None:
-    """Raise BigrecError for a file, and for a folder with other files than an index, whole or half-built, but none."""
+    """Raise BigrecError for a file, and for a folder that holds other files and no index, complete or partial."""
     if folder.exists() and not folder.is_dir():
         raise BigrecError(f"{folder} is a file: name a folder for the index with --index_dir")
     if not folder.is_dir() or (folder / FINGERPRINT_FILE).is_file():
@@ -180,7 +182,7 @@ def check_index_folder(folder: Path) -> None:
     foreign = [f.name for f in sorted(folder.iterdir()) if f.name not in own and not f.name.startswith(PARTS_FOLDER)]
     if foreign:
         raise BigrecError(
-            f"{folder} is not empty and no index (it holds {foreign[0]!r} and no {FINGERPRINT_FILE}): "
+            f"{folder} is not empty and not an index (it holds {foreign[0]!r} but no {FINGERPRINT_FILE}): "
             "name another folder with --index_dir"
         )
 
@@ -201,7 +203,7 @@ def write_index(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerpr
     save_file({"embeddings": np.ascontiguousarray(embeddings)}, temporary[0])
     pq.write_table(table, temporary[1])
     temporary[2].write_text(json.dumps(fingerprint, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / FINGERPRINT_FILE).unlink(missing_ok=True)  # from here to the last move the folder holds no index
+    (folder / FINGERPRINT_FILE).unlink(missing_ok=True)  # from here to the last move the folder is not an index
     for name, file in zip(names, temporary, strict=True):
         file.replace(folder / name)
 
@@ -219,8 +221,11 @@ def open_index(
     own_dir: str | Path,
     state: PartialState | None = None,
 ) -> tuple[CatalogIndex, Encode]:
-    """Index and encoder of a catalog, as set. `index_dir`, a folder the user named, is never overwritten with something
-    else; `own_dir` (used without it) is the run's own. `state`: the processes that call this together."""
+    """Return the index of a catalog and its encoder, by the settings.
+
+    `index_dir`, a folder that the user named, is never overwritten with another index; without it the index is in
+    `own_dir`, which belongs to the run. `state`: the processes that call this together.
+    """
     encoder, dtype, index_dir = encoder_name(ground.encoder, model.base_model), ground.encoder_dtype, ground.index_dir
     encode = lazy_encode(encoder, dtype, ground.encode_batch_tokens)
     facts = encoder_fingerprint(encoder, dtype)

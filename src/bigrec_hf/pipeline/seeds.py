@@ -1,6 +1,7 @@
-"""Several seeds of one recipe: a run in `<run_dir>/seed-N` each, on the same prepared data, and a report over all.
+"""Several seeds of one recipe: one run per seed in `<run_dir>/seed-N`, on the same prepared data, and a joint report.
 
-The intervals of one run are over its examples; only other seeds show how much of a figure is luck of the training.
+The intervals of one run cover the sampling of its examples; only several seeds show how much a figure depends on
+the randomness of training.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from bigrec_hf.settings import RunSections
 
 
 def seed_sections(sections: RunSections, seed: int, first: int) -> RunSections:
-    """The sections of the run with `seed`: its own folder, adapter and manifest; the first seed's catalog index.
+    """Return the sections of the run with `seed`: its own folder, adapter and manifest; the catalog index of the first.
 
-    The prepared set stays where the sections say, so it is prepared once and found unchanged by the others.
+    The prepared data set stays where the sections say, so that it is prepared once and found unchanged afterwards.
     """
     folder = Path(str(sections.run.run_dir))
     own, ground = folder / f"seed-{seed}", sections.ground
@@ -36,19 +37,19 @@ def seed_sections(sections: RunSections, seed: int, first: int) -> RunSections:
 
 
 def run_seeds(run_one: Callable[[RunSections], None], sections: RunSections) -> None:
-    """Call `run_one` with the sections of every seed of the recipe, then write `<run_dir>/report.md` over all.
+    """Call `run_one` with the sections of every seed of the recipe, then write a joint `<run_dir>/report.md`.
 
-    Raises BigrecError for a seed named twice, or an adapter folder of the user's that all seeds would write.
+    Raises BigrecError for a repeated seed, or an adapter folder that all seeds would write to.
     """
     seeds = sections.pipeline.seeds
     if sections.run.run_dir is None:
         raise BigrecError("no run folder: give --config RECIPE or --run_dir")
     folder = Path(sections.run.run_dir)
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise BigrecError(f"seeds={seeds} must be distinct whole numbers from 0 on")
+        raise BigrecError(f"seeds={seeds} must be distinct whole numbers of at least 0")
     if sections.sft.adapter_dir not in (None, str(folder / "adapter")):
         raise BigrecError(
-            f"adapter_dir {sections.sft.adapter_dir!r} is one folder for {len(seeds)} seeds: leave it out, each "
+            f"adapter_dir {sections.sft.adapter_dir!r} is one folder for {len(seeds)} seeds: omit it, each "
             "seed's adapter goes into its own run folder"
         )
     state = process_state()

@@ -1,9 +1,9 @@
-"""The stages of a run: which are done, what each depends on, what it took.
+"""The stages of a run: which are done, what each depends on, and how much time and memory it took.
 
-A stage's mark is a fingerprint of the settings and the inputs it depends on, the outputs of the stages before it
-included. It goes into `manifest.json` when the stage has finished, with the fingerprints of its outputs; a stage runs
-again where its mark differs, an output is not the one it wrote (or missing), or `--from` says so. Inside a stage the
-stage's own resumption applies (shards, checkpoints).
+The mark of a stage is a fingerprint of the settings and inputs it depends on, including the outputs of earlier stages.
+When a stage finishes, its mark and the fingerprints of its outputs are written to `manifest.json`. A stage runs again
+if its mark differs, an output is missing or has changed, or `--from` says so. Within a stage, its own resumption
+applies (shards, checkpoints).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 
 class Steps:
-    """The stages of one run: skips what is done, measures what is not, keeps the manifest."""
+    """Runs the stages of one run: skips those that are done, measures the others, and writes the manifest."""
 
     def __init__(self, folder: Path, redo_from: str | None):
         self.folder = folder
@@ -43,11 +43,10 @@ class Steps:
         distributed: bool = False,
         resumes_from: Path | None = None,
     ) -> str:
-        """Run one stage unless it is done. Returns a fingerprint of its mark and outputs, for the stages that depend on
-        it.
+        """Run one stage unless it is done; return a fingerprint of its mark and outputs, on which later stages depend.
 
-        `depends`: JSON-able, what the outputs depend on. `distributed`: every process takes part, not the first alone.
-        `resumes_from`: what the stage would go on from instead of starting anew; `--from` removes it with the outputs.
+        `depends`: JSON-able, everything the outputs depend on. `distributed`: all processes take part instead of the
+        first alone. `resumes_from`: what the stage would resume from; `--from` removes it together with the outputs.
         """
         name = f"{stage}:{label}" if label else stage
         mark = fingerprint(stage, label, depends)
@@ -57,7 +56,7 @@ class Steps:
             self.state.print(f"== {name}: done and unchanged")
             return fingerprint(mark, written)
         self.state.print(f"== {name}", flush=True)
-        self.state.wait_for_everyone()  # all have looked at the outputs before the first process removes or writes any
+        self.state.wait_for_everyone()  # all have seen the outputs before the first process removes or writes any
         if self.state.is_main_process and stage in self.redo:
             for output in [*outputs, *([resumes_from] if resumes_from is not None else [])]:
                 shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
@@ -80,7 +79,7 @@ class Steps:
 
 
 def output_marks(outputs: list[Path]) -> dict[str, str | None]:
-    """A fingerprint of each output's content by its name: of a file, of all files in a folder, None where missing."""
+    """Return a fingerprint of each output by name: of a file, of all files in a folder, None if missing."""
     marks: dict[str, str | None] = {}
     for output in outputs:
         files = sorted(file for file in output.rglob("*") if file.is_file()) if output.is_dir() else [output]

@@ -1,1 +1,1 @@
-"""More rankings of the same examples: baselines, and the language model with other evidence."""
+"""More rankings of the same examples: baselines, and the language model combined with other evidence."""

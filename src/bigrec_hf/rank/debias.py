@@ -1,10 +1,11 @@
-"""Debias: debiased decoding, the language model's share in it chosen on validation.
+"""D3 decoding (`debias`): the weight of the language model is chosen on validation examples.
 
-Decodes the first `debias_examples` of the validation sample once for each share (`constrained.py`: score = a * log p_LM
-+ (1 - a) * log p_CF; arXiv 2406.14900), ranks the beams' titles first and the rest by distance (`hybrid`), takes the
-share with the best validation metric, the first best where several are, and only then decodes the evaluated examples
-with it. Writes `<run_dir>/validation/<method>_debiased_<share in percent>/`, `<run_dir>/<method>_debiased/` (texts) and
-`<run_dir>/<method>_debiased_hybrid/`: rankings, scores, choice.json, curve.parquet. Shares that are done are kept.
+Decodes the first `debias_examples` of the validation sample once for each weight (`constrained.py`: score = a * log
+p_LM + (1 - a) * log p_CF; arXiv 2406.14900), ranks the titles of the beams first and the rest by distance (`hybrid`),
+and takes the weight with the best validation metric (the first of equals). Only then are the evaluated examples decoded
+with it. Writes `<run_dir>/validation/<method>_debiased_<weight in percent>/`, `<run_dir>/<method>_debiased/` (texts)
+and `<run_dir>/<method>_debiased_hybrid/`: rankings, scores, choice.json, curve.parquet. Finished weights are not
+redone.
 """
 
 from __future__ import annotations
@@ -43,38 +44,40 @@ PARAMETER = "lm_weight"
 
 
 def check_shares(shares: Sequence[float]) -> list[float]:
-    """The shares, ascending, each once. Raises BigrecError for none, or one outside 0 to 1."""
+    """Return the weights, ascending, without repetition. Raises BigrecError for none, or one outside 0 to 1."""
     wrong = [share for share in shares if not 0 <= share <= 1]
     if wrong or not shares:
-        raise BigrecError(f"debias_lm_weights: {wrong[0] if wrong else 'empty'}: give shares of the LM, 0 to 1")
+        raise BigrecError(
+            f"debias_lm_weights: {wrong[0] if wrong else 'empty'}: give weights of the language model, 0 to 1"
+        )
     names = [share_name(share) for share in shares]
     if len(set(names)) < len(set(shares)):
-        raise BigrecError("debias_lm_weights: two shares differ by less than 0.0001: leave one out")
+        raise BigrecError("debias_lm_weights: two weights differ by less than 0.0001: remove one")
     return sorted(set(shares))
 
 
 def share_name(share: float) -> str:
-    """0.5 -> "50", 0.125 -> "12_5": the share in percent, as a folder's name can hold it."""
+    """Return the weight in percent as part of a folder name: 0.5 -> "50", 0.125 -> "12_5"."""
     return f"{100 * share:.2f}".rstrip("0").rstrip(".").replace(".", "_")
 
 
 def choose_share(ranks: dict[float, np.ndarray], metric: str) -> Choice:
-    """The share with the best mean metric over its *validation* ranks, (n,) int64 each; ties: the first given."""
+    """Choose the weight with the best mean metric over its *validation* ranks, (n,) int64; ties: the first given."""
     grid = list(ranks)
     curve = mean_metrics(np.stack([ranks[share] for share in grid], axis=1), metric)
     return Choice(grid, {metric: curve}, {metric: grid[int(np.argmax(curve))]})
 
 
 def places_of(sections: RunSections) -> dict[str, Path]:
-    """The folder of each split's methods. Raises BigrecError where no run folder is named."""
+    """Return the folder of each split. Raises BigrecError if no run folder is named."""
     if sections.run.run_dir is None:
-        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
     folder = Path(sections.run.run_dir)
     return {"validation": folder / VALIDATION_DIR, "test": folder}
 
 
 def find_assistants(sections: RunSections) -> dict[str, Path]:
-    """The collaborative model's scores of each split. Raises BigrecError where one is missing."""
+    """Return the file of the collaborative model's scores for each split. Raises BigrecError if one is missing."""
     scores = {s: find_scores(place / sections.debias.debias_scores, None) for s, place in places_of(sections).items()}
     for file in scores.values():
         if not file.is_file():
@@ -83,8 +86,8 @@ def find_assistants(sections: RunSections) -> dict[str, Path]:
 
 
 def answer(sections: RunSections, split: str, name: str, share: float, n: int) -> Path:
-    """Decode, rank and score `n` examples of a split with one share (0 = all), in the method's folder `name`; returns
-    the folder of the rankings."""
+    """Decode, rank and score `n` examples of a split (0 = all) with one weight, in the folder `name`; return the folder
+    of the rankings."""
     folder, place = places_of(sections)["test"], places_of(sections)[split]
     generate = replace(
         sections.generate,
@@ -111,9 +114,9 @@ def answer(sections: RunSections, split: str, name: str, share: float, n: int) -
 
 
 def choose_on_validation(sections: RunSections, shares: Sequence[float]) -> tuple[Choice, Path]:
-    """The choice among `shares`, and the texts of the validation examples with the last of them."""
+    """Return the choice among `shares`, and the texts of the validation examples with the last of them."""
     method, place = sections.run.method + SUFFIX, places_of(sections)["validation"]
-    # the same draw, so that they are among the examples that the collaborative model has scored
+    # the same sample as in `sasrec`, so that the collaborative model has scored these examples
     most = sections.debias.debias_examples
     n_examples = min(most, sections.data.eval_sample or most)
     ranks: dict[float, np.ndarray] = {}
@@ -132,7 +135,7 @@ def main(**settings: Any) -> None:
 
 
 def choose_and_decode(sections: RunSections) -> None:
-    """Choose the share on validation examples, decode the evaluated ones with it, score them; print the table."""
+    """Choose the weight on validation examples, decode the evaluated ones with it, score them, and print the table."""
     debias, test = sections.debias, places_of(sections)["test"]
     shares = check_shares(debias.debias_lm_weights)
     split_key(debias.debias_metric)

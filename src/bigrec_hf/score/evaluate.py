@@ -1,12 +1,12 @@
 """Evaluate: ground and score any prediction file, ours or the reference's.
 
-Takes generations.parquet, a run folder, the reference's prediction JSON (an array of {"instruction", "input", "output",
-"predict": [...]}), or folders of such files. One input writes results.json, per_example.parquet and rankings.parquet
-into the output folder itself; several write a subfolder each, named after the file.
+Reads generations.parquet, a run folder, the reference's prediction JSON (an array of {"instruction", "input", "output",
+"predict": [...]}), or folders of such files. For one input, results.json, per_example.parquet and rankings.parquet are
+written to the output folder itself; for several, to a subfolder each, named after the file.
 
-Half a surrogate pair in a prediction (`"\\ud83d"`, which no UTF-8 file can hold) is read as U+FFFD; the number of such
-answers is printed. An `input` that is no list of titles is an error with --exclude_history only; without it such
-records count as without history, and their number is printed.
+Half a surrogate pair in a prediction (`"\\ud83d"`, which no UTF-8 file can hold) is read as U+FFFD, and the number of
+such predictions is printed. An `input` that is not a list of titles is an error only with --exclude_history; otherwise
+such records have no history, and their number is printed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 
 def find_generations(paths: Sequence[str]) -> dict[str, Path]:
-    """Name -> file of every prediction file in `paths` (files, run folders, folders of files), names made distinct.
+    """Return every prediction file in `paths` (files, run folders, folders of files) by a distinct name.
 
-    Raises BigrecError for a path without any.
+    Raises BigrecError for a path that has none.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -63,20 +63,20 @@ def find_generations(paths: Sequence[str]) -> dict[str, Path]:
 
 
 def has_predict(file: Path) -> bool:
-    """Whether a JSON file looks like the reference's predictions: an array whose first record has `predict`.
+    """Return whether a JSON file looks like the reference's predictions: an array whose first record has `predict`.
 
-    Raises BigrecError for a file that is no JSON: it may be a prediction file that was cut off.
+    Raises BigrecError for a file that is not JSON: it may be a truncated prediction file.
     """
     records = read_json_file(file)
     return isinstance(records, list) and bool(records) and isinstance(records[0], dict) and C.PREDICT in records[0]
 
 
 def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False) -> Answers:
-    """Answers of the reference's prediction JSON; ids are `{file stem}#{record number}`, as `load_json_examples` gives.
+    """Read the reference's prediction JSON; ids are `{file stem}#{record number}`, as in `load_json_examples`.
 
-    The first of `predict` is grounded (stripped of spaces and quotes, as the reference does); history titles of no
-    catalog row are left out. Raises BigrecError naming file and record; for a history that cannot be read only where it
-    is needed.
+    The first text of `predict` is grounded (without surrounding spaces and quotes, as in the reference); history titles
+    that are not in the catalog are dropped. Raises BigrecError naming file and record; for an unreadable history
+    only if it is needed.
     """
     records = read_json_file(path)
     if not isinstance(records, list) or not records:
@@ -98,8 +98,8 @@ def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False
             titles, n_unread = [], n_unread + 1
         histories.append([known[clean_title(title)][0] for title in titles if clean_title(title) in known])
     for n, what in (
-        (n_repaired, "answers hold half a surrogate pair, read as U+FFFD"),
-        (n_unread, "records have no readable history, they count as without one"),
+        (n_repaired, "predictions hold half a surrogate pair, read as U+FFFD"),
+        (n_unread, "records have no readable history and are evaluated without one"),
     ):
         if n:
             print(f"evaluate: {path}: {n} of {len(records)} {what}", file=sys.stderr)
@@ -108,14 +108,14 @@ def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False
 
 
 def _history(record: dict[str, Any], place: str) -> list[str]:
-    """The history titles in a record's `input`."""
+    """Return the history titles in the `input` of a record."""
     if not isinstance(record.get(C.INPUT), str):
         raise BigrecError(f"{place}: no text field 'input': --exclude_history needs it")
     return read_input(record, place)[1]
 
 
 def _first_text(record: Any, place: str) -> str:
-    """The text to ground: the first of `predict` (a list, or a lone string)."""
+    """Return the text to ground: the first of `predict` (a list or a single string)."""
     if not isinstance(record, dict) or not isinstance(record.get(C.OUTPUT), str):
         raise BigrecError(f"{place}: no text field 'output': expected instruction, input, output and predict")
     predict = record.get(C.PREDICT)
@@ -126,7 +126,7 @@ def _first_text(record: Any, place: str) -> str:
 
 
 def evaluate_file(path: Path, catalog: Catalog, *, need_history: bool) -> Answers:
-    """Answers of one prediction file, by its suffix."""
+    """Read one prediction file, by its suffix."""
     if path.suffix == ".parquet":
         return read_generations(path, catalog)
     return read_predictions(path, catalog, need_history=need_history)
@@ -141,11 +141,11 @@ def main(
 ) -> None:
     """Ground and score every prediction file; print one table."""
     if evaluate.output_dir is None:
-        raise BigrecError("no output folder given: name it with --output_dir")
+        raise BigrecError("no output folder given: name one with --output_dir")
     output = Path(evaluate.output_dir)
     files = find_generations(evaluate.generations)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset), evaluate.catalog_encoding)
-    # all are read before the model loads
+    # read all files before loading the model
     answers = {name: evaluate_file(file, catalog, need_history=ground.exclude_history) for name, file in files.items()}
     index, encode = open_index(catalog, model, ground, output / "index")
     rows = {}

@@ -1,10 +1,11 @@
-"""Users are what a sample is drawn from: intervals and tests that count users, not examples.
+"""Intervals and tests that treat users, not examples, as the units that were sampled.
 
 The examples of one user resemble each other, and a protocol may take hundreds from one user (9,057 test examples of
-MovieLens-100K come from 166). Taken as independent, they give intervals that are too narrow and tests that find
-differences where there are none. So whole users are resampled, and whole users' differences change sign.
+MovieLens-100K come from 166 users). Treated as independent, they give intervals that are too narrow and tests that find
+differences where there are none. Therefore whole users are resampled, and the differences of a user change sign
+together.
 
-Where no example says whose it is (predictions of the reference's JSON files), every example is its own user.
+If the users of the examples are unknown (predictions in the reference's JSON), every example counts as its own user.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ DRAWS_AT_ONCE = 1 << 24  # counts of a multinomial held at a time
 
 
 def user_ids(example_ids: Sequence[str]) -> list[str] | None:
-    """The user of every example (`user:position`); None where some id names none, or all examples are one user's."""
+    """Return the user of every example (`user:position`); None if some id names none, or there is only one user."""
     parts = [user_and_position(example_id) for example_id in example_ids]
     found = [part[0] for part in parts if part is not None]
     return found if len(found) == len(parts) and (len(set(found)) > 1 or len(found) < 2) else None
 
 
 def user_codes(users: Sequence[str | None] | None, n: int) -> np.ndarray:
-    """(n,) int64 in 0 .. number of users - 1; every example its own where the users are unknown."""
+    """Return a code 0 .. number of users - 1 per example, (n,) int64; a distinct one each if the users are unknown."""
     if users is None or any(user is None for user in users):
         return np.arange(n)
     return np.unique(np.asarray(users, object).astype(str), return_inverse=True)[1].astype(np.int64)
 
 
 def user_sums(values: np.ndarray, users: np.ndarray) -> np.ndarray:
-    """(n_users, m) float64: the sums of each user's rows of `values`, (n, m); `users` are codes, (n,)."""
+    """Return the sums of each user's rows of `values`, (n, m), as (n_users, m) float64; `users` are codes, (n,)."""
     values = np.asarray(values, np.float64)
     n_users = int(users.max(initial=-1)) + 1
     sums = [np.bincount(users, weights=column, minlength=n_users) for column in values.T]
@@ -47,11 +48,11 @@ def user_sums(values: np.ndarray, users: np.ndarray) -> np.ndarray:
 def bootstrap_users(
     values: np.ndarray, users: np.ndarray, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(low (m,), high (m,)): percentile bootstrap intervals of the column means of `values`, (n, m) float64.
+    """Return percentile bootstrap intervals, (low (m,), high (m,)), of the column means of `values`, (n, m) float64.
 
-    Users are drawn with replacement, each with all its rows, so a resample's mean is a ratio of sums. Whole rows stay
-    together: the difference of two methods on an example is paired. Users with the same sums are drawn as one, by a
-    multinomial. Raises BigrecError where n is 0, resamples below 1, or confidence is not between 0 and 1.
+    Users are drawn with replacement, each with all of its rows, so the mean of a resample is a ratio of sums. Rows stay
+    whole, so the difference of two methods on an example remains paired. Users with equal sums are drawn together, by a
+    multinomial. Raises BigrecError if n is 0, resamples below 1, or confidence is not between 0 and 1.
     """
     if len(values) == 0:
         raise BigrecError("there is no example to resample: give at least one")
@@ -75,9 +76,10 @@ def bootstrap_users(
 
 
 def design_effect(values: np.ndarray, users: np.ndarray) -> float:
-    """How many times the variance of the mean of `values`, (n,), exceeds that of independent rows; at least 1.
+    """Return the ratio of the variance of the mean of `values`, (n,), to that of independent rows; at least 1.
 
-    The between-user (linearized ratio) variance over the plain one: Kish's design effect. 1 where nothing varies.
+    This is Kish's design effect: the between-user (linearized ratio) variance over the plain one. It is 1 if nothing
+    varies.
     """
     values = np.asarray(values, np.float64)
     n, n_users = len(values), int(users.max(initial=-1)) + 1
@@ -90,7 +92,7 @@ def design_effect(values: np.ndarray, users: np.ndarray) -> float:
 
 
 def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high): Wilson's score interval of a share (1927), `hits` of `n`; both may be effective, not whole numbers.
+    """Return Wilson's score interval (1927), (low, high), of the proportion `hits` / `n`; both may be effective counts.
 
     Equal to `scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")` for whole numbers.
     """
@@ -103,24 +105,24 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, floa
 
 @dataclass(frozen=True)
 class Intervals:
-    """Intervals of several metrics' means, (m,) each, and how they were made."""
+    """Intervals of the means of several metrics, (m,) each, and how they were made."""
 
     low: np.ndarray
     high: np.ndarray
     wilson: np.ndarray  # bool: Wilson's, for rare hits or misses; else the bootstrap over users
-    design_effect: np.ndarray  # of the hits, as Wilson's interval takes it
+    design_effect: np.ndarray  # of the hits, as used in Wilson's interval
 
 
 def intervals(
     gains: np.ndarray, users: np.ndarray, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Intervals:
-    """Intervals of the means of `gains`, (n, m): what each example adds to a metric, 0 for a miss, at most 1 for a hit.
+    """Return intervals of the means of `gains`, (n, m): the gain of each example, 0 for a miss, at most 1 for a hit.
 
-    A percentile bootstrap of rare hits is too short (of 95 % intervals at a true share of 0.0033 and 300 examples, 65 %
-    hold it). With fewer than RARE_HITS effective hits, or misses, the interval is Wilson's, of n / design effect
-    examples. Hits too rare to show their own design effect take it from the column with the most hits, users differing
-    in the same proportion there. Where hits gain less than 1 (NDCG), Wilson's interval is that of (sum of gains)^2 /
-    (sum of squares) hits, scaled to the same mean.
+    A percentile bootstrap interval of rare hits is too short: at a true rate of 0.0033 and 300 examples, 65 % of the 95
+    % intervals contain it. With fewer than RARE_HITS effective hits, or misses, the interval is therefore Wilson's, for
+    n / design effect examples. Hits too rare to estimate their own design effect use that of the column with the most
+    hits, assuming that users differ in the same proportion. If hits gain less than 1 (NDCG), Wilson's interval is that
+    of (sum of gains)^2 / (sum of squares) hits, scaled to the same mean.
     """
     gains = np.asarray(gains, np.float64)
     low, high = bootstrap_users(gains, users, resamples, confidence, seed)
@@ -135,7 +137,9 @@ def intervals(
             effects[column] = (
                 design_effect(gains[:, column] > 0, users) if common else 1 + (widest - 1) * odds / most_odds
             )
-    misses = np.where((gains == (gains > 0)).all(axis=0), n - hits, n)  # what is rarely missed has no gains below 1
+    misses = np.where(
+        (gains == (gains > 0)).all(axis=0), n - hits, n
+    )  # a metric that is rarely missed has no gains below 1
     rare = np.minimum(hits, misses) / effects < RARE_HITS
     for column in np.flatnonzero(rare).tolist():
         gain, effect = gains[:, column], effects[column]

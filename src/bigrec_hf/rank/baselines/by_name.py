@@ -1,4 +1,4 @@
-"""A baseline's rankings, by its name, over the examples that the language model answered."""
+"""Rankings of a baseline, by name, over the examples that the language model has generated for."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def baseline_table(name: str, folder: Path, data: DataSettings, options: RankOptions, *, seed: int) -> pa.Table:
-    """Rankings of `random`, `popularity` or `cooccurrence` over the very examples in `folder`/generations.parquet.
+    """Return rankings by `random`, `popularity` or `cooccurrence` of the examples in `folder`/generations.parquet.
 
-    Raises BigrecError for the last two without a prepared set.
+    Raises BigrecError for the last two without a prepared data set.
     """
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     answers = read_generations(folder / GENERATIONS_FILE, catalog)
@@ -33,7 +33,7 @@ def baseline_table(name: str, folder: Path, data: DataSettings, options: RankOpt
         return random_rankings(catalog, examples, options, seed=seed)
     if not data.dataset:
         raise BigrecError(
-            f"the {name} baseline needs the training split: give a prepared set, or leave it out of `baselines`"
+            f"the {name} baseline needs the training split: give a prepared data set, or remove it from `baselines`"
         )
     counts = load_config(data.dataset[0], "items", "train")[C.TRAIN_COUNT]
     if name == "cooccurrence":

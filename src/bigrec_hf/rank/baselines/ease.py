@@ -1,11 +1,11 @@
 """EASE^R (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019): a linear model in closed form.
 
-Its weights B minimize |X - X B|^2 + lambda |B|^2 subject to diag(B) = 0, X being the binary users-by-items matrix of
+Its weights B minimize |X - X B|^2 + lambda |B|^2 subject to diag(B) = 0, where X is the binary users-by-items matrix of
 the training sequences: B = I - P / diag(P) (column by column) with P = (X'X + lambda I)^-1.
 
 Cost for n items: one n x n matrix, in place: 8 n^2 bytes in float64, 4 n^2 in float32 (20,000 items: 3.0 or 1.5 GiB),
-and n^3 floating-point operations for each lambda (20,000 items at 50 GFLOP/s: 160 s). `DOUBLE_ITEMS` says from which
-size on float32 is used.
+and n^3 floating-point operations for each lambda (20,000 items at 50 GFLOP/s: 160 s). Catalogs of more than
+`DOUBLE_ITEMS` items use float32.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bigrec_hf.data.sequences import ItemSequences
 from bigrec_hf.rank.baselines.linear import Fitted
 
 LAMBDAS = (50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
-MOST_ITEMS = 20_000  # of the catalog, unless a setting says otherwise
+MOST_ITEMS = 20_000  # largest catalog, unless a setting says otherwise
 DOUBLE_ITEMS = 10_000  # float64 up to this many items (763 MiB), float32 beyond
-PAIRS_AT_ONCE = 1 << 25  # pairs of items of one sequence that are counted together
-BLOCK = 1024  # columns mirrored together
+PAIRS_AT_ONCE = 1 << 25  # pairs of items counted at a time
+BLOCK = 1024  # columns mirrored at a time
 
 
 def interaction_matrix(sequences: ItemSequences, n_items: int) -> csr_array:
-    """(n_sequences, n_items) float32: 1 where an item occurs in a training sequence, however often."""
+    """Return the binary matrix (n_sequences, n_items), float32: 1 if an item occurs in a training sequence."""
     owner = np.repeat(np.arange(len(sequences)), np.diff(sequences.starts))
     pairs = np.unique(owner * np.int64(n_items) + sequences.items)
     shape = (len(sequences), n_items)
@@ -37,20 +37,20 @@ def interaction_matrix(sequences: ItemSequences, n_items: int) -> csr_array:
 
 
 def check_size(n_items: int, most: int = MOST_ITEMS) -> None:
-    """Raise BigrecError where the catalog is too large for a dense inverse."""
+    """Raise BigrecError if the catalog is too large for a dense inverse."""
     if n_items > most:
         gib = n_items**2 * np.dtype(_dtype(n_items)).itemsize / 2**30
         raise BigrecError(
             f"EASE inverts a dense matrix of {n_items:,} x {n_items:,} items ({gib:.1f} GiB), more than the {most:,} "
-            "items allowed: use itemknn, prepare with --k_core, or raise --ease_max_items if memory and time are there"
+            "items allowed: use itemknn, prepare with --k_core, or raise --ease_max_items if memory and time allow"
         )
 
 
 def ease_weights(matrix: csr_array, ridge: float) -> np.ndarray:
-    """(n_items, n_items) B of a binary users-by-items `matrix`; `ridge` is lambda. float64 or float32 by size.
+    """Return B, (n_items, n_items), of a binary users-by-items `matrix`; `ridge` is lambda. float64 or float32 by size.
 
     An item without any training interaction has zero weights. Raises BigrecError for a ridge that is not above 0, and
-    where the matrix cannot be factored (a ridge far too small for float32).
+    if the matrix cannot be factored (a ridge far too small for float32).
     """
     if not ridge > 0 or not np.isfinite(ridge):
         raise BigrecError(f"EASE: lambda is {ridge}: give a positive number, such as 500")
@@ -67,7 +67,7 @@ def ease_weights(matrix: csr_array, ridge: float) -> np.ndarray:
 def ease_models(
     sequences: ItemSequences, n_items: int, lambdas: Sequence[float], most: int = MOST_ITEMS
 ) -> list[Fitted]:
-    """One model for each lambda, for `linear.choose`; nothing is inverted before its weights are asked for."""
+    """Return one model for each lambda, for `linear.choose`; a matrix is inverted only when its weights are needed."""
     check_size(n_items, most)
     matrix = interaction_matrix(sequences, n_items)
     return [Fitted({"lambda": ridge}, partial(ease_weights, matrix, ridge)) for ridge in lambdas]
@@ -78,7 +78,7 @@ def _dtype(n_items: int) -> type[np.floating]:
 
 
 def _gram(matrix: csr_array, dtype: type[np.floating]) -> np.ndarray:
-    """X'X, (n_items, n_items), from sparse products of as many users as PAIRS_AT_ONCE allows."""
+    """Return X'X, (n_items, n_items), from sparse products of as many users at a time as PAIRS_AT_ONCE allows."""
     gram = np.zeros((matrix.shape[1],) * 2, dtype)
     pairs = np.cumsum(np.diff(matrix.indptr).astype(np.int64) ** 2)
     start = 0
@@ -93,14 +93,14 @@ def _gram(matrix: csr_array, dtype: type[np.floating]) -> np.ndarray:
 
 
 def _inverse(gram: np.ndarray, ridge: float) -> np.ndarray:
-    """The inverse of a symmetric positive definite matrix, in its own memory."""
+    """Invert a symmetric positive definite matrix in place."""
     factor, invert = (lapack.dpotrf, lapack.dpotri) if gram.dtype == np.float64 else (lapack.spotrf, lapack.spotri)
-    lower = gram.T  # symmetric: the transposed view is what Fortran can take without a copy
+    lower = gram.T  # symmetric, so the transposed view is Fortran-ordered without a copy
     lower, failed = factor(lower, lower=1, clean=0, overwrite_a=1)
     if not failed:
         lower, failed = invert(lower, lower=1, overwrite_c=1)
     if failed:
-        raise BigrecError(f"EASE: no inverse in {gram.dtype} with lambda {ridge:g}: give a larger one")
+        raise BigrecError(f"EASE: no inverse in {gram.dtype} with lambda {ridge:g}: choose a larger one")
     full = lower.T  # its upper triangle is filled
     for start in range(0, len(full), BLOCK):
         rows = slice(start, start + BLOCK)

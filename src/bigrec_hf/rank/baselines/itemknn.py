@@ -1,10 +1,11 @@
 """ItemKNN: each item's k most similar items, by the cosine of their users, shrunk (Sarwar et al., WWW 2001; shrinkage
 as in Ferrari Dacrema et al., "Are We Really Making Much Progress?", RecSys 2019).
 
-s(i, j) = c_ij / (sqrt(c_i c_j) + h), c_ij = users with both items, c_i = users with item i, h the shrinkage, which
-lowers the similarities of rare items. An item is scored by the items of the history that are among its k neighbors.
+s(i, j) = c_ij / (sqrt(c_i c_j) + h), where c_ij is the number of users with both items, c_i that of users with item i,
+and h the shrinkage, which lowers the similarities of rare items. An item is scored by the items of the history that are
+among its k neighbors.
 
-Memory: n_items x k; similarities are computed a block of items at a time, so that catalogs of millions fit.
+Memory: n_items x k. Similarities are computed one block of items at a time, so that catalogs of millions fit.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from bigrec_hf.rank.baselines.linear import Fitted
 
 NEIGHBORS = (20, 50, 100, 200, 500)
 SHRINKAGES = (0.0, 10.0, 50.0, 200.0)
-BLOCK = 512  # items whose similarities are computed together
+BLOCK = 512  # items whose similarities are computed at a time
 
 
 @dataclass(frozen=True)
 class ItemNeighbors:
-    """The most similar items of every item, most similar first (equal ones by row), end to end."""
+    """The most similar items of every item, most similar first (ties by row), concatenated."""
 
     starts: np.ndarray  # (n_items + 1,) int64
     items: np.ndarray  # (total,) int64
     similarities: np.ndarray  # (total,) float32, above 0
 
     def weights(self, k: int) -> csr_array:
-        """(n_items, n_items) float32: column j holds the similarities of item j's first k neighbors."""
+        """Return weights, (n_items, n_items) float32: column j holds the similarities of the k neighbors of item j."""
         n_items = len(self.starts) - 1
         sizes = np.diff(self.starts)
         owner = np.repeat(np.arange(n_items), sizes)
@@ -45,12 +46,14 @@ class ItemNeighbors:
 
 
 def nearest_neighbors(matrix: csr_array, k: int, shrinkage: float) -> ItemNeighbors:
-    """Up to `k` neighbors of every item of a binary users-by-items `matrix`; items without a common user are none.
+    """Return up to `k` neighbors of every item of a binary users-by-items `matrix`, each with a user in common.
 
     Raises BigrecError for k below 1 or a shrinkage below 0.
     """
     if k < 1 or not shrinkage >= 0:
-        raise BigrecError(f"itemknn: {k} neighbors, shrinkage {shrinkage}: give at least 1 neighbor, shrinkage from 0")
+        raise BigrecError(
+            f"itemknn: {k} neighbors, shrinkage {shrinkage}: give at least 1 neighbor and a shrinkage of at least 0"
+        )
     n_items = matrix.shape[1]
     by_item = matrix.T.tocsr()
     norms = np.sqrt(np.diff(by_item.indptr).astype(np.float64))
@@ -77,7 +80,7 @@ def nearest_neighbors(matrix: csr_array, k: int, shrinkage: float) -> ItemNeighb
 def itemknn_models(
     sequences: ItemSequences, n_items: int, neighbors: Sequence[int], shrinkages: Sequence[float]
 ) -> list[Fitted]:
-    """One model for each shrinkage and number of neighbors, for `linear.choose`."""
+    """Return one model for each shrinkage and number of neighbors, for `linear.choose`."""
     matrix = interaction_matrix(sequences, n_items)
     models: list[Fitted] = []
     for shrinkage in shrinkages:

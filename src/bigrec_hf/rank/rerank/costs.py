@@ -1,4 +1,4 @@
-"""What every catalog item costs for every example: the distance of its title to the example's text, or to the closest
+"""The cost of every catalog item for every example: the distance of its title to the example's text, or to the closest
 of several texts, in float64."""
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.distances import catalog_mean, check_vectors, squared_distances
 from bigrec_hf.rank.rerank.formulas import ItemValues
 
-CLOSE = 1e-6  # a squared distance below this share of the squared norms has lost digits: computed from the difference
-TOGETHER = 16  # examples whose queries meet the items in one product: reading the items is what costs
+CLOSE = 1e-6  # a squared distance below this fraction of the squared norms is computed from the difference instead
+TOGETHER = 16  # examples multiplied with the items in one product: reading the items dominates the cost
 
 
 def distance_costs(queries: np.ndarray, items: np.ndarray) -> ItemValues:
-    """`costs(start, stop)` -> (stop - start, m) float64: Euclidean distances of these queries to all items.
+    """Return `costs(start, stop)` -> (stop - start, m) float64: Euclidean distances of these queries to all items.
 
     Args:
         queries: (n, d) float32. items: (m, d) float32.
 
-    Equal item vectors get the very same distance; a query equal to an item gets 0. Otherwise a distance is good to
-    about 1e-10 of itself. Raises BigrecError for NaN, infinity or shapes that do not fit.
+    Equal item vectors get exactly the same distance; a query equal to an item gets 0. Otherwise the relative error is
+    about 1e-10. Raises BigrecError for NaN, infinity or shapes that do not match.
     """
     squares, place = _squared(queries, items)
     return lambda start, stop: np.sqrt(squares(start, stop))[:, place]
 
 
 def closest_costs(queries: Sequence[np.ndarray], items: np.ndarray) -> ItemValues:
-    """`costs(start, stop)` -> (stop - start, m) float64: the distance of each item to the closest of an example's
-    queries, as `distance_costs`; 0 for all items where an example has none.
+    """Return `costs(start, stop)` -> (stop - start, m) float64: distance of each item to the closest query.
+
+    As in `distance_costs`; 0 for all items if an example has no query.
 
     Args:
-        queries: one (b, d) float32 an example, b >= 0. items: (m, d) float32.
+        queries: one (b, d) float32 array per example, b >= 0. items: (m, d) float32.
     """
     lengths = np.array([len(rows) for rows in queries], np.int64)
     begins = np.cumsum(lengths) - lengths
@@ -55,14 +56,16 @@ def closest_costs(queries: Sequence[np.ndarray], items: np.ndarray) -> ItemValue
 
 
 def _squared(queries: np.ndarray, items: np.ndarray) -> tuple[ItemValues, np.ndarray]:
-    """Squared distances of queries start..stop to the distinct items, and each item's column, (m,) int64."""
+    """Return squared distances of queries start..stop to the distinct items, and each item's column, (m,) int64."""
     try:
         queries, items = check_vectors("queries", queries), check_vectors("items", items)
     except ValueError as error:
         raise BigrecError(f"distances: {error}") from error
     if queries.shape[1] != items.shape[1]:
-        raise BigrecError(f"queries have {queries.shape[1]} dimensions, items {items.shape[1]}: use one encoder")
-    distinct, place = np.unique(items, axis=0, return_inverse=True)  # m columns from these, equal ones alike
+        raise BigrecError(
+            f"queries have {queries.shape[1]} dimensions, items {items.shape[1]}: use the same encoder for both"
+        )
+    distinct, place = np.unique(items, axis=0, return_inverse=True)  # m columns from these, the same for equal items
     mean = catalog_mean(items)
     centered = distinct.astype(np.float64) - mean
     norms_of_items = np.einsum("ij,ij->i", centered, centered)

@@ -1,17 +1,17 @@
-"""Distances and weights in one ranking: BIGRec's Eq. 3 and two additive mixes; exact ranks for a whole grid at once.
+"""Distances and weights in one ranking: BIGRec's Eq. 3 and two weighted sums; exact ranks for a whole grid at once.
 
-D is the row-wise min-max of what an item costs (its distance to the generated text), W the min-max of how popular it is
-or of what a collaborative model thinks of it, both in [0, 1]. The combined cost, ascending is better:
+D is the row-wise min-max of the cost of an item (its distance to the generated text). W is the min-max of its
+popularity or of its score by a collaborative model. Both are in [0, 1]. The combined cost (lower is better):
 
     reweight   D * (1 + W) ** -gamma                   Eq. 3; the closest item has D = 0 and stays first
     mix        (1 - share) * D + share * (1 - W)       can move every item
     rrf        the same of reciprocal ranks: 1 - 61 / (61 + r), r the 0-based rank by cost and by descending weight
 
-For one example an item stands before the target on one side of a single threshold: both the logarithm of `reweight` and
-the mixes are lines in the parameter, `item before target <=> a < parameter * b`. So the thresholds a / b, sorted into
-the grid, give the target's rank at every grid point without a sort or a pass for each. An item whose comparison at a
-grid point next to its threshold is too close for the rounding of a and b is compared there by the formula itself, in
-float64: ranks equal those of `combine` to the last bit (strictly smaller, plus equal in earlier rows).
+For one example, an item precedes the target on one side of a single threshold: the logarithm of `reweight` and the
+weighted sums are linear in the parameter, `item before target <=> a < parameter * b`. The thresholds a / b, sorted into
+the grid, therefore give the rank of the target at every grid point without a sort or a pass for each. If the comparison
+at a grid point next to the threshold is too close for the rounding of a and b, it is made there by the formula itself
+in float64: ranks equal those of `combine` to the last bit (strictly smaller, plus equal in earlier rows).
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ DOUBTFUL = 4096  # items compared by the formula together
 
 
 def min_max(values: np.ndarray, what: str = "costs") -> np.ndarray:
-    """ItemValues scaled to [0, 1]: (v - min) / (max - min), float64, same shape (n, m).
+    """Scale each row to [0, 1]: (v - min) / (max - min), float64, same shape (n, m).
 
-    A constant row tells nothing and becomes zeros; what is below 1e-200 becomes 0. Raises BigrecError for NaN or
+    A constant row carries no information and becomes zeros; values below 1e-200 become 0. Raises BigrecError for NaN or
     infinity.
     """
     values = np.asarray(values, np.float64)
     low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
     with np.errstate(over="ignore", invalid="ignore"):
         span = high - low
-    if not np.isfinite(span).all():  # as they are wherever a row holds NaN or infinity
+    if not np.isfinite(span).all():  # unscaled if a row holds NaN or infinity
         row = int(np.flatnonzero(~np.isfinite(span))[0])
-        raise BigrecError(f"{what} of example {row} hold NaN, infinity or values beyond float64: mend what gives them")
+        raise BigrecError(f"{what} of example {row} hold NaN, infinity or values beyond float64: fix their source")
     scaled = values - low
     scaled /= np.where(span > 0, span, 1.0)
     scaled[scaled < SMALLEST] = 0.0
@@ -55,7 +55,7 @@ def min_max(values: np.ndarray, what: str = "costs") -> np.ndarray:
 
 
 def reciprocal_rank_costs(costs: np.ndarray) -> np.ndarray:
-    """1 - 61 / (61 + r) in [0, 1), (n, m) float64; r = number of items of the row with a smaller cost."""
+    """Return 1 - 61 / (61 + r) in [0, 1), (n, m) float64; r = number of items in the row with a lower cost."""
     out = np.empty(costs.shape, np.float64)
     for row, cost in zip(out, costs, strict=True):
         order = np.argsort(cost)
@@ -67,11 +67,11 @@ def reciprocal_rank_costs(costs: np.ndarray) -> np.ndarray:
 
 
 def parts(formula: str, costs: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `combine` takes, (n, m) float64 each, from raw costs (finite) and weights W in [0, 1]."""
+    """Return the inputs of `combine`, (n, m) float64 each, from raw costs (finite) and weights W in [0, 1]."""
     weights = np.asarray(weights, np.float64)
     if costs.shape != weights.shape:
-        raise BigrecError(f"costs of shape {costs.shape} and weights of shape {weights.shape}: they must be alike")
-    if not (weights.min() >= 0.0 and weights.max() <= 1.0):  # NaN fails, too
+        raise BigrecError(f"costs have shape {costs.shape} and weights {weights.shape}: the shapes must be equal")
+    if not (weights.min() >= 0.0 and weights.max() <= 1.0):  # NaN fails as well
         raise BigrecError(
             "weights must lie between 0 and 1, without NaN: scale them with bigrec_hf.rank.rerank.formulas.min_max"
         )
@@ -86,20 +86,22 @@ def parts(formula: str, costs: np.ndarray, weights: np.ndarray) -> tuple[np.ndar
 
 
 def combine(formula: str, x: np.ndarray, y: np.ndarray, parameter: float | np.ndarray) -> np.ndarray:
-    """The combined cost in float64, broadcast: the formula that defines every rank. `x`, `y` as from `parts`."""
+    """Return the combined cost in float64, broadcast: the formula that defines every rank. `x`, `y` from `parts`."""
     if formula == "reweight":
         return x * np.power(1.0 + y, np.negative(parameter))
     return np.subtract(1.0, parameter) * x + np.multiply(parameter, y)
 
 
 def chunk_size(memory_mib: int, n_items: int) -> int:
-    """Examples whose costs, weights and what is made of them fit the memory."""
+    """Return the number of examples whose costs, weights and intermediate arrays fit into the memory."""
     return max(1, memory_mib * 2**20 // (CELL_BYTES * n_items))
 
 
 def check_grid(formula: str, grid: Sequence[float]) -> np.ndarray:
-    """The parameter values as (g,) float64, in the order given. Raises BigrecError for none, repeats, or out of range:
-    gamma within -300..300, a share within 0..1."""
+    """Return the parameter values as (g,) float64, in the order given.
+
+    Raises BigrecError for none, repeated values, or values out of range: gamma -300..300, a weight 0..1.
+    """
     values = np.asarray(grid, np.float64)
     low, high = (-GAMMA_LIMIT, GAMMA_LIMIT) if formula == "reweight" else (0.0, 1.0)
     if values.ndim != 1 or not values.size or len(np.unique(values)) < len(values):
@@ -121,19 +123,19 @@ def ranks_on_grid(
     exclude: Sequence[Sequence[int]] | None = None,
     memory_mib: int = 256,
 ) -> np.ndarray:
-    """(n, g) int64: the 0-based rank of each example's target at every value of the grid, exact (see the module).
+    """Return the exact 0-based rank of each example's target at every value of the grid, (n, g) int64 (see the module).
 
     Args:
         formula: reweight, mix or rrf.
-        costs: raw costs, smaller is better, finite; any chunk of examples at a time.
+        costs: raw costs, lower is better, finite; any chunk of examples at a time.
         weights: W in [0, 1].
-        targets: the catalog rows at which each example's target counts as found; the best one does.
+        targets: the catalog rows at which each example's target counts as found; the best one counts.
         grid: parameter values, in any order.
-        exclude: rows an example that are no candidates (negative ones are skipped); a target whose rows are all
+        exclude: rows per example that are not candidates (negative ones are skipped); a target whose rows are all
             excluded gets rank n_items.
         memory_mib: working memory for chunks of costs and weights.
 
-    Raises BigrecError for shapes that do not fit, NaN or infinity, weights outside [0, 1].
+    Raises BigrecError for shapes that do not match, NaN or infinity, weights outside [0, 1].
     """
     values = check_grid(formula, grid)
     order = np.argsort(values)
@@ -161,20 +163,20 @@ def ranks_on_grid(
 
 
 def _candidates(target: Sequence[int], banned: Sequence[int] | None, n_items: int) -> np.ndarray:
-    """The target's rows that are candidates; ValueError where a row lies outside the catalog."""
+    """Return the rows of the target that are candidates. Raises ValueError for a row outside the catalog."""
     rows = flat_rows("targets", [list(target)], 1, n_items)[1]
     return rows if banned is None else np.setdiff1d(rows, np.asarray(banned, np.int64))
 
 
 def _ranks(formula: str, x: np.ndarray, y: np.ndarray, target: int, grid: np.ndarray, banned) -> np.ndarray:
-    """(g,) int64 for one example, target row and ascending grid; `x`, `y`  # (m,)."""
+    """Return the ranks, (g,) int64, of one target row over an ascending grid; `x`, `y`  # (m,)."""
     banned = np.asarray([] if banned is None else banned, np.int64)
     banned = banned[banned >= 0]
-    if formula == "reweight" and x[target] == 0.0:  # stays 0: only other zeros in earlier rows stand before it
+    if formula == "reweight" and x[target] == 0.0:  # stays 0: only other zeros in earlier rows precede it
         before = np.flatnonzero(x[:target] == 0.0)
         return np.full(len(grid), len(np.setdiff1d(before, banned)), np.int64)
     a, b = _lines(formula, x, y, target)
-    a[banned], b[banned] = np.inf, 0.0  # never before
+    a[banned], b[banned] = np.inf, 0.0  # never precede the target
     rank, doubtful = _count_before(a, b, grid, TOLERANCE[formula])
     doubtful = doubtful[doubtful != target]
     own = combine(formula, x[target], y[target], grid)
@@ -186,7 +188,7 @@ def _ranks(formula: str, x: np.ndarray, y: np.ndarray, target: int, grid: np.nda
 
 
 def _lines(formula: str, x: np.ndarray, y: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """(a, b), (m,) each: in exact arithmetic an item stands before the target where a < parameter * b.
+    """Return (a, b), (m,) each: in exact arithmetic an item precedes the target if a < parameter * b.
 
     Rounding, with u = 2^-53 and logarithms good to 4 u: x >= 1e-200 and gamma <= 300 keep |log x| below 461 and
     |gamma log(1 + y)| below 208, so a - gamma * b and the formula's own logarithm are off by less than
@@ -203,10 +205,10 @@ def _lines(formula: str, x: np.ndarray, y: np.ndarray, target: int) -> tuple[np.
 
 
 def _count_before(a: np.ndarray, b: np.ndarray, grid: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """How many items have a < grid * b ((g,) int64), and which are not counted: those too close to tell at some point.
+    """Return how many items have a < grid * b, (g,) int64, and which are not counted: those too close at some point.
 
-    A line that is clear, on one side, at both ends of the grid is decided. For the others |a - g b| is smallest at the
-    grid points on either side of the root a / b: if both are clear, all are.
+    A line that is clearly on the same side at both ends of the grid is decided. For the others |a - g b| is smallest at
+    the grid points on either side of the root a / b: if both are clear, all are.
     """
     last = len(grid) - 1
     low, high = grid[0] * b, grid[last] * b
@@ -221,5 +223,5 @@ def _count_before(a: np.ndarray, b: np.ndarray, grid: np.ndarray, tolerance: flo
     near |= np.abs(a - grid[np.minimum(place, last)] * b) <= tolerance
     place += (b < 0.0) * (last + 2)
     counts = np.bincount(place[~near], minlength=2 * (last + 2))
-    above, below = counts[: last + 1], counts[last + 2 :]  # before the target above the root, or below it
+    above, below = counts[: last + 1], counts[last + 2 :]  # precede the target above the root, or below it
     return always + np.cumsum(above) + below.sum() - np.cumsum(below)[: last + 1], open_[near]

@@ -1,1 +1,1 @@
-"""SASRec, the sequential baseline: a small causal transformer over catalog rows, trained on the LM's examples."""
+"""SASRec, the sequential baseline: a small causal transformer over catalog rows."""

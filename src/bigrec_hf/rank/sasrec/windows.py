@@ -1,4 +1,4 @@
-"""Training sequences from training examples, windows over them, and padded histories: whole-array work on numpy."""
+"""Training sequences from training examples, windows over them, padded histories: whole-array operations on numpy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bigrec_hf.rank.sasrec.model import IGNORED
 
 
 def windows(sequences: ItemSequences, length: int, stride: int, padding_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels, both (n, length) int64: windows of `length` items and, for each, the item after it.
+    """Return inputs and labels, both (n, length) int64: windows of `length` items and, for each item, the next one.
 
-    A sequence's windows end at its end and every `stride` items before; with stride `length` every item after the first
-    is a label once, with a smaller stride up to length / stride times, with longer and shorter histories before it.
-    Windows are padded on the left with `padding_id`, labels there are -100.
+    The windows of a sequence end at its end and every `stride` items before. With stride `length` every item after the
+    first is a label once; with a smaller stride up to length / stride times, after histories of different lengths.
+    Windows are padded on the left with `padding_id`, where labels are -100.
     """
     sizes = np.diff(sequences.starts)
     counts = np.maximum(-(-(sizes - 1) // stride), 0)
@@ -32,7 +32,7 @@ def windows(sequences: ItemSequences, length: int, stride: int, padding_id: int)
 
 
 def pad_histories(histories: Sequence[Sequence[int]], length: int, padding_id: int) -> np.ndarray:
-    """(n, length) int64: the newest `length` items of each history, padded on the left; rows below 0 are left out."""
+    """Return the latest `length` items of each history, (n, length) int64, left-padded; rows below 0 are dropped."""
     sizes = np.fromiter(map(len, histories), np.int64, len(histories))
     flat = np.concatenate([np.empty(0, np.int64), *(np.asarray(h, np.int64) for h in histories)])
     if (flat < 0).any():
@@ -46,7 +46,7 @@ def pad_histories(histories: Sequence[Sequence[int]], length: int, padding_id: i
 
 
 class WindowDataset(torch.utils.data.Dataset):
-    """Windows that hand out whole batches at once; use with `collate`."""
+    """Windows that return whole batches at once; use with `collate`."""
 
     def __init__(self, inputs: np.ndarray, labels: np.ndarray):
         self.inputs, self.labels = torch.from_numpy(inputs), torch.from_numpy(labels)
@@ -66,5 +66,5 @@ class WindowDataset(torch.utils.data.Dataset):
 
 
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch as `WindowDataset.__getitems__` gives it."""
+    """Return the batch as `WindowDataset.__getitems__` made it."""
     return batch
