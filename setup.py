@@ -74,11 +74,9 @@ setup(
         "quickstart": ["gguf>=0.19.0"],
         "demo": ["gradio>=6.31"],
         "vllm": ["vllm>=0.22"],
-        "faiss": ["faiss-cpu>=1.15.1"],
         "bench": ["matplotlib>=3.11", "psutil>=7"],
         "dev": [
             "bitsandbytes>=0.50.2",
-            "faiss-cpu>=1.15.1",
             "gguf>=0.19.0",
             "gradio>=6.31",
             "hypothesis>=6.170",

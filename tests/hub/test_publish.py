@@ -144,17 +144,6 @@ def test_results_of_another_adapter_are_not_published(tiny_run, tmp_path, capsys
     assert "newer than its results" in capsys.readouterr().err
 
 
-def test_what_rerank_chose_goes_along(tiny_run, tmp_path):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    (run / "finetuned_popularity").mkdir()
-    choice = {"formula": "reweight", "parameter": "gamma", "parameters": {"ndcg@5": 3.0}, "grid": [0.0, 3.0]}
-    (run / "finetuned_popularity" / "choice.json").write_text(json.dumps(choice))
-    flags = ["--repo_id", "alice/x", "--base_model", "alice/b", "--output_dir", str(tmp_path / "out"), "--debug"]
-    assert cli.main(["publish", "adapter", "--run_dir", str(run), *flags]) == 0
-    config = json.loads((tmp_path / "out" / "models" / "alice" / "x" / "bigrec.json").read_text())
-    assert config["gamma"] == {"finetuned_popularity": {key: choice[key] for key in list(choice)[:3]}}
-
-
 # --- the data set, the index, the metric ----------------------------------------------------------------------------
 
 

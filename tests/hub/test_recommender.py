@@ -157,6 +157,8 @@ def test_saved_and_loaded_again(run_dir, recommender, tmp_path):
     histories, _ = run_histories(run_dir)
     again = Recommender.from_pretrained(folder)
     assert again.recommend(histories, 5) == recommender.recommend(histories, 5)
+    values = json.loads((folder / "bigrec.json").read_text())
+    (folder / "bigrec.json").write_text(json.dumps(values | {"gamma": {"m": {"formula": "mix"}}}))  # an older release's
     shutil.move(folder, tmp_path / "moved")
     assert Recommender.from_pretrained(tmp_path / "moved").recommend(histories[0], 5).items
 

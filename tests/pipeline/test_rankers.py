@@ -20,7 +20,7 @@ from tests.helpers.tiny_run import make_run
 
 RANKED = {
     "sasrec",
-    *(f"finetuned_fused_{name}" for name in ("min", "weighted", "rrf")),
+    *(f"finetuned_fused_{name}" for name in ("min", "rrf")),
     "finetuned_mix_popularity",
     "finetuned_mix_sasrec",
     "finetuned_constrained_hybrid",

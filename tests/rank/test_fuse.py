@@ -21,14 +21,12 @@ from bigrec_hf.ground.index import CatalogIndex
 from bigrec_hf.rank.fuse.formulas import (
     Beams,
     Evidence,
-    catalog_scale,
     choose,
     fuse,
     gather_beams,
     parameter_grid,
     rank_fused,
     row_ranks,
-    score_gaps,
     text_distances,
 )
 from bigrec_hf.rank.fuse.stage import fuse_method
@@ -37,18 +35,18 @@ from tests.ground.test_ground import FACTS, POSITIONS, TITLES, encode, make_inde
 from tests.metrics.test_encoders import save_lm
 
 
-def evidence_of(texts, scores, index=None, **more):
+def evidence_of(texts, index=None, **more):
     index = index or make_index()
-    beams = gather_beams(texts, scores)
+    beams = gather_beams(texts)
     distances = text_distances(embed_texts(beams.texts, index, encode), index.embeddings)
-    return Evidence(beams, distances, catalog_scale(index.embeddings), **more)
+    return Evidence(beams, distances, **more)
 
 
 class TestByHand:
-    """Items at 1, 3, 1, 6, 10 on a line; the texts lie at 4.4 ("four", score -0.1) and 10 ("ten", -0.3)."""
+    """Items at 1, 3, 1, 6, 10 on a line; the texts lie at 4.4 ("four") and 10 ("ten")."""
 
     def evidence(self):
-        return evidence_of([["four", "ten"], ["", '" "']], [[-0.1, -0.3], [0.0, 0.0]])
+        return evidence_of([["four", "ten"], ["", '" "']])
 
     def test_min(self):
         fused = fuse("min", {"beams": 2}, self.evidence())
@@ -58,15 +56,6 @@ class TestByHand:
         ranking = rank_fused(fused, [[2], [0]])
         assert ranking.rank.tolist() == [4, 5]  # row 0 is as near as row 2 and stands before it; an empty one is a miss
         assert ranking.top_rows.tolist() == [[4, 1, 3, 0, 2], [-1] * 5]
-
-    def test_weighted(self):
-        evidence = self.evidence()
-        assert evidence.scale == pytest.approx(np.sqrt(58.8 / 5))  # squared deviations from 4.2
-        np.testing.assert_allclose(score_gaps(evidence.beams, 2), [[0, 0.2], [0, 0]], rtol=1e-6)
-        costs = fuse("weighted", {"beams": 2, "penalty": 2.0}, evidence).costs(0, 1)
-        np.testing.assert_allclose(costs, [[3.4, 1.4, 3.4, 1.6, 2 * evidence.scale * 0.2]], rtol=1e-6)
-        far = fuse("weighted", {"beams": 2, "penalty": 1e6}, evidence).costs(0, 1)
-        np.testing.assert_array_equal(far, fuse("min", {"beams": 1}, evidence).costs(0, 1))
 
     def test_reciprocal_ranks(self):
         costs = fuse("rrf", {"beams": 2, "k0": 0}, self.evidence()).costs(0, 1)
@@ -79,7 +68,6 @@ class TestByHand:
         keyword_distances = np.array([[9.0, 7.0, 9.0, 4.0, 0.0]])
         evidence = evidence_of(
             [["four", "ten"], [""]],
-            [[-0.1, -0.3], [0.0]],
             keyword_places=np.array([0, -1], np.int32),
             keyword_distances=keyword_distances,
         )
@@ -88,32 +76,25 @@ class TestByHand:
         assert costs.tolist() == [[7 * 2 + 3 * 3, 3 * 2, 7 * 3 + 3 * 4, 7 + 3, 7 * 4], [0] * 5]
         assert fuse("keywords", {"a": 7, "b": 3}, evidence).empty.tolist() == [False, True]
 
-    def test_titles_in_the_catalog_follow_their_scores_only_where_weighted(self):
-        evidence = evidence_of([["ten", "one"]], [[-0.1, -0.2]])
-        assert rank_fused(fuse("min", {"beams": 2}, evidence), [[4]]).top_rows[0, :3].tolist() == [0, 2, 4]
-        weighted = fuse("weighted", {"beams": 2, "penalty": 0.01}, evidence)
-        assert rank_fused(weighted, [[4]]).top_rows[0, :3].tolist() == [4, 0, 2]
-
     def test_beams(self):
-        beams = gather_beams([['"a" ', None, "b"], ["b"], []], [[-1.0, -2.0, -3.0], None, [-1.0]])
+        beams = gather_beams([['"a" ', None, "b"], ["b"], []])
         assert beams.texts == ["a", "b"]
         assert beams.places.tolist() == [[0, -1, 1], [1, -1, -1], [-1, -1, -1]]
-        np.testing.assert_array_equal(beams.scores, [[-1, -2, -3], [np.nan] * 3, [np.nan] * 3])
 
     def test_grid_and_choice(self):
         assert parameter_grid("rrf", 2, k0s=[0, 60]) == [{"beams": b, "k0": k} for b in (1, 2) for k in (0, 60)]
         assert parameter_grid("keywords", 4)[0] == {"a": 10, "b": 0} and len(parameter_grid("keywords", 4)) == 11
-        evidence = evidence_of([["four", "ten"]], [[-0.1, -0.3]])
+        evidence = evidence_of([["four", "ten"]])
         found = choose("min", parameter_grid("min", 2), evidence, [[4]], "hr@1")
         assert found["parameters"] == {"beams": 2} and found["value"] == 1.0
         assert found["table"] == [{"beams": 1, "hr@1": 0.0}, {"beams": 2, "hr@1": 1.0}]
-        nothing = choose("weighted", parameter_grid("weighted", 2, [0.5, 0.1]), evidence, [[0]], "ndcg@1")
-        assert nothing["parameters"] == {"beams": 1, "penalty": 0.5}  # nothing hits: the first of equals
+        nothing = choose("rrf", parameter_grid("rrf", 2, [5, 1]), evidence, [[0]], "ndcg@1")
+        assert nothing["parameters"] == {"beams": 1, "k0": 5}  # nothing hits: the first of equals
 
 
-def brute_force(name, parameters, texts, scores, scale, vectors, items, keyword):
+def brute_force(name, parameters, texts, vectors, items, keyword):
     """The order of all items for one example by a plain sort in Python; None where there is no text."""
-    kept = [(t, s) for t, s in zip(texts[: parameters.get("beams", 1)], scores, strict=False) if t is not None]
+    kept = [t for t in texts[: parameters.get("beams", 1)] if t is not None]
     if not kept:
         return None
 
@@ -126,15 +107,9 @@ def brute_force(name, parameters, texts, scores, scale, vectors, items, keyword)
         order = sorted(range(len(costs)), key=lambda i: (costs[i], i))
         return [order.index(i) for i in range(len(costs))]
 
-    each = [distances(vectors[t], items) for t, _ in kept]
+    each = [distances(vectors[t], items) for t in kept]
     if name == "min":
         costs = [min(column) for column in zip(*each, strict=True)]
-    elif name == "weighted":
-        best = max(s for _, s in kept)
-        costs = [
-            min(d + parameters["penalty"] * scale * (best - s) for d, (_, s) in zip(column, kept, strict=True))
-            for column in zip(*each, strict=True)
-        ]
     elif name == "rrf":
         places = [ranks(row) for row in each]
         costs = [
@@ -156,34 +131,29 @@ def cases(draw):
     texts = draw(
         st.lists(st.lists(st.sampled_from([None, 0, 1, 2, 3]), min_size=3, max_size=3), min_size=1, max_size=5)
     )
-    score = st.sampled_from([0.0, -0.25, -0.5, -1.0])
-    scores = [draw(st.lists(score, min_size=3, max_size=3)) for _ in texts]
-    name = draw(st.sampled_from(["min", "weighted", "rrf", "keywords"]))
-    grid = parameter_grid(name, 3, penalties=[0.0, 0.5, 4.0], k0s=[0, 3, 60])
-    return name, draw(st.sampled_from(grid)), np.array(items), np.array(vectors), texts, scores
+    name = draw(st.sampled_from(["min", "rrf", "keywords"]))
+    grid = parameter_grid(name, 3, k0s=[0, 3, 60])
+    return name, draw(st.sampled_from(grid)), np.array(items), np.array(vectors), texts
 
 
 @settings(max_examples=150, deadline=None)
 @given(case=cases(), seed=st.integers(0, 2**16))
 def test_equals_a_full_sort(case, seed):
-    name, parameters, items, vectors, texts, scores = case
+    name, parameters, items, vectors, texts = case
     rng = np.random.default_rng(seed)
     keyword_items = rng.permutation(items)
     places = np.array([[-1 if t is None else t for t in row] for row in texts], np.int32)
     distances = text_distances(np.float32(vectors), np.float32(items))
     evidence = Evidence(
-        Beams(["a", "b", "c", "d"], places, np.array(scores)),
+        Beams(["a", "b", "c", "d"], places),
         distances,
-        2.0,
         keyword_places=np.where(places[:, 0] >= 0, 0, -1),
         keyword_distances=text_distances(np.float32(vectors[:1]), np.float32(keyword_items)),
     )
     targets = [sorted(set(rng.integers(0, len(items), size=2).tolist())) for _ in texts]
     ranking = rank_fused(fuse(name, parameters, evidence), targets, len(items))
     for i, row in enumerate(texts):
-        order = brute_force(
-            name, parameters, row, scores[i], 2.0, vectors, items, keyword=(vectors[0], keyword_items.tolist())
-        )
+        order = brute_force(name, parameters, row, vectors, items, keyword=(vectors[0], keyword_items.tolist()))
         if order is None:
             assert ranking.rank[i] == len(items) and (ranking.top_rows[i] == -1).all()
         else:
@@ -198,14 +168,14 @@ def test_real_valued_vectors_with_a_large_common_part():
     items[50:60] = items[:10]
     vectors = np.concatenate([(1000 + rng.normal(size=(40, 16))).astype(np.float32), items[:20]])
     places = rng.integers(-1, 60, size=(300, 4)).astype(np.int32)
-    beams = Beams([str(i) for i in range(60)], places, -rng.random((300, 4)))
+    beams = Beams([str(i) for i in range(60)], places)
     distances = text_distances(vectors, items)
     targets = [[int(t)] for t in rng.integers(0, 200, size=300)]
     exact = np.sqrt(((vectors.astype(np.float64)[:, None] - items.astype(np.float64)) ** 2).sum(axis=2))
     np.testing.assert_allclose(distances, exact, rtol=1e-12)
     cost = np.where(places[..., None] >= 0, exact[places], np.inf).min(axis=1)
     order = np.argsort(np.round(cost, 10), axis=1, kind="stable")
-    ranking = rank_fused(fuse("min", {"beams": 4}, Evidence(beams, distances, 1.0)), targets, 200)
+    ranking = rank_fused(fuse("min", {"beams": 4}, Evidence(beams, distances)), targets, 200)
     found = (places >= 0).any(axis=1)
     np.testing.assert_array_equal(ranking.top_rows[found], order[found])
 
@@ -229,17 +199,14 @@ def test_the_first_text_alone_is_plain_grounding(duplicates, exclude):
     answers = Answers([f"e{i}" for i in range(5)], [row[0] for row in texts], [2, 2, 0, 4, 1], [[], [1], [3], [4], [0]])
     plain = ground_answers(answers, index, encode, RankOptions(exclude_history=exclude, duplicates=duplicates))
     rows = [[0, 2] if t in (0, 2) and duplicates == "best" else [t] for t in answers.targets]
-    fused = fuse("min", {"beams": 1}, evidence_of(texts, [[-0.1, -0.2]] * 5))
+    fused = fuse("min", {"beams": 1}, evidence_of(texts))
     ranking = rank_fused(fused, rows, 50, answers.histories if exclude else None)
     assert ranking.rank.tolist() == plain[C.RANK].to_pylist()
     assert [[r for r in row if r >= 0] for row in ranking.top_rows.tolist()] == plain[C.TOP_ROWS].to_pylist()
 
 
 def test_faults_of_values():
-    evidence = evidence_of([["four", "ten"]], [[-0.1, float("nan")]])
-    with pytest.raises(BigrecError, match="text 1 of example 0 has the score nan"):
-        fuse("weighted", {"beams": 2, "penalty": 1.0}, evidence)
-    fuse("weighted", {"beams": 1, "penalty": 1.0}, evidence)  # the text without a score is not used
+    evidence = evidence_of([["four", "ten"]])
     with pytest.raises(BigrecError, match="choose one of min"):
         fuse("max", {"beams": 1}, evidence)
     with pytest.raises(BigrecError, match="bigrec-hf keywords"):
@@ -247,9 +214,8 @@ def test_faults_of_values():
     for metric in ("ndcg", "hr@0", "mrr@10", "hr@ten"):
         with pytest.raises(BigrecError, match="such as ndcg@10"):
             choose("min", [{"beams": 1}], evidence, [[0]], metric)
-    for options in ({"penalties": [-1.0]}, {"k0s": [-1]}, {"penalties": [float("nan")]}):
-        with pytest.raises(BigrecError, match="at least 0"):
-            parameter_grid("min", 2, **options)
+    with pytest.raises(BigrecError, match="at least 0"):
+        parameter_grid("rrf", 2, k0s=[-1])
     with pytest.raises(BigrecError, match="grid of fusion 'rrf' is empty"):
         choose("rrf", parameter_grid("rrf", 2, k0s=[]), evidence, [[0]], "hr@1")
 
@@ -270,8 +236,8 @@ def write_generations(path, targets, texts, scores=None, *, name="t", adapter="a
     path.with_name("generate.json").write_text(json.dumps({"adapter_sha256": adapter}), encoding="utf-8")
 
 
-FUSIONS = ["min", "weighted", "rrf"]
-GRIDS = {"penalties": [0.0, 0.1, 1.0], "k0s": [0, 60], "quiet": True}
+FUSIONS = ["min", "rrf"]
+GRIDS = {"k0s": [0, 60], "quiet": True}
 
 
 class TestStage:
@@ -349,7 +315,7 @@ class TestStage:
             self.fuse(run)
 
     def test_fewer_texts_than_there_are(self, run):
-        assert self.fuse(run, max_beams=1) | {"rrf": 0, "weighted": 0} == {"min": {"beams": 1}, "rrf": 0, "weighted": 0}
+        assert self.fuse(run, max_beams=1)["min"] == {"beams": 1}
 
     def test_two_indexes(self, run):
         # keywords that put every title at its mirror image: "one" <-> "ten", "three" <-> "six"

@@ -1,7 +1,6 @@
 """Reranking: the choice on validation alone, what is stored, the scorer's ranks by metric, the stage, its refusals."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +17,7 @@ from bigrec_hf.data.generations import GENERATIONS_SCHEMA, Answers
 from bigrec_hf.data.item_scores import write_scores
 from bigrec_hf.data.rankings import table_settings
 from bigrec_hf.ground.index import CatalogIndex, load_index
-from bigrec_hf.rank.model_selection import GRIDS, choose_value, mean_metrics, plot_curves, split_key
+from bigrec_hf.rank.model_selection import GRIDS, choose_value, mean_metrics, split_key
 from bigrec_hf.rank.rerank import stage
 from bigrec_hf.rank.rerank.apply import Split, apply_choice, history_split, rerank_method, search, weight_rows
 from bigrec_hf.score.stage import score_folder
@@ -135,7 +134,6 @@ def test_chosen_on_validation_and_applied_to_test(tmp_path):
     assert stored["parameters"] == choice.chosen and stored["grid"] == list(GRIDS["unit"])
     curve = pq.read_table(tmp_path / "curve.parquet")
     assert curve["share"].to_pylist() == list(GRIDS["unit"]) and curve["hr@1"].to_pylist() == [0.0] * 51 + [1.0] * 50
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_targets_of_the_test_split_have_no_say(tmp_path):
@@ -225,21 +223,6 @@ def test_equal_ranks_by_metric_change_nothing(tmp_path):
     plain = score_folder(tmp_path, [3], seed=3)
     pq.write_table(by_metric, tmp_path / "ranks_by_metric.parquet")
     assert score_folder(tmp_path, [3], seed=3) == plain
-
-
-def test_no_matplotlib(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    choice = choose_value(np.array([[0, 1]]), [0.0, 1.0], [1])
-    assert plot_curves(choice, tmp_path / "p.png", parameter="gamma", title="t") is False
-    split = [(make_split([[1.0, 2, 3, 4, 5]], [0], p), rows_of([[0, 0, 0, 0, 1.0]])) for p in "vt"]
-    rerank_method(tmp_path / "m", "mix", *split, CATALOG, [0.0, 1.0], [1], RankOptions())
-    assert "no plot without matplotlib" in capsys.readouterr().out
-    assert sorted(file.name for file in (tmp_path / "m").iterdir()) == [
-        "choice.json",
-        "curve.parquet",
-        "rankings.parquet",
-        "ranks_by_metric.parquet",
-    ]
 
 
 # --- the stage

@@ -6,14 +6,12 @@ import json
 import shutil
 import sys
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import write_table
-from bigrec_hf.report.plots import curves_figure, metrics_figure, plot_rows, read_curves
+from bigrec_hf.report.plots import metrics_figure, plot_rows
 from bigrec_hf.report.readme_tables import replace_block
 from bigrec_hf.report.rows import Row, format_score, load_rows, spread
 from bigrec_hf.report.stage import build_report
@@ -182,29 +180,12 @@ def test_only_the_named_block_changes():
 
 def test_plots(run, capsys):
     pytest.importorskip("matplotlib")
-    unordered = {"gamma": [0.0, 2.0, 1.0], "ndcg@10": [0.1, 0.3, 0.2], "hr@10": [0.0, 0.5, 0.25]}
-    write_table(pa.table(unordered), run / "our_method" / "curve.parquet")
-    write_table(pa.table({"share": [0.0, 1.0], "ndcg@10": [0.4, 0.1]}), run / "random" / "curve.parquet")
     assert cli.main(["report", str(run), "--plots"]) == 0
     assert f"plot: {run / 'metrics.png'}" in capsys.readouterr().out
-    for name in ("metrics.png", "curves.png"):
-        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    assert (run / "metrics.png").read_bytes().startswith(b"\x89PNG")
     axes = metrics_figure(load_rows([run])).axes
     lines = {line.get_label(): line.get_ydata().tolist() for line in axes[1].get_lines()}
     assert lines["our method"] == pytest.approx([55 / N, 55 / N]) and len(lines) == 4
-    curves = read_curves(run)
-    assert {name: list(panel) for name, panel in curves.items()} == {
-        "our_method: gamma": ["ndcg@10", "hr@10"],
-        "random: share": ["ndcg@10"],
-    }
-    gamma, value = curves["our_method: gamma"]["ndcg@10"]
-    assert (gamma.tolist(), value.tolist()) == ([0, 1, 2], [0.1, 0.2, 0.3])
-    drawn = [line.get_ydata().tolist() for axes in curves_figure(curves).axes for line in axes.get_lines()]
-    # relative to the least parameter, but as it is where that metric is zero
-    assert drawn == [pytest.approx([1, 2, 3]), [0, 0.25, 0.5], pytest.approx([1, 0.25])]
-    write_table(pa.table({"gamma": [1.0], "value": [1.0]}), run / "random" / "curve.parquet")
-    with pytest.raises(BigrecError, match="expected a parameter and metrics"):
-        read_curves(run)
 
 
 def test_without_matplotlib_a_line_says_so(run, monkeypatch):

@@ -167,7 +167,7 @@ def test_the_commands_on_the_quickstarts_run_work(tiny_model_dir, raw_movies, tm
         "fine-tuned LM, debiased",
     )
     assert all(f"| {name}" in report for name in rows)
-    assert {"metrics.png", "curves.png"} <= {file.name for file in run_dir.iterdir()}
+    assert (run_dir / "metrics.png").is_file()
 
 
 def test_own_data_takes_a_recipe_and_two_commands(tiny_model_dir, tmp_path, monkeypatch, capsys):

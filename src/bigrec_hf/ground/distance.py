@@ -53,39 +53,15 @@ def embed_answers(answers: Answers, index: CatalogIndex, encode: Encode) -> tupl
     return full, np.concatenate(vectors)
 
 
-def ground_answers(
-    answers: Answers,
-    index: CatalogIndex,
-    encode: Encode,
-    options: RankOptions,
-    *,
-    search: str = "exact",
-    n_probe: int = 32,
-) -> pa.Table:
-    """Rank the catalog for every answer (RANKINGS_SCHEMA). An empty text is never grounded: rank n_items, no top rows.
-
-    `search`: "exact", or "faiss" (`approximate`): a target that is not among the top_k gets rank n_items.
-    """
+def ground_answers(answers: Answers, index: CatalogIndex, encode: Encode, options: RankOptions) -> pa.Table:
+    """Rank the catalog for every answer (RANKINGS_SCHEMA). An empty text is not grounded: rank n_items, no top rows."""
     facts: dict[str, Any] = {"duplicates": options.duplicates, "exclude_history": options.exclude_history}
-    if search == "faiss":
-        if options.exclude_history:
-            raise BigrecError("approximate search leaves nothing out: use --search exact with --exclude_history true")
-        facts |= {"search": search, "n_probe": n_probe, "ranks_known_to": options.top_k}
     full, queries = embed_answers(answers, index, encode)
     rows = target_rows(answers.targets, index.catalog, options.duplicates)
     targets = [rows[i] for i in full]
     excluded = options.excluded([answers.histories[i] for i in full])
     try:
-        if search == "faiss":
-            from bigrec_hf.ground.approximate import rank_approximately
-
-            ranking = rank_approximately(queries, index.embeddings, targets, options.top_k, n_probe=n_probe)
-        else:
-            ranking = rank_catalog(
-                queries, index.embeddings, targets, options.top_k, options.memory_mib, exclude=excluded
-            )
-    except BigrecError:
-        raise
+        ranking = rank_catalog(queries, index.embeddings, targets, options.top_k, options.memory_mib, exclude=excluded)
     except ValueError as error:
         raise BigrecError(f"grounding: {error}") from error
     return answers_table(answers, index, place_among(ranking, full, len(answers.texts), len(index)), facts)

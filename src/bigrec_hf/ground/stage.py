@@ -57,8 +57,6 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
 
     if run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
-    if ground.search != "exact" and ground.ranking != "distance":
-        raise BigrecError(f"ranking {ground.ranking} needs exact distances: use --search exact")
     state = process_state()
     folder = Path(run.run_dir) / run.method
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
@@ -70,7 +68,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
     index, encode = open_index(catalog, model, ground, Path(run.run_dir) / "index", state)
     options = ground.options
     file = file_fingerprint(folder / GENERATIONS_FILE)
-    key = fingerprint(file, index.fingerprint, asdict(options), ground.ranking, ground.search, ground.n_probe)
+    key = fingerprint(file, index.fingerprint, asdict(options), ground.ranking)
     if ground.ranking == "hybrid":
         from bigrec_hf.data.generations import read_texts
         from bigrec_hf.data.rankings import HYBRID
@@ -84,8 +82,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
     else:
 
         def rank_part(part: slice) -> pa.Table:
-            search, n_probe = ground.search, ground.n_probe
-            return ground_answers(answers.part(part), index, encode, options, search=search, n_probe=n_probe)
+            return ground_answers(answers.part(part), index, encode, options)
 
     table = share_rows(len(answers.texts), PART_EXAMPLES, rank_part, folder / ".shares", key, state)
     if table is not None:

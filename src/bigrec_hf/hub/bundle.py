@@ -23,7 +23,6 @@ from bigrec_hf.settings.recipes import read_recipe
 CONFIG_FILE = "bigrec.json"
 RECIPE_FILE = "recipe.yaml"
 INDEX_FOLDER = "index"
-CHOICE_FILE = "choice.json"  # written by `rerank`
 METHOD = "finetuned"
 FORMAT = 1
 
@@ -55,7 +54,6 @@ class RecommenderConfig:
     catalog: str | None = None  # if `index` is None
     base_weights: str | None = None  # a local base model compared with the repository: same, differ, not compared
     licence: dict[str, str] | None = None  # license of the data that the titles come from
-    gamma: dict[str, Any] | None = None  # method -> formula and values by metric, as `rerank` chose them on validation
     format: int = FORMAT
 
 
@@ -93,6 +91,7 @@ def _published(name: str) -> Source:
             f"{name!r} has no {CONFIG_FILE}: give an adapter from `bigrec-hf publish adapter` or `save_pretrained`"
         )
     values = json.loads(file.read_text(encoding="utf-8"))
+    values.pop("gamma", None)  # written by earlier releases, never read
     known = {item.name for item in dataclasses.fields(RecommenderConfig)}
     if values.get("format", 0) > FORMAT or not set(values) <= known:
         raise BigrecError(f"{name!r} was written by a newer bigrec_hf (format {values.get('format')}): upgrade yours")
@@ -152,18 +151,10 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
         exclude_history=grounding["exclude_history"],
         index=INDEX_FOLDER,
         licence=licence,
-        gamma=_gamma(run_dir),
     )
     index = ground.index_dir or str(run_dir / INDEX_FOLDER)
     own = facts["generate"]["adapter"] or str(run_dir / "adapter")  # as `generate` finds it
     return Source(config, str(adapter) if adapter else own, index, run_dir)
-
-
-def _gamma(run_dir: Path) -> dict[str, Any] | None:
-    """What `rerank` chose on validation for this model's generations: {method: formula, parameter, parameters}."""
-    kept = ("formula", "parameter", "parameters", "validation_examples")
-    found = {file.parent.name: read_json(file) for file in sorted(run_dir.glob(f"{METHOD}_*/{CHOICE_FILE}"))}
-    return {name: {key: facts[key] for key in kept if key in facts} for name, facts in found.items()} or None
 
 
 def _encoder_name(grounding: dict[str, Any]) -> str:

@@ -226,12 +226,11 @@ def generate(steps: Steps, sections: RunSections, method: str, inputs: Inputs, a
 def ground(steps: Steps, sections: RunSections, method: str, marks: list[str | None]) -> str:
     """The rankings of a method's texts; `marks`: of the texts and the index."""
     run, settings = replace(sections.run, method=method), sections.ground
-    approximate = [settings.search, settings.n_probe] if settings.search != "exact" else []
     return steps.do(
         "ground",
         lambda: ground_stage.main(run, sections.data, sections.model, settings),
         label=method,
-        depends=[*marks, ranking_options(settings), *approximate],
+        depends=[*marks, ranking_options(settings)],
         outputs=[steps.folder / method / RANKINGS_FILE],
         distributed=True,
     )

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, write_atomically, write_table
+from bigrec_hf.common.files import read_json, write_table
 from bigrec_hf.data.examples import load_config
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks, hr_per_example, ndcg_per_example
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings
 
 CURVE_FILE = "curve.parquet"
-PLOT_FILE = "curve.png"
 PRIMARY = "ndcg@10"  # where one choice must stand for all
 GRIDS = {  # of the reference's scripts, and 0, 0.01 .. 1 for a share
     "movie": (*(i / 100 for i in range(100)), *map(float, range(1, 100))),
@@ -89,39 +88,6 @@ def save_curves(choice: Choice, folder: str | Path, parameter: str) -> None:
     """Write curve.parquet: the parameter's values in grid order and a column a metric and K."""
     table = pa.table({parameter: choice.grid, **choice.curves})
     write_table(table, Path(folder) / CURVE_FILE)
-
-
-def plot_curves(choice: Choice, path: Path, *, parameter: str, title: str) -> bool:
-    """Draw the curves as PNG, a panel a metric, the chosen values as dots. False where matplotlib is not installed.
-
-    A grid that goes beyond 1 is drawn by position: the reference's are fine below 1 and coarse above.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    order = np.argsort(choice.grid)
-    values = np.asarray(choice.grid)[order]
-    evenly = values[-1] > 1.0
-    at = np.arange(len(values), dtype=float) if evenly else values
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, metric in zip(figure.subplots(1, 2), ("ndcg", "hr"), strict=True):
-        for key, curve in choice.curves.items():
-            if split_key(key)[0] != metric:
-                continue
-            (line,) = axes.plot(at, curve[order], label=f"@{split_key(key)[1]}", linewidth=1.2)
-            place = np.flatnonzero(values == choice.chosen.get(key))
-            axes.plot(at[place], curve[order][place], "o", color=line.get_color(), markersize=4)
-        if evenly:
-            marks = np.unique(np.linspace(0, len(values) - 1, 6).astype(int))
-            axes.set_xticks(marks, [f"{values[mark]:g}" for mark in marks])
-        axes.set(xlabel=parameter, ylabel=f"{metric.upper()} on validation", ylim=(0, None))
-        axes.legend(fontsize="small")
-    figure.suptitle(title, fontsize="medium")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-    return True
 
 
 def check_validation(validation_ids: Sequence[str], data: DataSettings) -> None:

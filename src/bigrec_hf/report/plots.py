@@ -1,4 +1,4 @@
-"""Plots of a run (extra: bench): metric against K for all methods, curves of parameters chosen on validation."""
+"""The plot of a run (extra: bench): metric against K for all methods."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import write_atomically
-from bigrec_hf.data.run_folder import seed_folders
 from bigrec_hf.report.rows import METRICS, Row, cutoffs, row_labels, spread
 
 METRICS_PLOT = "metrics.png"
-CURVES_PLOT = "curves.png"
 COLORS = 10  # of matplotlib's own cycle
 STYLES = ("o-", "s--", "^:")
-CURVE_FILE = "curve.parquet"  # of `rerank`: a parameter's values, and each metric on validation at each
 
 
 def metric_curve(row: Row, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -57,53 +52,10 @@ def metrics_figure(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def read_curves(run_dir: str | Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Method -> metric -> (values of its parameter, ascending, and the metric on validation), from each curve.parquet.
-
-    Its first column is the parameter, the others are metrics. The method's key ends in the parameter: `name: gamma`.
-    Raises BigrecError for a file that is no such table.
-    """
-    curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    for folder in seed_folders(run_dir):
-        for file in sorted(folder.glob(f"*/{CURVE_FILE}")):
-            table = pq.read_table(file)
-            parameter, *metrics = table.column_names or [""]
-            if not metrics or table.num_rows == 0 or not all("@" in metric for metric in metrics):
-                raise BigrecError(f"{file}: expected a parameter and metrics such as ndcg@10: run `rerank` again")
-            values = table[parameter].to_numpy()
-            order = np.argsort(values)
-            name = f"{file.parent.relative_to(run_dir).as_posix()}: {parameter}"
-            curves[name] = {metric: (values[order], table[metric].to_numpy()[order]) for metric in metrics}
-    return curves
-
-
-def curves_figure(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Any:
-    """A matplotlib figure: a panel a method, a line a metric, divided by its value at the least parameter.
-
-    (Metrics at different K differ by an order of magnitude; what matters is where each one peaks, and by how much.)
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.8 * len(curves)), layout="constrained")
-    for axes, (name, panel) in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves.items(), strict=True):
-        for metric, (parameter, value) in panel.items():
-            line = "-" if metric.startswith("ndcg") else "--"
-            axes.plot(parameter, value / value[0] if value[0] else value, line, label=metric, linewidth=1)
-        axes.set(title=name, ylabel="validation metric / its value at the least")
-        axes.set_xscale("symlog", linthresh=1)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, ncols=2, frameon=False)
-    return figure
-
-
 def plot_rows(run_dir: str | Path, rows: Sequence[Row]) -> list[str]:
-    """Draw metrics.png, and curves.png where the run holds curves. Returns a line a file, or why none."""
+    """Draw metrics.png into the run folder. Returns a line with its path, or one that says why there is none."""
     if importlib.util.find_spec("matplotlib") is None:
         return ["no plots: matplotlib is not installed (pip install 'bigrec_hf[bench]')"]
-    figures = {METRICS_PLOT: metrics_figure(rows)}
-    curves = read_curves(run_dir)
-    if curves:
-        figures[CURVES_PLOT] = curves_figure(curves)
-    for name, figure in figures.items():
-        write_atomically(Path(run_dir) / name, partial(figure.savefig, format="png", dpi=130))
-    return [f"plot: {Path(run_dir) / name}" for name in figures]
+    file = Path(run_dir) / METRICS_PLOT
+    write_atomically(file, partial(metrics_figure(rows).savefig, format="png", dpi=130))
+    return [f"plot: {file}"]

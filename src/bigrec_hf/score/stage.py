@@ -65,8 +65,6 @@ def score_rankings(
     empty = table[C.EMPTY].to_numpy(zero_copy_only=False).astype(bool)
     try:
         ks = check_ks(ks, settings["n_items"])
-        if "ranks_known_to" in settings:  # approximate search
-            ks = check_ks(ks, settings["ranks_known_to"], "what is known of the ranks")
     except ValueError as error:
         raise BigrecError(f"scoring: {error}") from error
     kept = ~empty if drop_empty else np.ones(len(rank), bool)

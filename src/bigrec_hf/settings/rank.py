@@ -58,12 +58,6 @@ class GroundSettings:
         "no encoder needed",
         choices=("distance", "hybrid", "scores"),
     )
-    search: str = setting(
-        "exact",
-        "exact, or faiss = approximate (extra: faiss), for catalogs of millions; ranks are then known up to top_k only",
-        choices=("exact", "faiss"),
-    )
-    n_probe: int = setting(32, "cells that a query looks into, of 4 sqrt(items) (search: faiss)", least=1)
     exclude_history: bool = setting(RankOptions.exclude_history, "leave the example's history out of the candidates")
     duplicates: str = setting(
         RankOptions.duplicates,
@@ -164,17 +158,12 @@ class FuseSettings:
 
     fusion: str = setting(
         "all",
-        "min = nearest text; weighted = nearest text, worse scores pay; rrf = reciprocal ranks; keywords = mix of the "
-        "title's and the keywords' ranks; all = the first three, and keywords where they were written",
-        choices=("min", "weighted", "rrf", "keywords", "all"),
+        "min = nearest text; rrf = reciprocal ranks; keywords = mix of the title's and the keywords' ranks; all = the "
+        "first two, and keywords where they were written",
+        choices=("min", "rrf", "keywords", "all"),
     )
     fusion_metric: str = setting("ndcg@10", "metric that chooses the parameters on validation: ndcg@K or hr@K")
     fusion_beams: int = setting(0, "texts an example to use, at most (1 to this many are tried); 0 = all", least=0)
-    fusion_penalties: list[float] = setting(
-        [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
-        "weighted: penalties to try, in catalog radii (root mean square) for a nat a token of score",
-        least=0,
-    )
     fusion_k0: list[int] = setting(
         [0, 1, 2, 5, 10, 20, 60, 100], "rrf: constants k0 to try in 1 / (k0 + rank)", least=0
     )

@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 RETIRED = {  # settings of earlier releases, ignored with this advice for one release
     "streaming": "training reads its examples from disk whatever the size of the split",
     "shuffle_buffer": "training shuffles all examples",
+    "search": "the search is exact",
+    "n_probe": "the search is exact",
+    "fusion_penalties": "the weighted fusion is gone, it ranked as min does",
 }
 TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
 
@@ -52,6 +56,7 @@ def field_types(section: str) -> dict[str, Any]:
     return typing.get_type_hints(SECTIONS[section])
 
 
+@cache
 def _warn_retired(key: str, where: str) -> None:
     print(f"warning: {key} {where} is ignored, remove it: {RETIRED[key]}", file=sys.stderr, flush=True)
 

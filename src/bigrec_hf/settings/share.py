@@ -25,9 +25,7 @@ class ReportSettings:
         False,
         "also show results by history length and target popularity, with coverage and diversity (in breakdown.json)",
     )
-    plots: bool = setting(
-        False, "write metrics.png, and curves.png if a parameter was chosen, into each run (extra: bench)"
-    )
+    plots: bool = setting(False, "write metrics.png, the metrics against K, into each run (extra: bench)")
     update_readme: str | None = setting(
         None,
         "Markdown file; the text between <!-- results:RUN --> and <!-- /results --> becomes the table of the run",

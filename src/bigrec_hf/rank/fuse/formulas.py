@@ -1,20 +1,16 @@
 """Fusion: one exact ranking of the catalog from all texts of an example, or from two indexes.
 
-With d_b(i) the Euclidean distance (float64) of item i to the example's b-th text and s_b that text's score (a
-length-normalized log-probability, in nats a token), the cost of an item, ascending is better, is
+With d_b(i) the Euclidean distance (float64) of item i to the example's b-th text, the cost of an item, ascending is
+better, is
 
 - `min`: min_b d_b(i), over the first `beams` texts;
-- `weighted`: min_b (d_b(i) + penalty * R * (max_c s_c - s_b)), R the root mean square distance of the catalog from its
-  mean, so that `penalty` has no unit: 0 gives `min`, a large one the best text alone. It is the limit tau -> 0 of
-  -tau log sum_b exp((lambda s_b - d_b) / tau), and among texts that are catalog titles (distance 0) it follows their
-  scores where `min` follows catalog rows;
 - `rrf`: -sum_b 1 / (k0 + rank_b(i)), rank_b the exact 1-based rank by d_b (reciprocal-rank fusion, Cormack, Clarke and
   Buettcher 2009). Terms are rounded to multiples of 2^-44, so that a sum does not depend on the order of the texts;
 - `keywords`: a * rank(i) + b * keyword_rank(i), 0-based ranks by the first text and by its keywords in a keyword index
   (the reference's merged evaluation).
 
 Equal costs stand in catalog order. Empty texts are left out; an example without any other text is a miss. `beams`,
-`penalty`, `k0`, `a` and `b` are parameters: `choose` takes the best ones on the examples it is given.
+`k0`, `a` and `b` are parameters: `choose` takes the best ones on the examples it is given.
 """
 
 from __future__ import annotations
@@ -31,12 +27,12 @@ from tqdm import tqdm
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.ground.from_scores import rank_scores
-from bigrec_hf.metrics.ndcg_hr.distances import catalog_mean, centered_norms, squared_distances
+from bigrec_hf.metrics.ndcg_hr.distances import squared_distances
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.rank.model_selection import mean_metrics, split_key
 
-FUSIONS = ("min", "weighted", "rrf", "keywords")
+FUSIONS = ("min", "rrf", "keywords")
 RRF_UNIT = 2.0**44  # sums of up to 512 such terms are whole numbers below 2^53: exact in any order
 MIX_STEPS = 10  # a + b of the keyword mix
 
@@ -49,22 +45,18 @@ class Beams:
 
     texts: list[str]  # distinct, cleaned (titles.clean_title), none empty
     places: np.ndarray  # (n, B) int32, index into `texts`, best text first; -1 = empty or absent
-    scores: np.ndarray  # (n, B) float64; NaN where absent
 
 
-def gather_beams(texts: Sequence[Sequence[str | None]], scores: Sequence[Sequence[float | None] | None]) -> Beams:
-    """`Beams` of the lists of a generations.parquet; rows may have different lengths, scores may be missing."""
+def gather_beams(texts: Sequence[Sequence[str | None]]) -> Beams:
+    """`Beams` of the texts of a generations.parquet; rows may have different lengths."""
     width = max((len(row) for row in texts), default=0)
     places = np.full((len(texts), max(width, 1)), -1, np.int32)
-    values = np.full(places.shape, np.nan)
     known: dict[str, int] = {}
     for i, row in enumerate(texts):
         for b, text in enumerate(row):
             if cleaned := clean_title(text or ""):
                 places[i, b] = known.setdefault(cleaned, len(known))
-        given = [np.nan if score is None else score for score in (scores[i] or [])][: len(row)]
-        values[i, : len(given)] = given
-    return Beams(list(known), places, values)
+    return Beams(list(known), places)
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,6 @@ class Evidence:
 
     beams: Beams
     distances: np.ndarray  # (distinct texts, n_items) float64, Euclidean
-    scale: float  # root mean square distance of the catalog's vectors from their mean
     keyword_places: np.ndarray | None = None  # (n,) int32, row of `keyword_ranks` of the first text, -1 = empty
     keyword_distances: np.ndarray | None = None  # (distinct keyword texts, n_items) float64
     memory_mib: int = 256
@@ -139,18 +130,10 @@ def row_ranks(costs: np.ndarray, memory_mib: int = 256, spill_dir: str | Path | 
     return out
 
 
-def catalog_scale(items: np.ndarray) -> float:
-    """Root mean square distance of the catalog's vectors from their mean. `items` (m, d) float32."""
-    return float(np.sqrt(np.mean(centered_norms(items, catalog_mean(items)) ** 2)))
-
-
 def fuse(name: str, parameters: Parameters, evidence: Evidence) -> Fused:
-    """The fused costs of one of FUSIONS. Raises BigrecError for an unknown name, missing scores or keywords."""
+    """The fused costs of one of FUSIONS. Raises BigrecError for an unknown name or missing keywords."""
     if name == "min":
-        return _nearest(evidence, int(parameters["beams"]), None)
-    if name == "weighted":
-        gaps = score_gaps(evidence.beams, int(parameters["beams"]))
-        return _nearest(evidence, int(parameters["beams"]), parameters["penalty"] * evidence.scale * gaps)
+        return _nearest(evidence, int(parameters["beams"]))
     if name == "rrf":
         return _reciprocal(evidence, int(parameters["beams"]), float(parameters["k0"]))
     if name == "keywords":
@@ -158,60 +141,43 @@ def fuse(name: str, parameters: Parameters, evidence: Evidence) -> Fused:
     raise BigrecError(f"fusion is {name!r}: choose one of {', '.join(FUSIONS)}")
 
 
-def score_gaps(beams: Beams, n_beams: int) -> np.ndarray:
-    """(n, n_beams) float64, how far each used text's score lies below the best one's; 0 for texts left out."""
-    used = beams.places[:, :n_beams] >= 0
-    scores = beams.scores[:, :n_beams]
-    wrong = used & ~np.isfinite(scores)
-    if wrong.any():
-        example, beam = np.argwhere(wrong)[0]
-        raise BigrecError(
-            f"text {beam} of example {example} has the score {scores[example, beam]} ({int(wrong.sum())} such): "
-            "the weighted fusion needs a finite score a text; use fusion min or rrf"
-        )
-    best = np.where(used, scores, -np.inf).max(axis=1, keepdims=True)
-    return np.where(used, best - scores, 0.0)
-
-
-def _by_example(empty: np.ndarray, n_items: int, cost: Callable[[int], np.ndarray]) -> Fused:
-    """`cost(i)` gives the (n_items,) costs of example i; it is not asked for an empty one."""
+def _by_example(places: np.ndarray, n_items: int, cost: Callable[[int, np.ndarray], np.ndarray]) -> Fused:
+    """`cost(i, used)` gives the (n_items,) costs of example i from its texts, the non-negative ones of `places` (n, b);
+    it is not asked for an example without any."""
+    empty = np.asarray((places < 0).all(axis=1))
 
     def costs(start: int, stop: int) -> np.ndarray:
         out = np.zeros((stop - start, n_items))
         for i in range(start, stop):
             if not empty[i]:
-                out[i - start] = cost(i)
+                out[i - start] = cost(i, places[i, places[i] >= 0])
         return out
 
     return Fused(costs, empty, n_items)
 
 
-def _nearest(evidence: Evidence, n_beams: int, penalties: np.ndarray | None) -> Fused:
-    """Minimum over the used texts of distance + penalty ((n, n_beams), of that distance's unit)."""
-    places = evidence.beams.places[:, :n_beams]
-
-    def cost(i: int) -> np.ndarray:
-        used = places[i] >= 0
-        rows = evidence.distances[places[i, used]]  # (texts used, n_items), a copy
-        if penalties is not None:
-            rows += penalties[i, used, None]
-        return rows.min(axis=0)
-
-    return _by_example((places < 0).all(axis=1), evidence.distances.shape[1], cost)
+def _nearest(evidence: Evidence, n_beams: int) -> Fused:
+    distances = evidence.distances
+    return _by_example(
+        evidence.beams.places[:, :n_beams], distances.shape[1], lambda i, used: distances[used].min(axis=0)
+    )
 
 
 def _reciprocal(evidence: Evidence, n_beams: int, k0: float) -> Fused:
-    places, ranks = evidence.beams.places[:, :n_beams], evidence.ranks
-    n_items = ranks.shape[1]
-    terms = -np.rint(RRF_UNIT / (k0 + 1.0 + np.arange(n_items))) / RRF_UNIT  # by 0-based rank
-    return _by_example((places < 0).all(axis=1), n_items, lambda i: terms[ranks[places[i, places[i] >= 0]]].sum(axis=0))
+    ranks = evidence.ranks
+    terms = -np.rint(RRF_UNIT / (k0 + 1.0 + np.arange(ranks.shape[1]))) / RRF_UNIT  # by 0-based rank
+    return _by_example(
+        evidence.beams.places[:, :n_beams], ranks.shape[1], lambda i, used: terms[ranks[used]].sum(axis=0)
+    )
 
 
 def _mixed(evidence: Evidence, a: float, b: float) -> Fused:
-    first, second = evidence.beams.places[:, 0], evidence.keyword_places
     ranks, keyword_ranks = evidence.ranks, evidence.keyword_ranks
+    written = np.asarray(evidence.keyword_places)
     return _by_example(
-        first < 0, ranks.shape[1], lambda i: a * ranks[first[i]] + b * keyword_ranks[second[i]].astype(np.float64)
+        evidence.beams.places[:, :1],
+        ranks.shape[1],
+        lambda i, used: a * ranks[used[0]] + b * keyword_ranks[written[i]].astype(np.float64),
     )
 
 
@@ -232,17 +198,13 @@ def rank_fused(
     return ranking
 
 
-def parameter_grid(
-    name: str, n_beams: int, penalties: Sequence[float] = (0.0,), k0s: Sequence[int] = (60,)
-) -> list[Parameters]:
+def parameter_grid(name: str, n_beams: int, k0s: Sequence[int] = (60,)) -> list[Parameters]:
     """Every setting to be tried for one fusion, the plain first text (or few texts) first."""
-    if any(not np.isfinite(p) or p < 0 for p in penalties) or any(k0 < 0 for k0 in k0s):
-        raise BigrecError(f"penalties {list(penalties)} and rrf constants {list(k0s)} must be finite and at least 0")
+    if any(k0 < 0 for k0 in k0s):
+        raise BigrecError(f"rrf constants {list(k0s)} must be at least 0")
     beams = range(1, n_beams + 1)
     if name == "min":
         return [{"beams": b} for b in beams]
-    if name == "weighted":
-        return [{"beams": b, "penalty": float(p)} for b in beams for p in penalties]
     if name == "rrf":
         return [{"beams": b, "k0": int(k0)} for b in beams for k0 in k0s]
     if name == "keywords":

@@ -39,7 +39,6 @@ from bigrec_hf.rank.fuse.formulas import (
     FUSIONS,
     Evidence,
     Parameters,
-    catalog_scale,
     choose,
     fuse,
     gather_beams,
@@ -70,23 +69,20 @@ def load_evidence(
     """The examples of a generations.parquet and the distances of all their texts; each distinct text is encoded and
     compared with the catalog once. What exceeds `memory_mib` goes to a temporary file beside the generations."""
     answers = read_generations(path, index.catalog)
-    if C.SCORES not in pq.read_schema(path).names:
-        raise BigrecError(f"{path} lacks the column {C.SCORES!r}: it is no file of `bigrec-hf generate`")
-    table = pq.read_table(path, columns=[C.TEXTS, C.SCORES])
-    beams = gather_beams([row or [] for row in table[C.TEXTS].to_pylist()], table[C.SCORES].to_pylist())
+    beams = gather_beams([row or [] for row in pq.read_table(path, columns=[C.TEXTS])[C.TEXTS].to_pylist()])
     options: dict[str, Any] = {"memory_mib": memory_mib, "spill_dir": path.parent}
     vectors = embed_texts(beams.texts, index, encode)
     distances = text_distances(vectors, index.embeddings, **options, quiet=quiet)
     extra: dict[str, Any] = {}
     if keywords is not None and keyword_index is not None:
         written = look_up(answers.texts, keywords, str(path))
-        first = gather_beams([[text] for text in written], [None] * len(written))
+        first = gather_beams([[text] for text in written])
         vectors = embed_texts(first.texts, keyword_index, encode)
         extra = {
             "keyword_places": first.places[:, 0],
             "keyword_distances": text_distances(vectors, keyword_index.embeddings, **options, quiet=quiet),
         }
-    return answers, Evidence(beams, distances, catalog_scale(index.embeddings), **extra, **options)
+    return answers, Evidence(beams, distances, **extra, **options)
 
 
 def fuse_method(
@@ -98,7 +94,6 @@ def fuse_method(
     *,
     metric: str = "ndcg@10",
     max_beams: int = 0,
-    penalties: Sequence[float] = (0.0,),
     k0s: Sequence[int] = (60,),
     keywords: dict[str, str] | None = None,
     keyword_index: CatalogIndex | None = None,
@@ -141,7 +136,7 @@ def fuse_method(
     for name in fusions:
         result = choose(
             name,
-            parameter_grid(name, n_beams, penalties, k0s),
+            parameter_grid(name, n_beams, k0s),
             evidence,
             target_rows(answers.targets, index.catalog, duplicates),
             metric,
@@ -156,7 +151,6 @@ def fuse_method(
             **result,
             "n_validation": len(answers.example_ids),
             "validation_generations": file_fingerprint(validation),
-            "scale": evidence.scale,
             "exclude_history": exclude_history,
             "duplicates": duplicates,
         }
@@ -253,7 +247,6 @@ def main(
         fusions,
         metric=fuse.fusion_metric,
         max_beams=fuse.fusion_beams,
-        penalties=fuse.fusion_penalties,
         k0s=fuse.fusion_k0,
         **extra,
         top_k=ground.top_k,

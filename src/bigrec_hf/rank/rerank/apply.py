@@ -30,13 +30,10 @@ from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.encoder import Encode
 from bigrec_hf.rank.model_selection import (
-    CURVE_FILE,
-    PLOT_FILE,
     PRIMARY,
     Choice,
     check_disjoint,
     choose_value,
-    plot_curves,
     save_curves,
 )
 from bigrec_hf.rank.rerank.costs import closest_costs, distance_costs
@@ -236,8 +233,4 @@ def rerank_method(
     write_table(by_metric, folder / RANKS_BY_METRIC_FILE)
     write_json(folder / CHOICE_FILE, {**json.loads(table.schema.metadata[METADATA_KEY]), "grid": choice.grid})
     save_curves(choice, folder, PARAMETERS[formula])
-    plot = folder / PLOT_FILE
-    if not plot_curves(choice, plot, parameter=PARAMETERS[formula], title=folder.name):
-        plot.unlink(missing_ok=True)
-        print(f"rerank ({folder.name}): no plot without matplotlib (pip install 'bigrec_hf[bench]'); see {CURVE_FILE}")
     return choice

@@ -4,7 +4,7 @@ Chooses the strength on `<run_dir>/validation/<method>/generations.parquet`, per
 `<run_dir>/<method>/generations.parquet`. Every combination of `formulas` and `weights` is a method of its own, in
 `<run_dir>/<method>_<weights>` (reweight), `<method>_mix_<weights>` or `<method>_rrf_<weights>`; `scores` goes by the
 collaborative model's name there. Files: rankings.parquet (at the value chosen for NDCG@10), ranks_by_metric.parquet (at
-each metric's own), choice.json, curve.parquet, curve.png, and the score stage's.
+each metric's own), choice.json, curve.parquet, and the score stage's.
 
 With `texts: scores` an item costs its negative log-probability, as `generate --decoding exact` wrote it, instead of a
 distance. With `texts: history` no LM's answer is needed: an item costs what it is away from the closest title of the history. The
