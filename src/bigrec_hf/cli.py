@@ -64,6 +64,12 @@ STAGES = {
         ("evaluate", "data", "model", "ground", "score"),
         "ground and score any prediction file, including the reference's JSON",
     ),
+    "linear": Stage(
+        "rank.baselines.stage",
+        ("run", "data", "ground", "score", "linear"),
+        "EASE and ItemKNN baselines: choose parameters on validation, rank, score",
+        "run_dir",
+    ),
     "sasrec": Stage(
         "rank.sasrec.stage",
         ("run", "data", "ground", "score", "sasrec"),

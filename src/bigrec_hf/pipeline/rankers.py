@@ -32,8 +32,9 @@ def check_rankers(wanted: Sequence[str], rerank_weights: Sequence[str], rerank_s
         raise BigrecError(f"unknown ranker {unknown[0]!r}: choose among {', '.join(RANKERS)}")
     if "debias" in wanted and "sasrec" not in wanted:
         raise BigrecError("the ranker debias needs a collaborative model's scores: add sasrec to `rankers`")
-    if "rerank" in wanted and rerank_scores == "sasrec" and "sasrec" not in wanted:
-        raise BigrecError("rerank is to use the scores of sasrec: add sasrec to `rankers`")
+    for model, ranker in {"sasrec": "sasrec", "ease": "linear", "itemknn": "linear"}.items():
+        if "rerank" in wanted and rerank_scores == model and ranker not in wanted:
+            raise BigrecError(f"rerank is to use the scores of {model}: add {ranker} to `rankers`")
     if "rerank" in wanted and set(rerank_weights) - {"popularity"} and rerank_scores is None:
         raise BigrecError("these weights need a collaborative model: set `scores` in section `rerank`, e.g. sasrec")
 
@@ -57,11 +58,12 @@ def run_rankers(steps: Steps, sections: RunSections, marks: list[str | None]) ->
     texts = [*marks, asdict(sections.model), asdict(sections.prompt), asdict(sections.data), sections.run.seed]
     common = [texts, ranking_options(sections.ground), asdict(sections.score)]
     validation = generate_validation(steps, sections, texts) if set(wanted) & set(CHOOSING) else None
+    linear = run_linear(steps, sections, [common, validation]) if "linear" in wanted else None
     sasrec = run_sasrec(steps, sections, [common, validation]) if "sasrec" in wanted else None
     if "fuse" in wanted:
         run_fuse(steps, sections, [common, validation])
     if "rerank" in wanted:
-        run_rerank(steps, sections, [common, validation, sasrec])
+        run_rerank(steps, sections, [common, validation, linear, sasrec])
     if "constrained" in wanted:
         run_constrained(steps, sections, texts, common)
     if "debias" in wanted:
@@ -86,6 +88,19 @@ def generate_validation(steps: Steps, sections: RunSections, texts: list[Any]) -
         depends=[texts, asdict(sections.generate)],
         outputs=generated_files(folder / run.method, settings),
         distributed=True,
+    )
+
+
+def run_linear(steps: Steps, sections: RunSections, depends: list[Any]) -> str:
+    """EASE and ItemKNN."""
+    from bigrec_hf.rank.baselines import stage
+
+    s = sections
+    return steps.do(
+        "linear",
+        lambda: stage.main(s.run, s.data, s.ground, s.score, s.linear),
+        depends=[*depends, asdict(s.linear)],
+        outputs=_results(steps, *s.linear.linear_models),
     )
 
 

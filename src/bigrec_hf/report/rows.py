@@ -18,6 +18,8 @@ METHODS = {  # labels of the subfolders of a run, in the order of the table; any
     "random": "random",
     "popularity": "popularity",
     "cooccurrence": "co-occurrence",
+    "itemknn": "ItemKNN",
+    "ease": "EASE",
     "sasrec": "SASRec",
     "zero_shot": "zero-shot LM",
     "history": "history's titles",

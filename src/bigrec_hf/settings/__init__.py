@@ -16,6 +16,7 @@ from bigrec_hf.settings.rank import (
     FuseSettings,
     GroundSettings,
     KeywordsSettings,
+    LinearSettings,
     RerankSettings,
     SasrecSettings,
     ScoreSettings,
@@ -48,6 +49,7 @@ class RunSections:
     generate: GenerateSettings = GenerateSettings()
     ground: GroundSettings = GroundSettings()
     score: ScoreSettings = ScoreSettings()
+    linear: LinearSettings = LinearSettings()
     sasrec: SasrecSettings = SasrecSettings()
     fuse: FuseSettings = FuseSettings()
     rerank: RerankSettings = RerankSettings()

@@ -184,6 +184,24 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class LinearSettings:
+    """EASE and ItemKNN, linear item-to-item models; every combination of the values is tried on validation."""
+
+    linear_models: list[str] = setting(["ease", "itemknn"], "models to fit, any of: ease, itemknn")
+    linear_decays: list[float] = setting(
+        [1.0, 0.9, 0.8, 0.7], "weight of a history item per step into the past, to try", above=0, most=1
+    )
+    ease_lambdas: list[float] = setting([100.0, 200.0, 500.0, 1000.0, 2000.0], "EASE: ridges to try", above=0)
+    ease_max_items: int = setting(
+        20_000, "EASE: largest catalog to invert a dense matrix for (20,000 items: 1.5 GiB)", least=1
+    )
+    itemknn_neighbors: list[int] = setting([20, 50, 100, 200, 500], "ItemKNN: neighbors per item to try", least=1)
+    itemknn_shrinkages: list[float] = setting(
+        [0.0, 10.0, 50.0, 200.0], "ItemKNN: terms to try that lower the similarities of rare items", least=0
+    )
+
+
+@dataclass(frozen=True)
 class SasrecSettings:
     """SASRec, the sequential baseline, trained on the same examples."""
 
