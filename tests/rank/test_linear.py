@@ -54,5 +54,5 @@ def test_faults():
     with pytest.raises(BigrecError, match="no validation example"):
         choose([model(0, np.zeros((4, 4)))], [1.0], [], [], COUNTS)
     for models, decays in (([], [1.0]), ([model(0, np.zeros((4, 4)))], [])):
-        with pytest.raises(BigrecError, match="no parameters to choose among"):
+        with pytest.raises(BigrecError, match="no parameters to choose from"):
             choose(models, decays, [[0]], [[1]], COUNTS)

@@ -1,7 +1,7 @@
-"""Co-occurrence baseline: the neighbors, in training sequences, of the most recent items of a history.
+"""Co-occurrence baseline: the neighbors, in training sequences, of the latest items of a history.
 
-The defaults (3 newest items, at most 3 places apart) are about the best on the validation examples of MovieLens-100K,
-split by time and leave-one-out, and of Amazon games, among 1, 3, 10, 50 places and 1, 3, 10 items.
+The defaults (3 latest items, at most 3 places apart) are close to the best of 1, 3, 10, 50 places and 1, 3, 10 items on
+the validation examples of MovieLens-100K, split by time and leave-one-out, and of Amazon games.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bigrec_hf.settings import RankOptions
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Sparse co-occurrence counts (CSR): item `i` has `items[starts[i]:starts[i + 1]]` as neighbors."""
+    """Sparse co-occurrence counts (CSR): the neighbors of item `i` are `items[starts[i]:starts[i + 1]]`."""
 
     starts: np.ndarray  # (n_items + 1,) int64
     items: np.ndarray  # (pairs,) int64, ascending within an item
@@ -29,9 +29,9 @@ class Neighbors:
 
 
 def count_neighbors(items: np.ndarray, starts: np.ndarray, n_items: int, distance: int = 3) -> Neighbors:
-    """How often two different items stand at most `distance` places apart, in either order, in the same sequence.
+    """Count how often two different items are at most `distance` places apart, in either order, in a sequence.
 
-    `items` (total,) catalog rows of all sequences end to end, `starts` (n + 1,) where each begins
+    `items` (total,) catalog rows of all sequences, concatenated; `starts` (n + 1,) where each begins
     (`sasrec.data.ItemSequences`). Time and memory: total x distance.
     """
     owner = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
@@ -55,10 +55,10 @@ def cooccurrence_rankings(
     *,
     recent: int = 3,
 ) -> pa.Table:
-    """Order by co-occurrence with the `recent` newest history items (their counts added), ties by descending train
-    count, then by row; so a history without neighbors, or an empty one, gets the popularity order.
+    """Rank by summed co-occurrence with the `recent` latest history items; ties by descending train count, then row.
 
-    Raises BigrecError where the neighbors or the counts do not fit the catalog.
+    A history without neighbors, or an empty one, therefore gets the order of popularity. Raises BigrecError if the
+    neighbors or the counts do not fit the catalog.
     """
     popularity = np.asarray(train_counts, np.float64)
     if popularity.shape != (len(catalog),) or len(neighbors.starts) != len(catalog) + 1:
@@ -67,8 +67,8 @@ def cooccurrence_rankings(
             f"{len(catalog)} catalog rows: make both from this data set"
         )
     if recent < 1:
-        raise BigrecError(f"co-occurrence: recent is {recent}: give at least 1 item")
-    tie_break = popularity / (popularity.max() + 1)  # below 1, the smallest difference of two counts
+        raise BigrecError(f"co-occurrence: recent is {recent}: it must be at least 1 item")
+    tie_break = popularity / (popularity.max() + 1)  # below 1, the smallest difference between two counts
 
     def scores(start: int, stop: int) -> np.ndarray:
         result = np.tile(tie_break, (stop - start, 1))

@@ -1,7 +1,7 @@
-"""Linear item-to-item models: an item's score is the sum of its weights from the items of a history, newer ones more.
+"""Linear item-to-item models: the score of an item is the weighted sum of its weights from the items of a history.
 
-What EASE and ItemKNN share: the input vector of a history, the scores, and the choice of a model's parameters and of
-the input's recency decay, by validation examples alone.
+Later items of the history count more. EASE and ItemKNN share the input vector of a history, the scores, and the choice
+of parameters and of the recency decay on validation examples alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.ground.from_scores import rank_scores
 from bigrec_hf.rank.model_selection import mean_metrics
 
-CHUNK = 512  # examples scored together
-TIE_BREAK = 1e-6  # the most that popularity adds to a score, see `linear_scores`
+CHUNK = 512  # examples scored at a time
+TIE_BREAK = 1e-6  # largest contribution of popularity to a score, see `linear_scores`
 
 Weights = np.ndarray | csr_array  # (n_items, n_items): row = item of the history, column = item that is scored
 Parameters = dict[str, float | int]
@@ -26,7 +26,7 @@ Parameters = dict[str, float | int]
 
 @dataclass(frozen=True)
 class Fitted:
-    """One setting of a model, and how to get its weights; they may be large, so that two need not be held at once."""
+    """One setting of a model and a function that returns its weights, which may be large: hold one at a time."""
 
     parameters: Parameters
     weights: Callable[[], Weights]
@@ -34,7 +34,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The setting with the best metric on validation, and all that were tried, in the order tried."""
+    """The setting with the best validation metric, and all settings that were tried, in order."""
 
     fitted: Fitted
     decay: float
@@ -43,20 +43,20 @@ class Chosen:
 
     @property
     def parameters(self) -> Parameters:
-        """The model's and the input's, as they are written and shown."""
+        """The parameters of the model and of the input, as they are written and shown."""
         return {**self.fitted.parameters, "decay": self.decay}
 
 
 def history_matrix(histories: Sequence[Sequence[int]], n_items: int, decay: float = 1.0, last: int = 0) -> csr_array:
-    """(n, n_items) float32 input vectors: decay ** age of each item of a history, 0 where it is not in it.
+    """Return input vectors, (n, n_items) float32: decay ** age of each item of a history, 0 for all others.
 
-    The newest item has age 0, the one before it 1, and so on; of an item that occurs twice the newest counts. `last`:
-    only so many of the newest items are taken; 0 = all. Rows below 0 (items unknown to the catalog) are left out first.
+    The latest item has age 0, the one before it 1, and so on; of a repeated item the latest occurrence counts. `last`:
+    use only this many of the latest items; 0 = all. Rows below 0 (items that are not in the catalog) are dropped first.
     """
     lengths, columns, values = [], [], []
     for history in histories:
         rows = np.asarray(history, np.int64)
-        rows = rows[rows >= 0][-last:][::-1]  # newest first
+        rows = rows[rows >= 0][-last:][::-1]  # latest first
         distinct, age = np.unique(rows, return_index=True)
         lengths.append(len(distinct))
         columns.append(distinct)
@@ -68,11 +68,11 @@ def history_matrix(histories: Sequence[Sequence[int]], n_items: int, decay: floa
 
 
 def linear_scores(inputs: csr_array, weights: Weights, train_counts: np.ndarray) -> np.ndarray:
-    """(n, n_items) float32: `inputs` (n, n_items) times `weights`.
+    """Return scores, (n, n_items) float32: `inputs` (n, n_items) times `weights`.
 
-    Every score gets `TIE_BREAK` times the item's share of the largest train count, so that items without any weight
-    from the history (most items of ItemKNN) stand in the order of popularity, as in the co-occurrence baseline. An
-    empty history is scored by log(1 + train count), as SASRec's.
+    `TIE_BREAK` times the train count, relative to the largest, is added to every score, so that items without any
+    weight from the history (most items in ItemKNN) are in order of popularity, as in the co-occurrence baseline. An
+    empty history is scored by log(1 + train count), as in SASRec.
     """
     counts = np.asarray(train_counts, np.float64)
     tie_break = (TIE_BREAK * counts / (counts.max(initial=0) + 1)).astype(np.float32)
@@ -96,10 +96,10 @@ def choose(
     last: int = 0,
     exclude: Sequence[Sequence[int]] | None = None,
 ) -> Chosen:
-    """The model and decay with the best `metric` on these *validation* examples; of equals the first tried.
+    """Choose the model and decay with the best `metric` on these *validation* examples; of equals the first tried.
 
-    `histories`, `targets`, `exclude`: as `rank_scores` takes them, one entry an example. `models` are asked for their
-    weights one after the other. Raises BigrecError where there is no example, no model or no decay.
+    `histories`, `targets`, `exclude`: as in `rank_scores`, one entry per example. The weights of `models` are computed
+    one after the other. Raises BigrecError if there is no example, no model or no decay.
     """
     if not len(targets):
         raise BigrecError("there is no validation example to choose parameters on: prepare more data")
@@ -117,5 +117,5 @@ def choose(
             if best is None or value > best.value:
                 best = Chosen(fitted, decay, value)
     if best is None:
-        raise BigrecError("no parameters to choose among: give at least one value of each")
+        raise BigrecError("there are no parameters to choose from: give at least one value of each")
     return Chosen(best.fitted, best.decay, best.value, table)

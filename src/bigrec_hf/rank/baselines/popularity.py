@@ -1,4 +1,4 @@
-"""Popularity baseline: the items that were training targets most often, the same list for everyone."""
+"""Popularity baseline: the most frequent training targets, the same list for every user."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def popularity_rankings(
     examples: Examples,
     options: RankOptions,
 ) -> pa.Table:
-    """Order by descending train count (`Columns.TRAIN_COUNT`, one a catalog row), ties by row.
+    """Rank by descending train count (`Columns.TRAIN_COUNT`, one per catalog row), ties by row.
 
-    Raises BigrecError where the counts do not fit the catalog or are all zero.
+    Raises BigrecError if the counts do not fit the catalog or are all zero.
     """
     counts = np.asarray(train_counts, np.float64)  # (n_items,)
     if counts.shape != (len(catalog),):
         raise BigrecError(
-            f"popularity: {counts.shape} train counts for {len(catalog)} catalog rows: one a row is needed"
+            f"popularity: {counts.shape} train counts for {len(catalog)} catalog rows: exactly one per row is needed"
         )
     if not np.isfinite(counts).all() or counts.min() < 0 or counts.max() == 0:
         raise BigrecError(
-            "popularity: train counts must be numbers of at least 0, not all 0: is the train split empty?"
+            "popularity: train counts must be numbers of at least 0, and not all 0: is the train split empty?"
         )
 
     def scores(start: int, stop: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Random baseline: every example's catalog in an order of its own."""
+"""Random baseline: an independent random order of the catalog for every example."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def random_rankings(
     *,
     seed: int = 0,
 ) -> pa.Table:
-    """Uniformly random order, drawn for example number i from the seed (seed, i).
+    """Rank in uniformly random order; that of example number i is drawn from the seed (seed, i).
 
-    Expected HR@K is K / n_items for a title in one row (a little more for titles in several, with duplicates "best").
+    The expected HR@K is K / n_items for a title in one row, and a little more for one in several (duplicates: best).
     """
 
     def scores(start: int, stop: int) -> np.ndarray:
