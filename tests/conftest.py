@@ -15,8 +15,13 @@ os.environ |= ENVIRONMENT | {
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+
+# a busy machine is no failure: no time limit for an example
+hypothesis.settings.register_profile("plain", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("plain")
 
 
 @pytest.fixture(scope="session", autouse=True)

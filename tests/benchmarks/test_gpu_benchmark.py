@@ -11,6 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     arguments = ["gpu", "--tiny", "--work_dir", str(tmp_path / "work"), "--json", str(tmp_path / "out.json")]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -10,6 +10,7 @@ from benchmarks.common import read_rows
 from benchmarks import prepare as benchmark
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_both_sides_agree(tmp_path, monkeypatch):
     options = ["--sizes", "3000", "--rows", "4000", "--repeats", "1", "--work_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["prepare", *options, "--out", str(tmp_path / "results")])

@@ -6,9 +6,6 @@ The same for `generate` and `sft` stands in test_generate.py and test_sft.py.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +17,9 @@ from hypothesis import strategies as st
 
 from bigrec_hf.common.locks import LOCK_FILE
 from bigrec_hf.common.shards import share_of_rows
+from tests.helpers.processes import ACCELERATE, flags, run_pair, run_python
 from tests.helpers.tiny import save_tiny_model
 
-TIME_OUT = 100  # seconds: far beyond what a job takes, far below the time after which collectives give up
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-TORCHRUN += ["--rdzv_endpoint", "localhost:0"]
-ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 FILES = ("index/embeddings.safetensors", "index/catalog.parquet", "index/fingerprint.json")
 FILES += ("beams/rankings.parquet", "beams_hybrid/rankings.parquet")
 
@@ -59,16 +52,6 @@ for stage in stages:
     if code:
         sys.exit(code)
 """
-
-
-def launch(launcher: list[str], arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *launcher, *arguments],
-        env=os.environ | ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=TIME_OUT,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +94,7 @@ def ground_flags(inputs: Path, run_dir: Path) -> list[str]:
     """Puts the answers into the run folder; the flags of the stage."""
     (run_dir / "beams").mkdir(parents=True, exist_ok=True)
     (run_dir / "beams" / "generations.parquet").write_bytes((inputs / "generations.parquet").read_bytes())
-    flags = {"output_dir": run_dir, "catalog": inputs / "catalog.csv", "base_model": inputs / "model"}
-    return [part for name, value in {**flags, "method": "beams"}.items() for part in (f"--{name}", str(value))]
+    return flags(output_dir=run_dir, catalog=inputs / "catalog.csv", base_model=inputs / "model", method="beams")
 
 
 BOTH = "ground,ground:--ranking:hybrid"
@@ -122,7 +104,7 @@ BOTH = "ground,ground:--ranking:hybrid"
 def alone(script, inputs, tmp_path_factory):
     """The run folder of one process."""
     run_dir = tmp_path_factory.mktemp("alone")
-    done = launch([], [script, str(run_dir), "none", BOTH, *ground_flags(inputs, run_dir)])
+    done = run_python(script, run_dir, "none", BOTH, *ground_flags(inputs, run_dir))
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -135,9 +117,9 @@ def assert_same_files(run_dir: Path, alone: Path) -> None:
     assert not left_over
 
 
+@pytest.mark.slow
 def test_encode_and_ground_give_the_same_files_bit_for_bit(script, inputs, alone, tmp_path):
-    arguments = [script, str(tmp_path), "none", BOTH, *ground_flags(inputs, tmp_path)]
-    done = launch(ACCELERATE, arguments, ACCELERATE_USE_CPU="true")
+    done = run_pair(script, tmp_path, "none", BOTH, *ground_flags(inputs, tmp_path), launcher=ACCELERATE)
     assert done.returncode == 0, done.stderr
     assert_same_files(tmp_path, alone)
     assert done.stdout.count("19 examples, 45 items") == 2  # once a ranking
@@ -148,34 +130,36 @@ def test_encode_and_ground_give_the_same_files_bit_for_bit(script, inputs, alone
     assert sorted(logs[0] + logs[1]) == sorted(whole)  # everything once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raise", "kill"])
 def test_a_broken_process_ends_the_job_and_leaves_nothing_half_written(script, inputs, alone, tmp_path, fault):
-    flags = ground_flags(inputs, tmp_path)
-    done = launch(TORCHRUN, [script, str(tmp_path), fault, "ground", *flags])
+    arguments = ground_flags(inputs, tmp_path)
+    done = run_pair(script, tmp_path, fault, "ground", *arguments)
     assert done.returncode != 0
     assert ("this process is broken" if fault == "raise" else "SIGKILL") in done.stderr
     assert not any((tmp_path / name).exists() for name in FILES)
     if fault == "kill":
         return
-    again = launch([], [script, str(tmp_path), "none", BOTH, *flags])  # goes on with what the other had encoded
+    again = run_python(script, tmp_path, "none", BOTH, *arguments)  # goes on with what the other had encoded
     assert again.returncode == 0, again.stderr
     assert_same_files(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_a_broken_process_ends_the_training(script, tiny_model_dir, tiny_prepared, tmp_path):
-    flags = {"dataset": tiny_prepared, "base_model": tiny_model_dir, "run_dir": tmp_path, "epochs": 1}
-    flags |= {"sample": 8, "validation_sample": 4, "global_batch_size": 4, "micro_batch_size": 2}
-    pairs = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    done = launch(TORCHRUN, [script, str(tmp_path), "raise", "sft", *pairs], ACCELERATE_USE_CPU="true")
+    arguments = flags(dataset=tiny_prepared, base_model=tiny_model_dir, run_dir=tmp_path, epochs=1)
+    arguments += flags(sample=8, validation_sample=4, global_batch_size=4, micro_batch_size=2)
+    done = run_pair(script, tmp_path, "raise", "sft", *arguments)
     assert done.returncode != 0
     assert "this process is broken" in done.stderr
     assert not (tmp_path / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_run_shares_index_and_ground(tiny_run, tmp_path):
     """All stages under two processes: they meet in each, and what does not depend on the training is the same."""
-    arguments = ["-m", "bigrec_hf", "run", "--config", str(tiny_run.parent / "recipe.yaml"), "--run_dir", str(tmp_path)]
-    done = launch(TORCHRUN, arguments, ACCELERATE_USE_CPU="true")
+    recipe = tiny_run.parent / "recipe.yaml"
+    done = run_pair("-m", "bigrec_hf", "run", "--config", recipe, "--run_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("embeddings.safetensors", "catalog.parquet"):
         assert (tmp_path / "index" / name).read_bytes() == (tiny_run / "index" / name).read_bytes()

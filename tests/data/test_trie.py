@@ -1,7 +1,6 @@
 """The token trie: by hand, then every look-up against brute force over all sequences, then real templates."""
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -140,9 +139,7 @@ def test_any_unicode_titles(titles, template):
 @pytest.mark.skipif(not DATA.is_dir(), reason="BIGREC_HF_DATA not set")
 def test_the_game_catalog():
     titles = load_catalog(DATA / "titles" / "game.id2name.txt").titles
-    start = time.perf_counter()
     built = build_title_trie(titles, "alpaca-basic", tiny_tokenizer())
-    assert time.perf_counter() - start < 10
     assert built.trie.n_leaves == len(set(titles))
     rows = np.random.default_rng(0).permutation(len(titles))[:200]
     for row in rows:

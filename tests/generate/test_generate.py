@@ -1,12 +1,8 @@
 """Generation: clean decoding, independence of the batch, restart after a kill, several processes."""
 
+import itertools
 import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +36,9 @@ from bigrec_hf.generate.route import PROMPT_CACHE, SHARED_PREFIX
 from bigrec_hf.generate.strategy import ChooseToken, Decoding, end_token_ids, line_break_ids, uniforms
 from bigrec_hf.models.loading import lora_config
 from bigrec_hf.settings.recipes import build_settings
+from tests.helpers.processes import KILLED_AFTER_SHARDS, flags, run_pair, run_python
 from tests.helpers.tiny import TITLES, save_tiny_model, tiny_model, tiny_tokenizer, write_tiny_catalog, write_tiny_json
 
-ROOT = Path(__file__).resolve().parents[2]
 BEAM = Decoding("beam", max_new_tokens=12)
 GREEDY = Decoding("greedy", max_new_tokens=12)
 SAMPLE = Decoding("sample", max_new_tokens=12, num_return_sequences=2, top_k=40, top_p=0.95, seed=3)
@@ -366,17 +362,19 @@ def run_generate(assets, run_dir, **overrides):
 
 
 def command(assets, run_dir):
-    flags = []
-    for name, value in {**assets, "run_dir": run_dir}.items():
-        flags += [
-            f"--{'output_dir' if name == 'run_dir' else name}",
-            *map(str, value if isinstance(value, list) else [value]),
-        ]
-    return ["-m", "bigrec_hf.generate", *flags]
+    return flags(**assets, output_dir=run_dir)
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+def interrupt_after_shards(monkeypatch, n):
+    """Ctrl-C once `n` shards are written."""
+    written = itertools.count(1)
+
+    def write(self, *shard, whole=ShardFolder.write):
+        whole(self, *shard)
+        if next(written) == n:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShardFolder, "write", write)
 
 
 @pytest.fixture(scope="module")
@@ -422,12 +420,7 @@ class TestMain:
         assert again.equals(changed)
 
     def test_shards_of_other_settings_are_not_mixed_in(self, assets, uninterrupted, tmp_path, monkeypatch):
-        def cut_off(self, number, *rest, whole=ShardFolder.write):
-            if number == 5:
-                raise KeyboardInterrupt
-            whole(self, number, *rest)
-
-        monkeypatch.setattr(ShardFolder, "write", cut_off)
+        interrupt_after_shards(monkeypatch, 5)
         with pytest.raises(KeyboardInterrupt):
             run_generate(assets, tmp_path, seed=1)
         monkeypatch.undo()
@@ -436,24 +429,27 @@ class TestMain:
         assert table.equals(uninterrupted[0])
         assert not (tmp_path / "zero_shot" / "shards").exists()
 
-    def test_killed_and_started_again_gives_the_same(self, assets, uninterrupted, tmp_path):
-        shards = tmp_path / "zero_shot" / "shards"
-        for _ in range(5):  # on a busy machine this test may get its turn too late to interrupt anything
-            shutil.rmtree(tmp_path / "zero_shot", ignore_errors=True)
-            process = subprocess.Popen([sys.executable, *command(assets, tmp_path)], cwd=ROOT, env=environment())
-            deadline = time.monotonic() + 100
-            while not list(shards.glob("*/batch-*.parquet")) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            n_done = len(list(shards.glob("*/batch-*.parquet")))
-            if 0 < n_done < 12:
-                break
-        assert 0 < n_done < 12
+    def test_an_interrupted_run_goes_on_with_its_shards(self, assets, uninterrupted, tmp_path, monkeypatch):
+        """Killed outright in test_a_killed_run_gives_the_same; interrupted here, which needs no process of its own."""
+        interrupt_after_shards(monkeypatch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run_generate(assets, tmp_path)
+        monkeypatch.undo()
         table, facts = run_generate(assets, tmp_path)
-        assert facts["n_resumed"] >= 2 * n_done - 1
+        assert facts["n_resumed"] == 10
         assert table.equals(uninterrupted[0])
 
+    @pytest.mark.slow
+    def test_a_killed_run_gives_the_same(self, assets, uninterrupted, tmp_path):
+        (tmp_path / "killed.py").write_text(KILLED_AFTER_SHARDS)
+        done = run_python(tmp_path / "killed.py", 5, "generate", *command(assets, tmp_path))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert len(list(tmp_path.glob("zero_shot/shards/*/batch-*.parquet"))) == 5
+        table, facts = run_generate(assets, tmp_path)
+        assert facts["n_resumed"] == 10
+        assert table.equals(uninterrupted[0])
+
+    @pytest.mark.slow
     def test_two_processes_give_the_same(self, assets, uninterrupted, tmp_path):
         script = tmp_path / "counting.py"
         script.write_text(
@@ -467,16 +463,7 @@ class TestMain:
             "inputs.render_prompts = counted\n"
             "sys.exit(cli.main(['generate', *sys.argv[1:]]))\n"
         )
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-        launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-        done = subprocess.run(
-            [*launcher, script, *command(assets, tmp_path)[2:]],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        done = run_pair(script, *command(assets, tmp_path))
         assert done.returncode == 0, done.stderr
         table = pq.read_table(tmp_path / "zero_shot" / "generations.parquet")
         assert table.equals(uninterrupted[0])
@@ -485,6 +472,7 @@ class TestMain:
         assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["11", "12"]  # examples rendered by each
         assert done.stdout.count("23 examples") == 1
 
+    @pytest.mark.slow
     def test_one_failing_process_ends_the_job(self, assets, tmp_path):
         script = tmp_path / "failing.py"
         script.write_text(
@@ -495,23 +483,7 @@ class TestMain:
             "if os.environ['RANK'] == '1': decoder.Decoder.decode = fail\n"
             "sys.exit(cli.main(['generate', *sys.argv[1:]]))\n"
         )
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-        done = subprocess.run(
-            [
-                *launcher,
-                "--rdzv_backend",
-                "c10d",
-                "--rdzv_endpoint",
-                "localhost:0",
-                script,
-                *command(assets, tmp_path)[2:],
-            ],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        done = run_pair(script, *command(assets, tmp_path))
         assert done.returncode != 0
         assert "this process is broken" in done.stderr
         assert not (tmp_path / "zero_shot" / "generations.parquet").exists()

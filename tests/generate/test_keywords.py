@@ -1,12 +1,7 @@
 """Keywords: what counts as an answer, then the stage with a tiny chat model, kept rows and a restart after a kill."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +29,8 @@ from bigrec_hf.generate.keywords import (
 )
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.ground.index import build_index
+from tests.helpers.processes import KILLED_AFTER_SHARDS, run_python
 from tests.helpers.tiny import TITLES, save_tiny_model, tiny_model, tiny_tokenizer, write_tiny_catalog
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -232,28 +226,10 @@ def test_a_model_that_writes_json_for_some_titles(tmp_path):
     assert summary["n_fallback"] == 1 and summary["unparsed_answers"] == ["a pig"]
 
 
-def test_a_killed_run_goes_on(tmp_path, model):
-    """kill -9 after the first shards: the next run asks only for what is missing and gives the same file."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert cli.main(arguments(whole, model, "--keywords_tokens", "60", "--keywords_batch_size", "1")) == 0
-    command = arguments(cut, model, "--keywords_tokens", "60", "--keywords_batch_size", "1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bigrec_hf", *command],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.time() + 120
-    while len(done := list(cut.glob("keywords/shards/*/batch-*.parquet"))) < 2:
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (cut / "keywords/keywords.parquet").exists()
-    done = list(cut.glob("keywords/shards/*/batch-*.parquet"))
-    assert 2 <= len(done) < 20
-    times = {path: path.stat().st_mtime_ns for path in done}
+def check_going_on(command, cut, whole, monkeypatch):
+    """The next run asks only for what is missing of the 20 titles and gives the same file."""
+    done = len(list(cut.glob("keywords/shards/*/batch-*.parquet")))
+    assert done == 3 and not (cut / "keywords/keywords.parquet").exists()
     written = []
     original = ShardFolder.write
 
@@ -261,11 +237,41 @@ def test_a_killed_run_goes_on(tmp_path, model):
         written.append(number)
         original(self, number, *rest)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ShardFolder, "write", write)
-        assert cli.main(command) == 0
-    assert len(written) == 20 - len(times)
+    monkeypatch.setattr(ShardFolder, "write", write)
+    assert cli.main(command) == 0
+    assert len(written) == 20 - done
     assert pq.read_table(cut / "keywords/keywords.parquet").equals(pq.read_table(whole / "keywords/keywords.parquet"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model):
+    run = tmp_path_factory.mktemp("keywords") / "whole"
+    assert cli.main(arguments(run, model, "--keywords_batch_size", "1")) == 0
+    return run
+
+
+def test_an_interrupted_run_goes_on(tmp_path, model, whole, monkeypatch):
+    command = arguments(tmp_path / "cut", model, "--keywords_batch_size", "1")
+    left = iter([False, False, True])
+    original = ShardFolder.write
+
+    def write(self, *shard):
+        original(self, *shard)
+        if next(left):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ShardFolder, "write", write)
+        cli.main(command)
+    check_going_on(command, tmp_path / "cut", whole, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tmp_path, model, whole, monkeypatch):
+    command = arguments(tmp_path / "cut", model, "--keywords_batch_size", "1")
+    (tmp_path / "killed.py").write_text(KILLED_AFTER_SHARDS)
+    assert run_python(tmp_path / "killed.py", 3, *command).returncode == -signal.SIGKILL
+    check_going_on(command, tmp_path / "cut", whole, monkeypatch)
 
 
 def test_faults(tmp_path, capsys):

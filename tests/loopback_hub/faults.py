@@ -11,9 +11,6 @@ KINDS = {
     "drop": "close the connection after `after` bytes of the answer's body",
     "drop_upload": "close the connection after `after` bytes of the request's body, before handling it",
     "lose": "handle the request, then close the connection without an answer",
-    "slow": "wait `seconds` before answering",
-    "corrupt": "flip the bits of byte `after` of the answer's body",
-    "corrupt_upload": "flip the bits of byte `after` of the request's body",
 }
 
 
@@ -30,7 +27,6 @@ class Fault:
     retry_after: int | None = None
     message: str | None = None
     after: int = 0
-    seconds: float = 0.0
     hits: int = field(default=0)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ import logging
 import socket
 import tempfile
 import threading
-import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -112,8 +111,6 @@ class _Handler(BaseHTTPRequestHandler):
             body.write(chunk)
             if fault and fault.kind == "drop_upload" and body.tell() > fault.after:
                 raise Dropped
-        if fault and fault.kind == "corrupt_upload":
-            _flip(body, min(fault.after, body.tell() - 1))
         body.seek(0)
 
     # -- the answer --------------------------------------------------------------------------------------------------
@@ -164,8 +161,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, response: Response, fault: Fault | None) -> None:
         if fault and fault.kind == "lose":
             raise Dropped
-        if fault and fault.kind == "slow":
-            time.sleep(fault.seconds)
         self.send_response(response.status)
         for name, value in {"Content-Type": "application/octet-stream", **response.headers}.items():
             self.send_header(name, value.encode("ascii", "replace").decode())
@@ -177,9 +172,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(chunk[: fault.after - sent])
                 self.wfile.flush()
                 raise Dropped
-            if fault and fault.kind == "corrupt" and sent <= fault.after < sent + len(chunk):
-                at = fault.after - sent
-                chunk = chunk[:at] + bytes([chunk[at] ^ 0xFF]) + chunk[at + 1 :]
             self.wfile.write(chunk)
             sent += len(chunk)
         self.wfile.flush()
@@ -215,10 +207,3 @@ def _chunks(response: Response):
         while left and (chunk := stream.read(min(left, CHUNK))):
             left -= len(chunk)
             yield chunk
-
-
-def _flip(body, at: int) -> None:
-    body.seek(at)
-    byte = body.read(1)
-    body.seek(at)
-    body.write(bytes([byte[0] ^ 0xFF]))

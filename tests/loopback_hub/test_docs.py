@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bigrec_hf.hub import publish
+from tests.helpers.processes import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +25,7 @@ def base(hub, tiny_model_dir):
     return name
 
 
+@pytest.mark.slow
 def test_the_six_commands_work(hub, base, tiny_run, tmp_path):
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "hub.md").read_text(encoding="utf-8"), re.DOTALL)
     (block,) = (block for block in blocks if "publish run" in block)
@@ -35,7 +37,7 @@ def test_the_six_commands_work(hub, base, tiny_run, tmp_path):
     variables = hub.environment() | own
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables['PATH']}"
     done = subprocess.run(
-        ["bash", "-euc", block], env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+        ["bash", "-euc", block], env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "dry run: would push one commit to main of the public model alice/movies" in done.stdout

@@ -150,9 +150,9 @@ def commit(request: Request, kind: str, namespace: str, name: str, revision: str
         title, description = header["summary"], header.get("description") or ""
         pull_request = {}
         if as_pr:
-            from tests.loopback_hub.discussions import open_discussion
+            from tests.loopback_hub.discussions import open_pull_request
 
-            number = open_discussion(repo, user.name, title, description, base=head)
+            number = open_pull_request(repo, user.name, title, head)
             ref = f"refs/pr/{number}"
             pull_request = {"pullRequestUrl": f"{request.endpoint}/{repo.url_path}/discussions/{number}"}
         oid = repo.commit(ref, [head], files, user.name, f"{title}\n\n{description}".strip())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +14,7 @@ from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.report.published import published_rows
 from bigrec_hf.report.stage import build_report
+from tests.helpers.processes import run_python
 
 METHODS = ("finetuned", "zero_shot", "random", "popularity", "cooccurrence")
 
@@ -152,7 +151,7 @@ def test_help_imports_nothing_heavy():
         "import sys; from bigrec_hf import cli; cli.main(['--help']); cli.main(['sft', '--help']); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'datasets', 'pandas', 'polars')))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    assert run_python("-c", code).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bigrec_hf import cli
-from bigrec_hf.common.locks import locked
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.locks import LOCK_FILE, locked
+from tests.helpers.processes import run_python
 from tests.helpers.tiny import save_tiny_model
 from tests.helpers.tiny_run import make_run
 
@@ -123,12 +124,6 @@ def test_cut_offs_beyond_the_catalog_are_told_before_the_training(place, capsys)
     assert adapter() == before
 
 
-def _hold(folder: str, stage: str, method: str, ready, done) -> None:
-    with locked(folder, stage, method):
-        ready.set()
-        done.wait(60)
-
-
 @pytest.mark.parametrize(
     ("holder", "other", "free"),
     [
@@ -140,23 +135,26 @@ def _hold(folder: str, stage: str, method: str, ready, done) -> None:
         (("sasrec", "finetuned"), ("generate", "finetuned"), True),
     ],
 )
-def test_two_commands_do_not_write_the_same_place(tmp_path, capsys, holder, other, free):
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(str(tmp_path), *holder, ready, done))
-    process.start()
-    try:
-        assert ready.wait(60)
+def test_two_commands_do_not_write_the_same_place(tmp_path, holder, other, free):
+    with locked(tmp_path, *holder):  # file locks: two holders in one process exclude each other, too
         if free:
             with locked(tmp_path, *other):
                 pass
         else:
-            with pytest.raises(Exception, match="another bigrec-hf command is working"), locked(tmp_path, *other):
+            with pytest.raises(BigrecError, match="another bigrec-hf command is working"), locked(tmp_path, *other):
                 pass
-    finally:
-        done.set()
-        process.join()
-    with locked(tmp_path, *other):  # dropped with the process
+    with locked(tmp_path, *other):
+        pass
+
+
+def test_a_killed_command_holds_nothing(tmp_path):
+    code = (
+        "import os, sys; from bigrec_hf.common.locks import locked\n"
+        "with locked(sys.argv[1], 'run', 'finetuned'): os.kill(os.getpid(), 9)"
+    )
+    assert run_python("-c", code, tmp_path).returncode == -9
+    assert (tmp_path / LOCK_FILE).is_file()
+    with locked(tmp_path, "run", "finetuned"):
         pass
 
 

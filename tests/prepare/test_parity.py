@@ -185,6 +185,7 @@ def test_d3_equals_the_row_by_row_protocol(files, min_items):
 DATA = Path(os.environ.get("BIGREC_HF_DATA", "none"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="BIGREC_HF_DATA is not set to the folder of the real data")
 @pytest.mark.parametrize("preset", ["bigrec-movie", "leave-one-out"])
 def test_real_ratings_equal_the_row_by_row_protocol(preset, tmp_path):

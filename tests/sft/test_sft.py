@@ -5,12 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +30,7 @@ from bigrec_hf.sft import stage as sft
 from bigrec_hf.sft import trainer as training
 from bigrec_hf.sft.tokenize import count_tokens, tokenize_examples
 from bigrec_hf.sft.trainer import CompletionLossTrainer
+from tests.helpers.processes import flags, run_pair, run_python
 from tests.helpers.tiny import save_tiny_model, tiny_tokenizer, write_tiny_json
 
 LIMITS = {"max_history": 10, "max_length": 1024, "completion_only": True}
@@ -425,56 +422,71 @@ def test_the_same_seed_gives_the_same_adapter(tmp_path, tiny_model_dir, tiny_pre
 # --- kills and processes --------------------------------------------------------------------------------------------
 
 
-def command(folder: Path, tiny_model_dir: str, tiny_prepared: str, **flags) -> list[str]:
-    given = {
-        "dataset": tiny_prepared,
-        "base_model": tiny_model_dir,
-        "dtype": "float32",
-        "run_dir": folder,
-        "sample": 16,
-        "validation_sample": 4,
-        "epochs": 6,
-        "learning_rate": 0.01,
-        "warmup_steps": 0,
-        "global_batch_size": 8,
-        "micro_batch_size": 4,
-        "lora_dropout": 0.1,
-        "patience": 0,
-        **flags,
-    }
-    return ["-m", "bigrec_hf.sft", *(part for key, value in given.items() for part in (f"--{key}", str(value)))]
+def command(folder: Path, tiny_model_dir: str, tiny_prepared: str, **changes) -> list[str]:
+    values = {"sample": 16, "validation_sample": 4, "epochs": 6, "learning_rate": 0.01, "warmup_steps": 0}
+    values |= {"global_batch_size": 8, "micro_batch_size": 4, "lora_dropout": 0.1, "patience": 0}
+    return flags(dataset=tiny_prepared, base_model=tiny_model_dir, dtype="float32", run_dir=folder, **values | changes)
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = adapter_weights(one), adapter_weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+KILLED_AT_STEP = """
+import os, signal, sys
+from bigrec_hf import cli
+from bigrec_hf.sft.trainer import CompletionLossTrainer
+step = CompletionLossTrainer.training_step
+def killed(self, *rest, **more):
+    if self.state.global_step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *rest, **more)
+CompletionLossTrainer.training_step = killed
+sys.exit(cli.main(["sft", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_adapter(tmp_path, tiny_model_dir, tiny_prepared):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    (tmp_path / "killed.py").write_text(KILLED_AT_STEP)
     for name in ("whole", "killed"):
-        arguments = [sys.executable, *command(tmp_path / name, tiny_model_dir, tiny_prepared)]
+        arguments = command(tmp_path / name, tiny_model_dir, tiny_prepared)
         if name == "killed":
-            process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            waited = time.monotonic() + 120
-            while not list((tmp_path / name / "checkpoints").glob("checkpoint-[2-9]*/trainer_state.json")):
-                assert process.poll() is None and time.monotonic() < waited, "no checkpoint appeared"
-                time.sleep(0.005)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+            done = run_python(tmp_path / "killed.py", 5, *arguments)
+            assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+            assert list((tmp_path / name / "checkpoints").glob("checkpoint-[2-9]*/trainer_state.json"))
             assert not (tmp_path / name / "adapter" / "training.json").exists()
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+        done = run_python("-m", "bigrec_hf.sft", *arguments)
         assert done.returncode == 0, done.stderr[-2000:]
-    whole, resumed = adapter_weights(tmp_path / "whole"), adapter_weights(tmp_path / "killed")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
 class Stopped(BaseException):
     """A kill: no handler of the code under test may catch it."""
 
 
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+HALF_WRITTEN = [
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("adapter_model.safetensors", "rng_state.pth")),
+    "optimizer.pt",
+    pytest.param("trainer_state.json", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tiny_model_dir, tiny_prepared) -> Path:
+    """The folder of a training of four epochs."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(folder, tiny_model_dir, tiny_prepared, epochs=4, lora_dropout=0.1, patience=0)
+    return folder
+
+
+@pytest.mark.parametrize("file", HALF_WRITTEN)
 def test_a_training_killed_while_it_writes_a_checkpoint_resumes(
-    tmp_path, tiny_model_dir, tiny_prepared, monkeypatch, file
+    tmp_path, tiny_model_dir, tiny_prepared, uninterrupted, monkeypatch, file
 ):
     """The folder of step 4 is left without what comes after `file`, and with half of that."""
     changes = {"epochs": 4, "lora_dropout": 0.1, "patience": 0}
-    train(tmp_path / "whole", tiny_model_dir, tiny_prepared, **changes)
     written = ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 
     def rotate_never_reached(output_dir, **options):
@@ -489,18 +501,14 @@ def test_a_training_killed_while_it_writes_a_checkpoint_resumes(
         patched.setattr("transformers.trainer.rotate_checkpoints", rotate_never_reached)
         train(tmp_path / "killed", tiny_model_dir, tiny_prepared, **changes)
     train(tmp_path / "killed", tiny_model_dir, tiny_prepared, **changes)
-    whole, resumed = adapter_weights(tmp_path / "whole"), adapter_weights(tmp_path / "killed")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert same_weights(uninterrupted, tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_adapter(tmp_path, tiny_model_dir, tiny_prepared):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    torchrun += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    for n, launcher in ((1, [sys.executable]), (2, torchrun)):
-        flags = {"lora_dropout": 0.0, "micro_batch_size": 2, "epochs": 2}
-        arguments = [*launcher, *command(tmp_path / str(n), tiny_model_dir, tiny_prepared, **flags)]
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=150)
+    for n, launch in ((1, run_python), (2, run_pair)):
+        options = {"lora_dropout": 0.0, "micro_batch_size": 2, "epochs": 2}
+        done = launch("-m", "bigrec_hf.sft", *command(tmp_path / str(n), tiny_model_dir, tiny_prepared, **options))
         assert done.returncode == 0, done.stderr[-3000:]
         record = json.loads((tmp_path / str(n) / "adapter" / "training.json").read_text())
         assert record["n_processes"] == n
