@@ -246,7 +246,7 @@ def test_who_may_read_and_write(hub: HubHandle, tmp_path: Path) -> None:
         with pytest.raises(GatedRepoError):
             hf_hub_download(gated, "a.txt", cache_dir=tmp_path, token=hub.tokens[user] if user else False)
     assert Path(hf_hub_download(private, "a.txt", cache_dir=tmp_path)).read_bytes() == b"content"
-    expected = {"hf_alice_read": "403", "hf_bob_write": "403", "hf_alice_expired": "401", "hf_unknown": "401"}
+    expected = {"hf_alice_read": "403", "hf_bob_write": "404", "hf_alice_expired": "401", "hf_unknown": "401"}
     for token, status in expected.items():
         api = HfApi(endpoint=hub.endpoint, token=token)
         with pytest.raises(HfHubHTTPError, match=status):
