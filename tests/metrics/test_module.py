@@ -231,6 +231,7 @@ print(metric.compute(predictions=["abc"], references=["ab"], catalog=["a", "ab",
 """
 
 
+@pytest.mark.slow
 def test_the_folder_alone_works_from_every_kind_of_path(tmp_path):
     shutil.copytree(FOLDER, tmp_path / "metrics" / "ndcg_hr", ignore=shutil.ignore_patterns("__pycache__"))
     absolute = tmp_path / "metrics" / "ndcg_hr"

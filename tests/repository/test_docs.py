@@ -144,6 +144,7 @@ def test_the_metric_example_gives_the_values_shown(name, tiny_model_dir, monkeyp
         assert len(compared) == 2 and set(value) == {"ndcg@1", "hr@1"}  # the last call's: titles
 
 
+@pytest.mark.slow
 def test_the_commands_on_the_quickstarts_run_work(tiny_model_dir, raw_movies, tmp_path, monkeypatch, capsys):
     """`Get better rankings`, every command in order, on a tiny run of the same shape."""
     from tests.helpers.tiny_run import make_run
@@ -170,6 +171,7 @@ def test_the_commands_on_the_quickstarts_run_work(tiny_model_dir, raw_movies, tm
     assert (run_dir / "metrics.png").is_file()
 
 
+@pytest.mark.slow
 def test_own_data_takes_a_recipe_and_two_commands(tiny_model_dir, tmp_path, monkeypatch, capsys):
     """`Use your own data`: the recipe and the commands as written, on twelve invented readers and a tiny model."""
     text = page("docs/guide.md").partition("## Use your own data")[2].partition("\n## ")[0]
