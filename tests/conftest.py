@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from tests.loopback_hub.fixtures import ENVIRONMENT, hub, hub_server  # noqa: F401  (fixtures)
@@ -22,6 +23,12 @@ import pytest
 # a busy machine is no failure: no time limit for an example
 hypothesis.settings.register_profile("plain", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("plain")
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: the collections that each stage of a run asks for need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
