@@ -9,8 +9,9 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: install quickstart quickstart-short test test-all lint bench clean
-# processes that share the tests; each computes on one thread
+# processes that share the tests, whole files at a time (a file's fixtures are made once); each computes on one thread
 WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 install: $(STAMP)
 
 # torch goes first and by its exact pin: that is what selects the CPU build on a machine without a GPU
@@ -32,10 +33,10 @@ quickstart-short: $(STAMP)
 
 # the tests without those marked slow; ARGS='-k trie -x' and the like
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
