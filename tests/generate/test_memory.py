@@ -1,7 +1,5 @@
 """Memory: the formula against real tensors, batches cut to a budget, halved when memory runs out."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.kv_cache import pad_prompts, prefix_cache, prompts_cache
 from bigrec_hf.generate.memory import GIB, budget, cache_bytes, footprint, is_out_of_memory, weight_bytes
 from bigrec_hf.generate.strategy import Decoding
+from tests.helpers.processes import run_python
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
 from tests.models.architectures import tiny_architecture
 
@@ -176,6 +175,6 @@ print([str(w.message) for w in caught])
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's limit of the address space")
 def test_the_allocators_own_failure(tmp_path):
     """256 prompts take about 400 MiB beside the model, the process may have 200."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=250)
+    done = run_python("-c", SCRIPT)
     assert done.returncode == 0, done.stderr
     assert "out of memory with 256 prompts of 120 tokens: going on with 128" in done.stdout

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +21,9 @@ from bigrec_hf.sft import stage as sft
 from bigrec_hf.sft.dense import FIRST, ROWS, DenseCollator
 from bigrec_hf.sft.dense_data import load_dense
 from bigrec_hf.sft.dense_trainer import DenseTrainer
+from tests.helpers.processes import flags, run_pair
 from tests.helpers.tiny import TITLES, tiny_model, tiny_tokenizer
 
-ROOT = Path(__file__).parents[2]
 LISTS = PromptSettings(train_prompt="titles", max_length=64, short_titles=True)
 DENSE = SftSettings(
     objective="dense",
@@ -191,17 +188,13 @@ def test_an_interrupted_training_ends_with_the_same_adapter(tiny_model_dir, tiny
 @pytest.mark.slow
 def test_two_processes_train_the_same_adapter(tiny_model_dir, tiny_prepared, tmp_path):
     alone = train(tmp_path / "alone", tiny_model_dir, tiny_prepared, micro_batch_size=2)
-    flags = {
-        "dataset": tiny_prepared, "base_model": tiny_model_dir, "dtype": "float32", "train_prompt": "titles",
-        "max_length": 64, "short_titles": "true", "objective": "dense", "loss": "trie", "sample": 0,
-        "validation_sample": 8, "epochs": 2, "learning_rate": 1e-2, "warmup_steps": 0, "global_batch_size": 4,
-        "micro_batch_size": 2, "lora_dropout": 0, "run_dir": tmp_path / "two",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "localhost:0", "-m", "bigrec_hf.sft"]
-    command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    arguments = flags(
+        dataset=tiny_prepared, base_model=tiny_model_dir, dtype="float32", train_prompt="titles", max_length=64,
+        short_titles="true", objective="dense", loss="trie", sample=0, validation_sample=8, epochs=2,
+        learning_rate=1e-2, warmup_steps=0, global_batch_size=4, micro_batch_size=2, lora_dropout=0,
+        run_dir=tmp_path / "two",
+    )  # fmt: skip
+    done = run_pair("-m", "bigrec_hf.sft", *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     a, b = weights(tmp_path / "alone"), weights(tmp_path / "two")
     assert alone["optimizer_steps"] > 0
