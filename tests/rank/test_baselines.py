@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.generations import Examples
+from bigrec_hf.ground.from_scores import baseline_rankings, rank_scores
 from bigrec_hf.rank.baselines.popularity import popularity_rankings
 from bigrec_hf.rank.baselines.random import random_rankings
-from bigrec_hf.ground.from_scores import baseline_rankings, rank_scores
 from bigrec_hf.score.stage import score_rankings
 from bigrec_hf.settings import RankOptions
 

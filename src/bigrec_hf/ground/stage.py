@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def rank_item_scores(folder: Path, answers: Answers, catalog: Catalog, options: RankOptions) -> None:
-    """Write `folder`/rankings.parquet from its scores.safetensors (`generate --decoding exact`); nothing is embedded."""
+    """Write `folder`/rankings.parquet from its scores.safetensors (`generate --decoding exact`), without an encoder."""
     scores = read_scores(folder / SCORES_FILE, answers.example_ids, catalog)
     examples = Examples(answers.example_ids, answers.targets, answers.histories)
     table = baseline_rankings(

@@ -54,8 +54,8 @@ class GroundSettings:
     ranking: str = setting(
         "distance",
         "distance = all items by distance to the first text; hybrid = the titles among all texts first, in that order, "
-        "then the rest by distance (written to <method>_hybrid); scores = by the titles' probabilities (decoding exact), "
-        "no encoder needed",
+        "then the rest by distance (written to <method>_hybrid); scores = by the titles' probabilities (decoding "
+        "exact), no encoder needed",
         choices=("distance", "hybrid", "scores"),
     )
     exclude_history: bool = setting(RankOptions.exclude_history, "leave the example's history out of the candidates")

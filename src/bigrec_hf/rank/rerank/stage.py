@@ -7,8 +7,8 @@ collaborative model's name there. Files: rankings.parquet (at the value chosen f
 each metric's own), choice.json, curve.parquet, and the score stage's.
 
 With `texts: scores` an item costs its negative log-probability, as `generate --decoding exact` wrote it, instead of a
-distance. With `texts: history` no LM's answer is needed: an item costs what it is away from the closest title of the history. The
-methods are `history` (that distance alone) and `history_...` as above, for the examples that `sasrec` scores.
+distance. With `texts: history` no LM's answer is needed: an item costs its distance to the history's closest title.
+The methods are `history` (that distance alone) and `history_...` as above, for the examples that `sasrec` scores.
 """
 
 from __future__ import annotations
@@ -152,19 +152,15 @@ def main(
     counts = catalog_train_counts(data, catalog) if set(rerank.weights) - {"scores"} else None
     facts = {"base_method": method, **facts}
     if rerank.texts == SCORES:
-        splits = {
-            split: score_split(found, read_scores(places[split] / method / SCORES_FILE, found.example_ids, catalog))
-            for split, found in answers.items()
-        }
+        files = {split: place / method / SCORES_FILE for split, place in places.items()}
+        splits = {s: score_split(a, read_scores(files[s], a.example_ids, catalog)) for s, a in answers.items()}
     else:
         index, encode = open_index(catalog, model, ground, folder / "index")
         facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
-        splits = {
-            split: history_split(found, index, rerank.history_items) if by_history else text_split(found, index, encode)
-            for split, found in answers.items()
-        }
+        splits = {split: text_split(found, index, encode) for split, found in answers.items() if not by_history}
     if by_history:  # otherwise `ground` and `score` have done it
         facts["history_items"] = rerank.history_items
+        splits = {split: history_split(found, index, rerank.history_items) for split, found in answers.items()}
         write_rankings(rank_costs(splits["test"], catalog, ground.options, **facts), folder / HISTORY)
         score_folder(folder / HISTORY, **vars(score), seed=run.seed)
     plain = read_json(folder / method / RESULTS_FILE)
