@@ -23,12 +23,14 @@ $(STAMP): setup.py constraints.txt
 
 quickstart: $(STAMP)
 	$(BIN)/python scripts/fetch_assets.py
-	$(BIN)/bigrec-hf run --config recipes/quickstart/movielens_smollm2.yaml
+	$(BIN)/bigrec-hf run --config recipes/quickstart/movielens_dense.yaml
 
 # the same job on a few examples: shows that every stage works, not how good the result is
 quickstart-short: $(STAMP)
 	$(BIN)/python scripts/fetch_assets.py
-	$(BIN)/bigrec-hf run --config recipes/quickstart/movielens_smollm2.yaml --run_dir runs/quickstart-short \
+	$(BIN)/bigrec-hf run --config recipes/quickstart/movielens_dense.yaml --run_dir runs/quickstart-short \
+	  --sample 8 --epochs 0.1 --validation_sample 8 --eval_sample 8
+	$(BIN)/bigrec-hf run --config recipes/quickstart/movielens_smollm2.yaml --run_dir runs/quickstart-short-pairs \
 	  --sample 16 --validation_sample 8 --eval_sample 8
 
 # the tests without those marked slow; ARGS='-k trie -x' and the like
