@@ -302,7 +302,7 @@ class TestStage:
     def test_faults(self, run):
         validation = run / "validation/finetuned/generations.parquet"
         write_generations(validation, [4], [["one", "ten"]], name="t")
-        with pytest.raises(BigrecError, match="1 of 1 validation examples are evaluated, too"):
+        with pytest.raises(BigrecError, match="1 of 1 validation examples are also evaluated"):
             self.fuse(run)
         write_generations(validation, [4], [["one", "ten"]], name="v", adapter="b")
         with pytest.raises(BigrecError, match="different adapters"):

@@ -30,7 +30,7 @@ def test_only_the_validation_split_is_chosen_on(tiny_prepared):
 
 def test_shared_examples_and_other_adapters():
     check_disjoint(["a", "b"], ["c"])
-    with pytest.raises(BigrecError, match="1 of 2 validation examples are evaluated"):
+    with pytest.raises(BigrecError, match="1 of 2 validation examples are also evaluated"):
         check_disjoint(["a", "b"], ["b", "c"])
 
 

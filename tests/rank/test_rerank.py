@@ -88,12 +88,12 @@ def test_one_choice_for_all():
     ranks = np.array([[9, 0, 1, 4], [9, 7, 2, 2]])
     found = choose_value(ranks, [0.5, 1.0, 2.0, 3.0], [1, 3], choose_by="hr@5")
     assert set(found.chosen.values()) == {2.0} and "hr@5" in found.curves
-    with pytest.raises(BigrecError, match="'mrr@5' is no metric"):
+    with pytest.raises(BigrecError, match="'mrr@5' is not a metric"):
         choose_value(ranks, [0.5, 1.0, 2.0, 3.0], [1], choose_by="mrr@5")
     with pytest.raises(BigrecError, match="no validation example"):
         choose_value(np.empty((0, 2), np.int64), [0.0, 1.0], [1])
     for wrong in ("ndcg@", "ndcg@0", "hr@-1", "hr"):
-        with pytest.raises(BigrecError, match="is no metric"):
+        with pytest.raises(BigrecError, match="is not a metric"):
             split_key(wrong)
 
 
@@ -154,7 +154,7 @@ def test_targets_of_the_test_split_have_no_say(tmp_path):
 
 def test_shared_examples_are_refused(tmp_path):
     split = (make_split([[1.0, 2, 3, 4, 5]], [0]), rows_of([[0, 0, 0, 0, 1.0]]))
-    with pytest.raises(BigrecError, match=r"1 of 1 validation examples are evaluated, too \(such as 'v0'\)"):
+    with pytest.raises(BigrecError, match=r"1 of 1 validation examples are also evaluated \(such as 'v0'\)"):
         rerank_method(tmp_path, "mix", split, split, CATALOG, [0.0], [1], RankOptions())
     assert list(tmp_path.iterdir()) == []
 
@@ -201,7 +201,7 @@ def test_the_scorer_uses_each_metrics_own_ranks(tmp_path):
     assert results["ndcg@1_low"] <= 1 / 3 <= results["ndcg@1_high"] and results["n_scored"] == 3
     results = score_folder(tmp_path, [1], drop_empty=True, bootstrap=0)
     assert (results["ndcg@1"], results["hr@1"], results["n_scored"], results["n_empty"]) == (0.5, 0.5, 2, 1)
-    with pytest.raises(BigrecError, match=r"ndcg@3 has no parameter chosen for it: run .* with these --ks"):
+    with pytest.raises(BigrecError, match=r"no parameter has been chosen for ndcg@3: run .* with these --ks"):
         score_folder(tmp_path, [3])
     other, _ = apply_choice("mix", {"ndcg@10": 0.5}, test, rows_of(weights), CATALOG, RankOptions())
     pq.write_table(other, tmp_path / "rankings.parquet")
@@ -307,7 +307,7 @@ def test_the_stage_refuses_to_choose_on_what_it_evaluates(run_dir, tiny_prepared
     with pytest.raises(BigrecError, match=r"1 of 13 examples to choose on .* are not in the validation split"):
         stage.main(**good)
     catalog = DataSettings(catalog=tiny_prepared)  # the split is unknown here: shared examples are still refused
-    with pytest.raises(BigrecError, match="1 of 13 validation examples are evaluated, too"):
+    with pytest.raises(BigrecError, match="1 of 13 validation examples are also evaluated"):
         stage.main(**{**good, "data": catalog})
     write_answers(file, tiny_prepared, "train", ["x"])
     with pytest.raises(BigrecError, match="are not in the validation split"):
@@ -326,7 +326,7 @@ def test_the_stage_refuses_to_choose_on_what_it_evaluates(run_dir, tiny_prepared
         ({"weights": ["scores"], "scores": "sasrec"}, r"validation/sasrec/scores.safetensors does not exist"),
         ({"gamma_values": [0.0, 400.0]}, "gamma = 400"),
         ({"formulas": ["mix"], "share_values": [2.0]}, "share = 2"),
-        ({"choose_by": "best"}, "'best' is no metric"),
+        ({"choose_by": "best"}, "'best' is not a metric"),
     ],
 )
 def test_wrong_settings(run_dir, tiny_prepared, tiny_model_dir, options, message):

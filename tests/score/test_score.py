@@ -89,7 +89,7 @@ def test_faults(ks, options, message):
 
 
 def test_nothing_left():
-    with pytest.raises(BigrecError, match="all 1 answers are empty"):
+    with pytest.raises(BigrecError, match="all 1 generations are empty"):
         score_rankings(make_table([9], [True], [False]), [1], drop_empty=True)
     with pytest.raises(BigrecError, match="no example"):
         score_rankings(make_table([], [], []), [1])

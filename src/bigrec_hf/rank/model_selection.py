@@ -1,6 +1,7 @@
-"""Parameters are chosen on validation examples: the grids, the curves, the choice and its files, and the checks that no
-test example is among those it was made on. Every stage with something to choose calls them before it reads a test
-target.
+"""Choosing parameters on validation examples: grids, curves, the choice and its files, and checks against leaks.
+
+Every stage that chooses a parameter calls the checks before it reads a test target: no test example may be among those
+on which the parameter is chosen.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings
 
 CURVE_FILE = "curve.parquet"
-PRIMARY = "ndcg@10"  # where one choice must stand for all
-GRIDS = {  # of the reference's scripts, and 0, 0.01 .. 1 for a share
+PRIMARY = "ndcg@10"  # where one choice must represent all
+GRIDS = {  # those of the reference's scripts, and 0, 0.01 .. 1 for a weight
     "movie": (*(i / 100 for i in range(100)), *map(float, range(1, 100))),
     "game": (*(i / 100 for i in range(1, 101)), *(float(i) for i in range(2, 100))),
     "popularity": tuple(map(float, range(100))),
@@ -35,7 +36,7 @@ GRIDS = {  # of the reference's scripts, and 0, 0.01 .. 1 for a share
 
 @dataclass(frozen=True)
 class Choice:
-    """The value chosen for each `metric@K`, and what it was chosen from."""
+    """The value chosen for each `metric@K`, and the curve it was chosen from."""
 
     grid: list[float]  # (g,)
     curves: dict[str, np.ndarray]  # "ndcg@10" -> (g,) float64, the validation metric at each grid value
@@ -43,23 +44,23 @@ class Choice:
 
 
 def metric_keys(ks: Sequence[int]) -> list[str]:
-    """ndcg@K and hr@K for each cut-off, ascending."""
+    """Return ndcg@K and hr@K for each cut-off, ascending."""
     return [f"{metric}@{k}" for metric in ("ndcg", "hr") for k in sorted(set(ks))]
 
 
 def split_key(key: str) -> tuple[str, int]:
-    """`ndcg@10` -> ("ndcg", 10). Raises BigrecError for anything but ndcg@K or hr@K."""
+    """Split a metric: `ndcg@10` -> ("ndcg", 10). Raises BigrecError for anything but ndcg@K or hr@K."""
     metric, _, k = key.partition("@")
     if metric not in ("ndcg", "hr") or not k.isdigit() or int(k) < 1:
-        raise BigrecError(f"{key!r} is no metric: write ndcg@K or hr@K, such as ndcg@10")
+        raise BigrecError(f"{key!r} is not a metric: write ndcg@K or hr@K, such as ndcg@10")
     return metric, int(k)
 
 
 def mean_metrics(ranks: np.ndarray, key: str) -> np.ndarray:
-    """(g,) float64: the mean metric of each column of `ranks`, (n, g) int64 0-based.
+    """Return the mean metric of each column of `ranks`, (n, g) int64 0-based, as (g,) float64.
 
-    Summed over how often each rank occurs, so that grid values with the same ranks, in whatever examples, get the very
-    same mean and the first of them is the first best.
+    The sum runs over how often each rank occurs, so that grid values with the same ranks, in whatever order of
+    examples, get exactly the same mean and the first of them wins.
     """
     metric, k = split_key(key)
     gain = (ndcg_per_example if metric == "ndcg" else hr_per_example)(np.arange(k + 1), k)  # the last is a miss: 0
@@ -68,11 +69,11 @@ def mean_metrics(ranks: np.ndarray, key: str) -> np.ndarray:
 
 
 def choose_value(ranks: np.ndarray, grid: Sequence[float], ks: Sequence[int], choose_by: str = "each") -> Choice:
-    """The best grid value for every metric and K on *validation* ranks, (n, len(grid)) int64.
+    """Choose the best grid value for every metric and K on *validation* ranks, (n, len(grid)) int64.
 
-    The first best in grid order wins; a metric that is 0 everywhere gives 0. `choose_by`: "each" metric and K by
-    itself, or one of them, e.g. "ndcg@10", for all. Besides the `ks`, ndcg@10 is chosen: the ranking that is stored
-    whole. Raises BigrecError for no example or a wrong `choose_by`.
+    The first best in grid order wins; a metric that is 0 everywhere gives 0. `choose_by`: "each" = every metric and K
+    by itself, or one of them, e.g. "ndcg@10", for all. A value is always chosen for ndcg@10 as well, because the
+    complete ranking is stored for it. Raises BigrecError for no example or a wrong `choose_by`.
     """
     if len(ranks) == 0:
         raise BigrecError("there is no validation example to choose on: generate for the validation split first")
@@ -85,13 +86,13 @@ def choose_value(ranks: np.ndarray, grid: Sequence[float], ks: Sequence[int], ch
 
 
 def save_curves(choice: Choice, folder: str | Path, parameter: str) -> None:
-    """Write curve.parquet: the parameter's values in grid order and a column a metric and K."""
+    """Write curve.parquet: the values of the parameter in grid order, and one column per metric and K."""
     table = pa.table({parameter: choice.grid, **choice.curves})
     write_table(table, Path(folder) / CURVE_FILE)
 
 
 def check_validation(validation_ids: Sequence[str], data: DataSettings) -> None:
-    """Raise BigrecError where the examples to choose on are not of the validation split, as far as the data tell."""
+    """Raise BigrecError if examples to choose on are not from the validation split, as far as the data show."""
     if data.split == "validation":
         raise BigrecError(
             "split is 'validation': a parameter chosen there cannot be evaluated there; evaluate on --split test"
@@ -107,17 +108,17 @@ def check_validation(validation_ids: Sequence[str], data: DataSettings) -> None:
 
 
 def check_disjoint(validation_ids: Sequence[str], test_ids: Sequence[str]) -> None:
-    """Raise BigrecError where an example to choose on is one to be evaluated."""
+    """Raise BigrecError if an example to choose on is also evaluated."""
     shared = sorted(set(validation_ids) & set(test_ids))
     if shared:
         raise BigrecError(
-            f"{len(shared)} of {len(validation_ids)} validation examples are evaluated, too (such as {shared[0]!r}): "
-            "parameters are never chosen on what they are evaluated on; generate for the validation split"
+            f"{len(shared)} of {len(validation_ids)} validation examples are also evaluated (such as {shared[0]!r}): "
+            "parameters must not be chosen on the examples they are evaluated on; generate for the validation split"
         )
 
 
 def check_same_adapter(validation: Path, test: Path) -> None:
-    """Raise BigrecError where two generations files were written by different adapters (generate.json tells)."""
+    """Raise BigrecError if two generations files were written by different adapters, according to generate.json."""
     facts = [read_json(path.with_name("generate.json")) for path in (validation, test)]
     if all(facts) and facts[0].get("adapter_sha256") != facts[1].get("adapter_sha256"):
         raise BigrecError(

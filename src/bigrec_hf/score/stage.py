@@ -1,8 +1,8 @@
-"""Score: NDCG@K and HR@K of a rankings.parquet, per example first, then means with intervals over users (`users`).
+"""Score: NDCG@K and HR@K of a rankings.parquet, first per example, then as means with intervals over users (`users`).
 
 Reads `<run_dir>/<method>/rankings.parquet`, writes `results.json` (flat) and `per_example.parquet` beside it. A method
-whose parameter is chosen per metric and K has a rank for each: `ranks_by_metric.parquet` (example_id and an int64
-column a key, such as `ndcg@10`) then gives the scores, `rankings.parquet` the rest.
+whose parameter is chosen per metric and K has a rank for each: the scores then come from `ranks_by_metric.parquet`
+(example_id and one int64 column per key, such as `ndcg@10`), and everything else from `rankings.parquet`.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ def score_rankings(
     seed: int = 0,
     by_metric: pa.Table | None = None,
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Results (flat, JSON-able) and per-example scores of a rankings table (ground.RANKINGS_SCHEMA).
+    """Return results (flat, JSON-able) and per-example scores of a rankings table (RANKINGS_SCHEMA).
 
-    `by_metric`: the ranks that each metric and K is computed from (see the module), instead of the table's.
+    `by_metric`: the ranks from which each metric and K is computed (see the module), instead of those of the table.
 
     Results: `ndcg@K`, `hr@K`, `..._low`/`..._high` where bootstrap > 0 (`users.intervals`), n_users (null: unknown, so
-    every example counts as a user of its own), wilson (the metrics whose interval is Wilson's, their hits being too
-    rare for a bootstrap), design_effect (of HR at the largest K: how many times the variance exceeds that of
-    independent examples), n_examples (all), n_scored (in the mean), n_empty, the shares in_catalog and in_history over
-    all examples (null for a baseline, which writes no text), and every setting that matters. Raises BigrecError for no
-    example, K larger than the catalog, or `by_metric` without a metric and K asked for or of other rankings.
+    every example counts as its own user), wilson (the metrics whose interval is Wilson's because their hits are too
+    rare for a bootstrap), design_effect (of HR at the largest K: the ratio of the variance to that of independent
+    examples), n_examples (all), n_scored (in the mean), n_empty, the rates in_catalog and in_history over all examples
+    (null for a baseline, which has no text), and every setting that matters. Raises BigrecError for no example, K
+    larger than the catalog, or `by_metric` of other rankings or without a required metric and K.
     """
     settings = table_settings(table)
     rank = table[C.RANK].to_numpy()
@@ -69,7 +69,7 @@ def score_rankings(
         raise BigrecError(f"scoring: {error}") from error
     kept = ~empty if drop_empty else np.ones(len(rank), bool)
     if not kept.any():
-        why = f"all {len(rank)} answers are empty: with drop_empty nothing is left" if len(rank) else "no example"
+        why = f"all {len(rank)} generations are empty: with drop_empty nothing is left" if len(rank) else "no example"
         raise BigrecError(f"scoring: {why} to score")
     keys = [f"{metric}@{k}" for metric in ("ndcg", "hr") for k in ks]
     ranks = dict.fromkeys(keys, rank) if by_metric is None else _ranks_by_metric(table, by_metric, keys)
@@ -108,13 +108,13 @@ def score_rankings(
 
 
 def _ranks_by_metric(table: pa.Table, by_metric: pa.Table, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Key -> (n,) int64 ranks, once they are known to belong to this rankings table."""
+    """Return the ranks, (n,) int64, of each key. Raises BigrecError if they belong to another rankings table."""
     same = table_settings(by_metric) == table_settings(table)
     if not same or by_metric[C.EXAMPLE_ID].to_pylist() != table[C.EXAMPLE_ID].to_pylist():
         raise BigrecError(f"{RANKS_BY_METRIC_FILE} belongs to other rankings: make both again with `bigrec-hf rerank`")
     missing = [key for key in keys if key not in by_metric.column_names]
     if missing:
-        raise BigrecError(f"{missing[0]} has no parameter chosen for it: run `bigrec-hf rerank` with these --ks")
+        raise BigrecError(f"no parameter has been chosen for {missing[0]}: run `bigrec-hf rerank` with these --ks")
     return {key: by_metric[key].to_numpy() for key in keys}
 
 
@@ -131,7 +131,7 @@ def write_results(results: dict[str, Any], per_example: pa.Table, folder: str | 
 
 
 def results_table(rows: dict[str, dict[str, Any]], ks: Sequence[int]) -> str:
-    """A Markdown table, a row a name: NG@K and HR@K (with 4 digits), examples, and the share of catalog titles."""
+    """Return a Markdown table, one row per name: NG@K and HR@K (4 digits), examples, and the rate of catalog titles."""
     head = ["", *(f"NG@{k}" for k in ks), *(f"HR@{k}" for k in ks), "examples", "empty", "in catalog"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, results in rows.items():
@@ -143,13 +143,15 @@ def results_table(rows: dict[str, dict[str, Any]], ks: Sequence[int]) -> str:
 
 
 def check_rankings_are_current(rankings: Path) -> None:
-    """Raise BigrecError where the generations beside the rankings (or those of the plain method, for a hybrid ranking)
-    are not the ones that were ranked. Rankings of baselines name none."""
+    """Raise BigrecError if the generations beside the rankings are not the ones that were ranked.
+
+    For a hybrid ranking they are those of the plain method. Rankings of baselines have none.
+    """
     ranked = table_settings(pq.read_table(rankings, columns=[])).get(GENERATIONS_KEY)
     generations = rankings.parent.with_name(rankings.parent.name.removesuffix(HYBRID)) / GENERATIONS_FILE
     if ranked is not None and generations.is_file() and file_fingerprint(generations) != ranked:
         raise BigrecError(
-            f"{rankings} ranks other texts than {generations} holds now: run `bigrec-hf ground` again, then `score`"
+            f"{rankings} ranks other texts than {generations} has now: run `bigrec-hf ground` again, then `score`"
         )
 
 
@@ -162,7 +164,7 @@ def score_folder(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Score `folder`/rankings.parquet into results.json and per_example.parquet beside it; returns the results."""
+    """Score `folder`/rankings.parquet into results.json and per_example.parquet beside it; return the results."""
     rankings = Path(folder) / RANKINGS_FILE
     if not rankings.is_file():
         raise BigrecError(f"{rankings} does not exist: run `bigrec-hf ground` first")
@@ -184,6 +186,6 @@ def score_folder(
 def main(run: RunSettings, score: ScoreSettings) -> None:
     """Write `<run_dir>/<method>/results.json` and `per_example.parquet`; print the table."""
     if run.run_dir is None:
-        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
     results = score_folder(Path(run.run_dir) / run.method, **vars(score), seed=run.seed)
     print(results_table({run.method: results}, sorted(set(score.ks))))
