@@ -67,6 +67,7 @@ setup(
         "polars>=2.1",
         "pyarrow>=26",
         "pyyaml>=6",
+        "scipy>=1.17",
         "tqdm>=4.67",
     ],
     extras_require={

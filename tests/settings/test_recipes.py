@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.models.loading import count_parameters, lora_config
+from bigrec_hf.models.loading import lora_config
 from bigrec_hf.settings import SECTIONS
 from bigrec_hf.settings.field import LIMITS, check_value
 from bigrec_hf.settings.recipes import (
@@ -292,7 +292,7 @@ class TestShippedRecipes:
             ),
         )
         # per layer: q 64 -> 64 and v 64 -> 32, each with A (r x in) and B (out x r)
-        assert count_parameters(model)[0] == 2 * (8 * (64 + 64) + 8 * (64 + 32))
+        assert model.get_nb_trainable_parameters()[0] == 2 * (8 * (64 + 64) + 8 * (64 + 32))
         ids = torch.arange(10, 26)[None]
         model(input_ids=ids, labels=ids).loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
@@ -340,4 +340,4 @@ def test_parameter_counts_of_the_real_models(config, recipe, trainable, total):
             r=sft.lora_r, alpha=sft.lora_alpha, dropout=sft.lora_dropout, target_modules=sft.lora_target_modules
         )
         model = get_peft_model(base, adapter)
-    assert count_parameters(model) == (trainable, total)
+    assert model.get_nb_trainable_parameters() == (trainable, total)

@@ -54,7 +54,8 @@ def push_folder(
     """Make the repository's content exactly that of `folder`, with one commit, or none if it already is.
 
     The commit names its parent, so that it never mixes with someone else's changes; until it is made, readers see the
-    complete previous state. `must_be_private`: the reason why a public repository is refused, if it is. Raises
+    complete previous state. (`upload_folder` is not used: with hf_xet it splits a folder that is large, or slow to
+    upload, into several commits.) `must_be_private`: the reason why a public repository is refused, if it is. Raises
     BigrecError for a public repository that must be private, a conflicting change, and errors of the Hub.
     """
     from huggingface_hub import HfApi

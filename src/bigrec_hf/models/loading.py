@@ -110,17 +110,6 @@ def lora_config(
     )
 
 
-def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """(trainable, total) parameters. 4-bit weights count by their true shape, not by their packed storage."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
-        total += count
-        trainable += count if parameter.requires_grad else 0
-    return trainable, total
-
-
 def backbone(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
     """The causal LM's transformer without its LM head; an adapter's layers stand in it."""
     return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model

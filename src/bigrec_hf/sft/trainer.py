@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.models.checkpoints import last_checkpoint
-from bigrec_hf.models.loading import count_parameters
 from bigrec_hf.sft.shared_prefix import merge_batch, use_shared_attention
 
 IGNORED = -100  # label of a token without loss
@@ -185,7 +184,7 @@ def train_adapter(
         peft_config=lora,
         callbacks=callbacks,
     )
-    trainable, total = count_parameters(trainer.model)
+    trainable, total = cast(PeftModel, trainer.model).get_nb_trainable_parameters()
     if trainer.is_world_process_zero():
         print(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.4%})", flush=True)
     with process_state().main_process_first():
