@@ -116,7 +116,7 @@ def test_report_command_and_its_errors(run_dir, tmp_path, capsys):
     assert cli.main(["report", str(run_dir), "--output_dir", str(tmp_path / "r.md")]) == 0
     assert (tmp_path / "r.md").read_text().strip() == build_report([str(run_dir)]).strip()
     assert cli.main(["report", str(tmp_path)]) == 2
-    assert "holds no results" in capsys.readouterr().err
+    assert "contains no results" in capsys.readouterr().err
     with pytest.raises(BigrecError, match="same name"):
         build_report([str(run_dir), str(run_dir)])
     with pytest.raises(BigrecError, match="no run given"):

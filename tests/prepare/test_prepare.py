@@ -189,7 +189,7 @@ def test_filters_are_counted_and_users_follow_their_first_kept_row(raw, tmp_path
     assert facts["examples"] == {"train": 0, "validation": 1, "test": 1}
     with pytest.raises(BigrecError, match=r"no interaction of ratings\.dat is left after dropping"):
         prepare_dataset("movielens", raw, tmp_path / "other", min_rating=6)
-    with pytest.raises(BigrecError, match=r"none of 3 users is long enough.*lower min_history \(now 10\)"):
+    with pytest.raises(BigrecError, match=r"none of 3 users has enough items.*lower min_history \(now 10\)"):
         prepare_dataset("movielens", raw, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -299,7 +299,7 @@ def test_an_unchanged_set_is_kept_and_a_changed_one_replaced(raw, tmp_path, caps
 def test_a_folder_that_is_no_prepared_set_is_never_touched(raw, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("years of work")
-    with pytest.raises(BigrecError, match="not empty and no prepared set"):
+    with pytest.raises(BigrecError, match="neither empty nor a prepared set"):
         prepare_dataset("movielens", raw, tmp_path / "mine", window=1)
     with pytest.raises(BigrecError, match="is not a folder"):
         prepare_dataset("movielens", raw, tmp_path / "mine/thesis.tex", window=1)
@@ -346,7 +346,7 @@ stage.prepare_dataset("movielens", raw, target, window=1)
     assert not target.exists() or facts_of(target)["max_history"] == 2
     assert list(tmp_path.glob(".set.*"))
     if stop_at == "rename":  # the older set is not lost, even if the next run fails
-        with pytest.raises(BigrecError, match="long enough"):
+        with pytest.raises(BigrecError, match="has enough items"):
             prepare_dataset("movielens", raw, target, min_history=50)
         assert facts_of(target)["max_history"] == 2
     prepare_dataset("movielens", raw, target, window=1)
@@ -379,7 +379,7 @@ def test_the_command_line_prepares_and_prints_errors_in_one_line(raw, tmp_path, 
     capsys.readouterr()
     assert run_cli(arguments) != 0
     message = capsys.readouterr().err.strip()
-    assert "none of 3 users is long enough" in message
+    assert "none of 3 users has enough items" in message
     assert len(message.splitlines()) == 1
 
 
@@ -393,8 +393,8 @@ def test_an_export_from_a_kept_set_needs_no_new_prepare(raw, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "source is not set: name it with --source"),
-        ({"source": "movielens"}, "folder to write to is not set: name it with --output_dir"),
+        ({}, "source is not set: give it with --source"),
+        ({"source": "movielens"}, "folder to write to is not set: give it with --output_dir"),
         ({"source": "movielens", "prepared_dir": "p"}, "raw_dir is not set"),
         ({"source": "netflix", "prepared_dir": "p"}, "unknown source 'netflix'"),
         ({"source": "movielens", "prepared_dir": "p", "text_sample": -1}, "text_sample is -1: expected at least 0"),

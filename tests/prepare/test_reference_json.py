@@ -99,7 +99,10 @@ def test_an_empty_title_is_no_title(folder, tmp_path):
         ("{}", "train.json: expected a JSON array"),
         ('[{"instruction": "a", "input": "b"}]', "train.json: record 0: the text field output is missing"),
         ('["a"]', "train.json: record 0: the text field instruction is missing"),
-        ('[{"instruction": "a", "input": "x:\\"A\\"", "output": "A"}]', "record 0: output 'A' is no title in double"),
+        (
+            '[{"instruction": "a", "input": "x:\\"A\\"", "output": "A"}]',
+            "record 0: output 'A' is not a title in double",
+        ),
     ],
 )
 def test_faults_name_file_and_record(folder, tmp_path, text, message):

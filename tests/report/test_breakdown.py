@@ -123,11 +123,11 @@ def test_unknown_parts_are_null(tmp_path):
 
 def test_faults(tmp_path):
     run = make_run(tmp_path / "r", {"m": [0, 3]}, n_items=4, ks=[1])
-    with pytest.raises(BigrecError, match="ranks 4 items, the prepared set has 2"):
+    with pytest.raises(BigrecError, match="ranks 4 items, but the prepared set has 2"):
         break_down(run / "m", {}, (np.array([1, 1]), ["A", "B"]))
     scores = pq.read_table(run / "m" / "per_example.parquet")
     write_table(scores.set_column(0, "example_id", pa.array(["e1", "e0"])), run / "m" / "per_example.parquet")
-    with pytest.raises(BigrecError, match="over other examples"):
+    with pytest.raises(BigrecError, match="cover different examples"):
         break_down(run / "m", {}, None)
     (run / "m" / "rankings.parquet").unlink()
     with pytest.raises(BigrecError, match="bigrec-hf ground"):

@@ -57,7 +57,7 @@ def test_any_row_can_be_the_reference(run):
     assert f"{(30 - 55) / N:+.4f} [-0." in rows_of(table, "fine-tuned LM")[1]  # HR@1
     assert "p < 0.0001 ▼" in rows_of(table, "popularity")[0] or "p = 0.00" in rows_of(table, "popularity")[0]
     assert "▼" not in build_report([run], compare_to="none")
-    with pytest.raises(BigrecError, match="'oracle', which is no row: choose among study/random"):
+    with pytest.raises(BigrecError, match="'oracle', which is not a row: choose from study/random"):
         build_report([run], compare_to="oracle")
     with pytest.raises(BigrecError, match="significance_level=5"):
         build_report([run], significance_level=5)
@@ -147,10 +147,13 @@ def test_readme_tables_come_from_the_runs_files(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nothing", "holds no mark '<!-- results:study -->'"),
+        ("nothing", "contains the marker '<!-- results:study -->' 0 times"),
         ("<!-- results:study -->", "is not closed"),
         ("<!-- results:study --><!-- results:other --><!-- /results -->", "is not closed"),
-        ("<!-- results:study --><!-- /results --><!-- results:study --><!-- /results -->", "holds 2 times the mark"),
+        (
+            "<!-- results:study --><!-- /results --><!-- results:study --><!-- /results -->",
+            "<!-- results:study -->' 2 times",
+        ),
     ],
 )
 def test_missing_marks_are_errors_and_change_nothing(run, tmp_path, capsys, text, message):
@@ -166,7 +169,7 @@ def test_readme_faults(run, tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
     (tmp_path / "r.md").write_text("<!-- results:study -->\n<!-- /results -->")
     assert cli.main(["report", str(run), "--update_readme", str(tmp_path / "r.md"), "--readme_columns", "hr@2"]) == 2
-    assert "'hr@2', which no row has: choose among hr@1, hr@10" in capsys.readouterr().err
+    assert "'hr@2', which no row has: choose from hr@1, hr@10" in capsys.readouterr().err
 
 
 def test_only_the_named_block_changes():

@@ -20,7 +20,7 @@ def card_template(noun: str) -> Path:
 def card_configs(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """The `configs:` of the card's YAML: what plain `datasets.load_dataset(path, config)` reads.
 
-    Splits without rows are left out, for `datasets` refuses to read such a split, and with it the whole config.
+    Splits without rows are left out, because `datasets` refuses to read a config with an empty split.
     """
     rows = {
         "default": facts["examples"],
@@ -41,7 +41,7 @@ def card_configs(facts: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-CITATIONS = {  # by the page that a source names in its facts
+CITATIONS = {  # by the page that a source's facts link to
     "https://grouplens.org/datasets/movielens/": """@article{harper2015movielens,
   title = {The MovieLens Datasets: History and Context},
   author = {Harper, F. Maxwell and Konstan, Joseph A.},
@@ -67,7 +67,7 @@ CITATIONS = {  # by the page that a source names in its facts
 
 
 def describe_protocol(protocol: dict[str, Any]) -> str:
-    """`preset bigrec-movie, window 10, ...`: what is set, in the order it was recorded."""
+    """`preset bigrec-movie, window 10, ...`: the values that are set, in the order of the record."""
     return ", ".join(
         f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
         for name, value in protocol.items()
@@ -112,8 +112,8 @@ def dataset_card(
 ) -> str:
     """The README.md of a prepared set; every number in it comes from `facts` (and `info`, of `dataset_info`).
 
-    `repo_id`: where it will be published, `private`ly or, against terms that forbid it, with `permission`. `models`:
-    Hub ids of adapters that were trained on it.
+    `repo_id`: where it will be published; `private`: in a private repository; `permission`: the publisher has one for
+    data whose terms forbid redistribution. `models`: Hub ids of adapters trained on the set.
     """
     from huggingface_hub import DatasetCard, DatasetCardData, constants
 

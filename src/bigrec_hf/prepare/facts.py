@@ -1,4 +1,4 @@
-"""What is recorded about a prepared set: counts, spans, fingerprints. Nothing depends on the clock or local paths."""
+"""The facts recorded about a prepared set: counts, time spans, fingerprints, but no current times or local paths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sha256_of(files: Iterable[Path]) -> dict[str, str]:
 
 
 def duplicate_titles(titles: Iterable[str]) -> dict[str, int]:
-    """How many titles stand in more than one row, and how many rows these are."""
+    """How many titles occur in more than one row, and in how many rows these titles occur."""
     counts = [n for n in Counter(titles).values() if n > 1]
     return {"titles": len(counts), "rows": sum(counts)}
 
@@ -46,13 +46,13 @@ def _iso(seconds: int) -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
     except (OverflowError, ValueError, OSError):
-        return str(seconds)  # outside the calendar: the source does not count seconds
+        return str(seconds)  # outside the calendar: these are not seconds
 
 
 def describe_splits(
     sequences: Sequences, splits: dict[str, Examples], catalog: Catalog, time_divisor: int
 ) -> dict[str, object]:
-    """Facts that follow from the examples alone."""
+    """The facts that follow from sequences, splits and catalog alone."""
     n_users = len(sequences.starts) - 1
     with_example = np.zeros(n_users, dtype=bool)
     for part in splits.values():

@@ -1,6 +1,7 @@
 """Presets and their filters: which interactions count, and how titles are cleaned.
 
-Protocols of BIGRec, Bi-Step-Rec and DecodingMatters (`d3`), and leave-one-out; free settings replace a preset's own.
+The presets are the protocols of BIGRec, Bi-Step-Rec and DecodingMatters (`d3`), and leave-one-out; settings override a
+preset's values.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import polars as pl
 from bigrec_hf.common.errors import BigrecError
 
 PRESETS = ("bigrec-movie", "bigrec-game", "leave-one-out", "d3")
-WINDOW = 10  # history items of an example, in every preset
+WINDOW = 10  # history items per example, in every preset
 D3_FROM, D3_TO, D3_FIRST_YEAR, D3_CORE, D3_SEED = "2017-10-01", "2018-11-01", 1996, 5, 42
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A preset with the caller's free settings filled in: which interactions count, which positions become examples."""
+    """A preset with the caller's settings filled in: which interactions count, which positions become examples."""
 
     preset: str
     window: int
@@ -58,9 +59,9 @@ def resolve_protocol(
     train_fraction: float = 0.8,
     validation_fraction: float = 0.1,
 ) -> Protocol:
-    """Fill the zeros and Nones with the preset's own values. Raises BigrecError for values out of range."""
+    """Replace zeros and Nones by the preset's values. Raises BigrecError for values out of range."""
     if preset not in PRESETS:
-        raise BigrecError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+        raise BigrecError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}")
     for name, value in (
         ("window", window),
         ("min_history", min_history),
@@ -68,11 +69,11 @@ def resolve_protocol(
         ("min_items", min_items),
     ):
         if value < 0:
-            raise BigrecError(f"{name} is {value}: give a positive number, or 0 for the preset's own")
+            raise BigrecError(f"{name} is {value}: give a positive number, or 0 for the preset's value")
     if train_fraction <= 0 or validation_fraction < 0 or train_fraction + validation_fraction > 1 + 1e-9:
         raise BigrecError(
             f"train_fraction {train_fraction} and validation_fraction {validation_fraction}: "
-            "the first must be positive, their sum at most 1"
+            "the first must be positive and their sum at most 1"
         )
     is_d3 = preset == "d3"
     window = window or WINDOW
@@ -95,7 +96,7 @@ def resolve_protocol(
 
 
 def parse_date(text: str, name: str) -> int:
-    """ISO date or time, UTC unless it says otherwise -> UNIX seconds."""
+    """ISO date or time (UTC unless it has a time zone) -> UNIX seconds. Raises BigrecError for anything else."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
@@ -107,12 +108,12 @@ def parse_date(text: str, name: str) -> int:
 
 
 def long_titles(titles: pl.Series) -> pl.Series:
-    """Title rule of BIGRec's game data: longer than one character; the others become null."""
+    """Title rule of BIGRec's game data: longer than one character; other titles become null."""
     return titles.set(titles.str.len_chars() <= 1, None)
 
 
 def d3_titles(titles: pl.Series) -> pl.Series:
-    """Title rule of DecodingMatters: unescaped, stripped; null with `<span id`, one character or more than 20 words."""
+    """Title rule of DecodingMatters: unescaped, stripped; null with `<span id`, below 2 characters or over 20 words."""
     cleaned = (
         titles.str.replace_all("&quot;", '"', literal=True)
         .str.replace_all("&amp;", "&", literal=True)
@@ -148,20 +149,21 @@ def filter_interactions(
 ) -> tuple[np.ndarray, dict[str, int], str | None]:
     """Apply rating filter, date window and k-core.
 
-    Returns the (n,) bool mask of kept interactions, the number dropped by reason, and the window's start as used: under
-    d3 it moves one year earlier, not before 1996, while fewer than `min_items` items remain.
+    Returns the (n,) bool mask of kept interactions, the number dropped by reason, and the start date used: under d3 it
+    moves back one year at a time, to 1996 at the earliest, while fewer than `min_items` items remain. Raises
+    BigrecError for a filter that needs ratings or times which the source lacks.
     """
     dropped: dict[str, int] = {}
     mask = np.ones(len(users), dtype=bool)
     if protocol.min_rating > 0:
         if ratings is None:
-            raise BigrecError(f"min_rating {protocol.min_rating} needs ratings, this source has none: leave it at 0")
+            raise BigrecError(f"min_rating {protocol.min_rating} needs ratings, but the source has none: leave it at 0")
         mask = ratings >= protocol.min_rating
         dropped["rating below min_rating"] = int((~mask).sum())
     date_from = protocol.date_from
     if times is None and (protocol.needs_time or date_from or protocol.date_to):
         raise BigrecError(
-            f"preset {protocol.preset} with date_from {date_from} needs timestamps, this source has only an order: "
+            f"preset {protocol.preset} with date_from {date_from} needs timestamps, but the source only has an order: "
             "use --preset leave-one-out without dates"
         )
     while True:
@@ -193,13 +195,13 @@ def _year_earlier(date: str) -> str:
 def first_appearance(codes: np.ndarray) -> np.ndarray:
     """Distinct codes in order of first appearance."""
     first = np.full(int(codes.max(initial=0)) + 1, len(codes))
-    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # of several, the last assignment stays: the earliest
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # the last assignment wins: the earliest position
     order = np.argsort(first, kind="stable")
     return order[: np.count_nonzero(first < len(codes))].astype(codes.dtype)
 
 
 def shuffled(codes: np.ndarray) -> np.ndarray:
-    """The order DecodingMatters gives its items: `random.seed(42); random.shuffle(items)`."""
+    """The order in which DecodingMatters puts its items: `random.seed(42); random.shuffle(items)`."""
     order = list(range(len(codes)))
     random.Random(D3_SEED).shuffle(order)
     return codes[order]

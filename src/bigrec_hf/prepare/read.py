@@ -1,4 +1,4 @@
-"""Which files a source needs, and which reader reads them: settings are unpacked here, readers take values."""
+"""The files that a source needs, and the reader for them. Settings are unpacked here; readers take plain values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from bigrec_hf.settings.prepare import SOURCES
 
 
 def source_files(settings: PrepareSettings) -> dict[str, Path]:
-    """Role (`ratings`, `items`, or a split) -> existing file, found by the source's conventions or as set."""
+    """Role (`ratings`, `items`, or a split) -> existing file, as set or by the source's naming conventions.
+
+    Raises BigrecError if a file is missing.
+    """
     folder = Path(settings.raw_dir) if settings.raw_dir else None
     ratings = Path(settings.ratings_file) if settings.ratings_file else None
     items = Path(settings.items_file) if settings.items_file else None
@@ -35,7 +38,7 @@ def source_files(settings: PrepareSettings) -> dict[str, Path]:
         return tabular.find_tabular_files(folder, ratings, items)
     if settings.source == "reference-json":
         return reference_json.find_reference_files(folder, items)
-    raise BigrecError(f"unknown source {settings.source!r}: choose one of {', '.join(SOURCES)}")
+    raise BigrecError(f"unknown source {settings.source!r}: choose from {', '.join(SOURCES)}")
 
 
 def read_source(settings: PrepareSettings, files: dict[str, Path]) -> RawData:
@@ -67,7 +70,7 @@ def read_source(settings: PrepareSettings, files: dict[str, Path]) -> RawData:
 
 
 def with_d3_titles(raw: RawData) -> RawData:
-    """Titles cleaned by the d3 rule; interactions with items whose title it refuses are dropped and counted."""
+    """Titles cleaned by the d3 rule; interactions with items whose title it rejects are dropped and counted."""
     import polars as pl
 
     titles = d3_titles(pl.Series(raw.catalog.titles, dtype=pl.String))

@@ -1,7 +1,7 @@
 """The reference's JSON arrays of `{"instruction", "input", "output"}`: read as a prepared set, and written from one.
 
-Written files are those of `json.dump(rows, file, indent=4)`: ASCII with `\\uXXXX` escapes, as the reference's own
-(`WALL\\u00c2\\u00b7E`); readers decode them to the same strings whatever the layout.
+Written files equal those of `json.dump(rows, file, indent=4)`: ASCII with `\\uXXXX` escapes, like the reference's own
+(`WALL\\u00c2\\u00b7E`). Reading gives the same strings for any layout.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FILES_OF = {
 }
 FIELDS = (Columns.INSTRUCTION, Columns.INPUT, Columns.OUTPUT)
 PREFIX = re.compile(r"The user has (?P<verb>.+?) the following (?P<noun>.+) before:")
-# what pandas takes for a missing value when the reference reads its CSV back: such a target title becomes "nan"
+# what pandas takes for a missing value when the reference reads its CSV: such a target title becomes "nan"
 PANDAS_MISSING = {"-1.#IND", "1.#QNAN", "1.#IND", "-1.#QNAN", "#N/A N/A", "#N/A", "N/A", "n/a", "NA", "<NA>", "#NA"}
 PANDAS_MISSING |= {"NULL", "null", "NaN", "-NaN", "nan", "-nan", "None"}
 CHUNK = 100_000  # examples rendered at once
@@ -45,7 +45,7 @@ CHUNK = 100_000  # examples rendered at once
 
 
 def find_reference_files(raw_dir: Path | None, items: Path | None) -> dict[str, Path]:
-    """`train.json`, `valid.json` (or `valid_5000.json`), `test.json` (or `test_5000.json`): those that are there."""
+    """`train.json`, `valid.json` (or `valid_5000.json`), `test.json` (or `test_5000.json`): those that exist."""
     folder = require_folder(raw_dir)
     files = {
         split: next(folder / name for name in names if (folder / name).is_file())
@@ -59,7 +59,7 @@ def find_reference_files(raw_dir: Path | None, items: Path | None) -> dict[str, 
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """Examples read from the reference's files: each has a sequence of its own, for the files name no users."""
+    """Examples read from the reference's files; each is a sequence of its own, as the files do not name users."""
 
     catalog: Catalog
     user_ids: pl.Series
@@ -73,9 +73,9 @@ def load_reference_json(
 ) -> ReferenceSet:
     """Read the reference's files; `files["items"]` is the catalog, else all titles in order of first appearance.
 
-    A title that stands in several catalog rows means the first. A target `nan` that is no title is the title `None`,
-    which the reference lost through pandas. Raises BigrecError for a malformed record and for titles that the catalog
-    lacks (unless `drop_untitled`: such examples are dropped and counted).
+    A title that occurs in several catalog rows means the first. A target `nan` that is not a title is the title `None`,
+    which the reference lost through pandas. Raises BigrecError for a malformed record or titles outside the catalog
+    (unless `drop_untitled`: such examples are dropped and counted).
     """
     catalog_file = files.get("items")
     catalog = None if catalog_file is None else load_catalog(catalog_file, encoding)
@@ -104,7 +104,7 @@ def load_reference_json(
             unknown = [key for key in keys if key not in rows_of]
             if unknown and catalog is None and not drop_untitled:
                 raise BigrecError(
-                    f"{files[split]}: record {number}: a title is empty: repair the record, or drop such examples with "
+                    f"{files[split]}: record {number}: a title is empty: fix the record, or drop such examples with "
                     "--drop_untitled true"
                 )
             if unknown and not drop_untitled:
@@ -164,13 +164,13 @@ def _records(path: Path) -> Iterator[tuple[str, list[str], str]]:
     try:
         records = json.loads(read_text(path, "utf-8"))
     except json.JSONDecodeError as error:
-        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): repair the file") from error
+        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): fix the file") from error
     if not isinstance(records, list):
         raise BigrecError(f"{path}: expected a JSON array of records: check --raw_dir")
     for number, record in enumerate(records):
         for name in FIELDS:
             if not isinstance(record, dict) or not isinstance(record.get(name), str):
-                raise BigrecError(f"{path}: record {number}: the text field {name} is missing: repair the record")
+                raise BigrecError(f"{path}: record {number}: the text field {name} is missing: fix the record")
         try:
             prefix, history = parse_input(record[Columns.INPUT])
         except BigrecError as error:
@@ -178,7 +178,7 @@ def _records(path: Path) -> Iterator[tuple[str, list[str], str]]:
         output = record[Columns.OUTPUT].strip()
         if len(output) < 3 or not (output[0] == output[-1] == '"'):
             raise BigrecError(
-                f"{path}: record {number}: output {output!r} is no title in double quotes: repair the record"
+                f"{path}: record {number}: output {output!r} is not a title in double quotes: fix the record"
             )
         yield prefix, history, output[1:-1]
 
@@ -189,8 +189,8 @@ def _records(path: Path) -> Iterator[tuple[str, list[str], str]]:
 def export_reference_json(prepared: Path, folder: Path) -> list[Path]:
     """Write train, valid, test, valid_5000 and test_5000.json from a prepared set; returns the files.
 
-    Rows, order and strings are the reference's. Under `bigrec-game` a target title that pandas takes for missing
-    (`None`) is written as "nan", as it came out of the reference's CSV.
+    Rows, order and strings are the reference's. Under `bigrec-game`, a target title that pandas takes for a missing
+    value (`None`) is written as "nan", as in the reference's files.
     """
     facts = json.loads((prepared / "facts.json").read_text(encoding="utf-8"))
     titles = read_items_parquet(prepared / "data/items/train.parquet").titles
@@ -205,7 +205,7 @@ def export_reference_json(prepared: Path, folder: Path) -> list[Path]:
     prefix, joint, tail = (_escape(part) for part in build_input(noun, verb, ["\0", "\0"]).split('"\0"'))
 
     def render(table: pa.Table) -> bytes:
-        """The objects of the array, joined, without the brackets."""
+        """The array's objects, joined, without the brackets."""
         history = pl.Series(pl.from_arrow(table[Columns.HISTORY]))
         offsets = np.concatenate([[0], np.cumsum(history.list.len().to_numpy())])
         rows = table[Columns.HISTORY].combine_chunks().flatten().to_numpy()
@@ -233,7 +233,7 @@ def _escape(text: str) -> str:
 
 
 def _write_array(path: Path, parts: Iterator[bytes]) -> Path:
-    """Write rendered objects as one JSON array, by way of a temporary file."""
+    """Write rendered objects as one JSON array, atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         between = b"[\n"

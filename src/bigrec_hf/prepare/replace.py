@@ -1,4 +1,4 @@
-"""Putting a prepared set into place in one step, and never touching a folder that is none."""
+"""Put a prepared set into place in one step, without ever touching a folder that is not a prepared set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bigrec_hf.data.examples import FACTS_FILE
 
 
 def temporary_sibling(target: Path) -> Path:
-    """A new folder beside `target`, named for this process."""
+    """Create a folder next to `target`, named after this process."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
     temporary.mkdir()
@@ -19,7 +19,7 @@ def temporary_sibling(target: Path) -> Path:
 
 
 def put_in_place(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`; an older set is moved aside first and removed last."""
+    """Rename `temporary` to `target`; an existing set is moved aside first and removed last."""
     if not target.exists():
         temporary.replace(target)
         return
@@ -30,15 +30,17 @@ def put_in_place(temporary: Path, target: Path) -> None:
 
 
 def check_replaceable(target: Path) -> None:
-    """A folder that is not a prepared set is never touched. Raises BigrecError."""
+    """Raise BigrecError if `target` is anything but a prepared set, an empty folder, or missing."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BigrecError(f"{target} is not a folder: choose another prepared_dir")
     if target.is_dir() and any(target.iterdir()) and not (target / FACTS_FILE).is_file():
-        raise BigrecError(f"{target} is not empty and no prepared set (no {FACTS_FILE}): choose another prepared_dir")
+        raise BigrecError(
+            f"{target} is neither empty nor a prepared set (no {FACTS_FILE}): choose another prepared_dir"
+        )
 
 
 def remove_stale(target: Path) -> None:
-    """Clean up what killed runs left beside `target`: an older set on its way out is put back, the rest removed."""
+    """Clean up what killed runs left next to `target`: a set that was moved aside is put back, the rest is removed."""
     if not target.parent.is_dir():
         return
     for folder in sorted(target.parent.iterdir()):

@@ -1,7 +1,7 @@
 """From interactions to examples: per-user sequences, history -> target pairs, splits, samples.
 
-Everything is whole-array work on numpy; an example is two indices into the user-major interaction arrays (where its
-history begins, and its target), so ten million examples take 160 MB.
+Everything operates on whole numpy arrays. An example is two indices into the interaction arrays sorted by user (the
+start of its history, and its target), so ten million examples take 160 MB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bigrec_hf.prepare.protocols import Protocol
 
 @dataclass(frozen=True)
 class Sequences:
-    """Interactions, users in order of first appearance and each user's entries oldest first (ties: file order)."""
+    """Interactions by user, in order of first appearance, each user's oldest first (ties in file order)."""
 
     users: np.ndarray  # (n,) uint32 user codes, ascending
     rows: np.ndarray  # (n,) int32 catalog rows
@@ -46,13 +46,13 @@ def build_sequences(
 
 
 def user_time_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
-    """(n,) int64, the stable order by (user, time); by user alone where there are no times."""
+    """(n,) int64, the stable order by (user, time), or by user alone if there are no times."""
     if times is None or not len(times):
         return np.argsort(users, kind="stable")
     first, span = int(times.min()), int(times.max()) - int(times.min()) + 1
     if (int(users.max()) + 1) * span > np.iinfo(np.int64).max:
         return np.lexsort((times, users))
-    # as one number: five times as fast where users stand in blocks, as in MovieLens' files
+    # as one number: five times as fast if users come in blocks, as in MovieLens's files
     return np.argsort(users.astype(np.int64) * span + (times - first), kind="stable")
 
 
@@ -87,11 +87,14 @@ class Examples:
 def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, Examples]:
     """Examples of train, validation and test, in their final order.
 
-    Time protocols: all users' examples in one stable sort by target time, cut at `int(n * 0.8)` and `int(n * 0.9)`.
-    Leave-one-out: each user's last item is the test target, the one before validation, earlier ones training.
+    Time protocols: the examples of all users are sorted (stably) by target time and cut at the fractions (by default
+    `int(n * 0.8)` and `int(n * 0.9)`). Leave-one-out: each user's last item is the test target, the one before it the
+    validation target, and earlier ones are training targets.
     """
     position = sequences.positions
-    if protocol.preset == "bigrec-game":  # short users give their last position, were it without any history
+    if (
+        protocol.preset == "bigrec-game"
+    ):  # users with few items still give their last position, even without any history
         length = np.diff(sequences.starts)[sequences.users]
         targets = np.flatnonzero(position >= np.minimum(protocol.min_history, length - 1))
     else:
@@ -114,11 +117,13 @@ def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, Exampl
 
 
 def repeated_targets(sequences: Sequences, splits: Iterable[Examples]) -> np.ndarray:
-    """(n,) bool: the entries that are the target of an example whose history holds their row already.
+    """(n,) bool: the entries that are the target of an example whose history already contains their row.
 
     No entry may be the target of two examples.
     """
-    lengths = np.zeros(len(sequences.rows), dtype=np.int32)  # of the history of the example with this target, or 0
+    lengths = np.zeros(
+        len(sequences.rows), dtype=np.int32
+    )  # length of the history of the example with this target, or 0
     for examples in splits:
         lengths[examples.targets] = examples.targets - examples.begins
     found = np.zeros(len(lengths), dtype=bool)

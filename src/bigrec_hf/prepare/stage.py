@@ -34,30 +34,30 @@ from bigrec_hf.settings.field import check_limits
 
 
 def raw_mark(prepare: PrepareSettings) -> dict[str, str] | None:
-    """sha256 of each raw file; None where they are not there yet (`download` brings them)."""
+    """sha256 of each raw file; None if they do not exist yet (`download` fetches them)."""
     try:
         return raw_sha256(prepare)
     except (BigrecError, OSError):
         return None
 
 
-# files written at a time, while the next tables are made: the training examples take longer than all others
+# files written at a time, while the next tables are computed: the training examples take longest
 WRITERS = 2
-FORMAT = 1  # raised whenever the same input would give another prepared set
-# settings that say where things lie or what happens besides, and do not change the prepared set
+FORMAT = 1  # incremented whenever the same input would give another prepared set
+# settings for locations and side effects, which do not change the prepared set
 PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
 
 
 def prepare_dataset(source: str, raw_dir: str | Path | None, prepared_dir: str | Path, **options: Any) -> Path:
     """Write the prepared set of `raw_dir` to `prepared_dir` and return that folder.
 
-    `options` are the other fields of `PrepareSettings`. A set that is already there, made from the same bytes with the
-    same settings, is kept. Raises BigrecError for bad settings, bad files, or a folder that is no prepared set.
+    `options` are the other fields of `PrepareSettings`. An existing set made from the same bytes with the same settings
+    is kept. Raises BigrecError for bad settings, bad files, or a `prepared_dir` that is not a prepared set.
     """
     settings = PrepareSettings(
         source=source, raw_dir=str(raw_dir) if raw_dir else None, prepared_dir=str(prepared_dir), **options
     )
-    for item in fields(settings):  # a caller's own options have gone through no recipe or command line
+    for item in fields(settings):  # no recipe or command line has checked a caller's options
         check_limits(item.metadata, getattr(settings, item.name), item.name)
     target = Path(prepared_dir)
     check_replaceable(target)
@@ -106,7 +106,7 @@ def _protocol(settings: PrepareSettings) -> Protocol:
 
 
 def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, dict[str, Any]]:
-    """Filter, recode users by first kept appearance, and cut the catalog down where the source or preset asks for it.
+    """Filter, recode users by first kept appearance, and reduce the catalog if the source or preset asks for it.
 
     Returns the kept data, with its own catalog, and the source's facts with what was dropped.
     """
@@ -115,9 +115,9 @@ def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, dict
     )
     if not keep.any():
         raise BigrecError(
-            f"no interaction of {raw.files[0].name} is left after dropping {raw.dropped | dropped}: loosen the filters"
+            f"no interaction of {raw.files[0].name} is left after dropping {raw.dropped | dropped}: relax the filters"
         )
-    kept_rows = slice(None) if keep.all() else keep  # nothing dropped: nothing copied
+    kept_rows = slice(None) if keep.all() else keep  # if nothing was dropped, nothing is copied
     users, rows = raw.users[kept_rows], raw.rows[kept_rows]
     catalog, user_ids = raw.catalog, raw.user_ids
     codes = first_appearance(users)
@@ -158,13 +158,13 @@ def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings
         kept = RawData(ready.catalog, ready.user_ids, nothing, nothing, None, None, 0, list(files.values()))
         facts, sequences, splits = ready.facts, ready.sequences, ready.splits
     else:
-        kept, facts = select_interactions(read_source(settings, files), protocol)  # what was read is let go of here
+        kept, facts = select_interactions(read_source(settings, files), protocol)  # frees the raw data here
         _say(f"building sequences of {len(kept.user_ids):,} users from {len(kept.rows):,} interactions")
         sequences = build_sequences(kept.users, kept.rows, kept.ratings, kept.times)
         splits = split_examples(protocol, sequences)
         if not any(map(len, splits.values())):
             raise BigrecError(
-                f"{files['ratings']}: none of {len(kept.user_ids)} users is long enough for an example under preset "
+                f"{files['ratings']}: none of {len(kept.user_ids)} users has enough items for an example under preset "
                 f"{protocol.preset}: lower min_history (now {protocol.min_history}), or choose another preset"
             )
     noun, noun_singular, verb = domain_words(settings, facts)
@@ -184,7 +184,7 @@ def write_configs(
     text_sample: int,
     words: dict[str, str],
 ) -> dict[str, int]:
-    """Write `default`, `text`, `items` and `interactions`; returns the rows of `text` by split."""
+    """Write `default`, `text`, `items` and `interactions`; returns the number of `text` rows by split."""
     user_ids = kept.user_ids.to_arrow().cast("string")
     catalog, divisor = kept.catalog, kept.time_divisor
     text_rows = {}
@@ -207,13 +207,13 @@ def write_configs(
         name, schema, tables = file
         parquet.write_tables(folder / f"{name}.parquet", schema, tables)
 
-    with ThreadPoolExecutor(WRITERS) as executor:  # compressing one file leaves the other cores idle
-        list(executor.map(write, files))  # an error or an interrupt cancels those that have not begun
+    with ThreadPoolExecutor(WRITERS) as executor:  # compressing a single file leaves the other cores idle
+        list(executor.map(write, files))  # an error or interrupt cancels those that have not started
     return text_rows
 
 
 def domain_words(settings: PrepareSettings, facts: dict[str, Any]) -> tuple[str, str, str]:
-    """(noun, singular, verb): as set, else as the source knows, else by preset, else `items` that were `chosen`."""
+    """(noun, singular, verb): from the settings, else the source, else the preset, else `items` that were `chosen`."""
     if "noun" in facts:
         known = facts
     elif settings.preset == "bigrec-game":
@@ -233,7 +233,7 @@ def domain_words(settings: PrepareSettings, facts: dict[str, Any]) -> tuple[str,
 def _write_atomically(
     target: Path, files: dict[str, Path], protocol: Protocol, settings: PrepareSettings, fingerprint: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write to a temporary sibling, then move it into place; an older prepared set gives way only then."""
+    """Write to a temporary sibling, then move it into place; only then is an older prepared set replaced."""
     temporary = temporary_sibling(target)
     try:
         facts: dict[str, Any] = {
@@ -264,7 +264,7 @@ def _default_name(settings: PrepareSettings) -> str:
 
 
 def _fingerprint(settings: PrepareSettings, sha256: dict[str, str]) -> dict[str, Any]:
-    """What decides whether a prepared set is still the right one."""
+    """What an existing prepared set is compared by: format, settings and raw files."""
     own = {name: value for name, value in asdict(settings).items() if name not in PLACES}
     own["dataset_name"] = settings.dataset_name or _default_name(settings)
     return {"format": FORMAT, "settings": own, "sha256": sha256}
@@ -282,11 +282,11 @@ def _finished_facts(target: Path, fingerprint: dict[str, Any]) -> dict[str, Any]
 
 
 def main(prepare: PrepareSettings) -> None:
-    """Run the stage with settings from the command line or a recipe."""
+    """Run the stage with settings from the command line or a recipe. BigrecError if source or target is not set."""
     options = asdict(prepare)
     source, raw_dir, target = (options.pop(name) for name in ("source", "raw_dir", "prepared_dir"))
     source = source or ("movielens" if prepare.download else None)
     if source is None or target is None:
         missing, flag = ("source", "--source") if source is None else ("the folder to write to", "--output_dir")
-        raise BigrecError(f"{missing} is not set: name it with {flag}")
+        raise BigrecError(f"{missing} is not set: give it with {flag}")
     prepare_dataset(source, raw_dir, target, **options)

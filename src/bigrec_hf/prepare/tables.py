@@ -17,7 +17,7 @@ from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.prompts import build_input, build_instruction, build_output
 from bigrec_hf.prepare.splits import Examples, Sequences
 
-CHUNK = 250_000  # rows a row group: bounds memory
+CHUNK = 250_000  # rows per row group: bounds memory
 SPLITS = ("train", "validation", "test")
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -53,17 +53,17 @@ TEXT_SCHEMA = pa.schema(
 
 
 def write_tables(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    """Write `tables` as one parquet file, a row group each; without any table the file holds the schema alone."""
+    """Write `tables` as one parquet file, one row group each; without tables the file contains only the schema."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # ids and histories hardly repeat within a chunk: dictionaries would cost more time than they save space
+    # ids and histories hardly repeat within a chunk: dictionaries would not be worth their time
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
         for table in made_ahead(tables):
-            if len(table):  # `datasets` cannot read a row group without rows; a file without row groups it can
+            if len(table):  # `datasets` cannot read an empty row group, but can read a file without row groups
                 writer.write_table(table.cast(schema), row_group_size=CHUNK)
 
 
 def made_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables; each is made, in a thread of its own, while the caller works on the one before it."""
+    """The same tables; each is computed, in a separate thread, while the caller works on the one before it."""
     with ThreadPoolExecutor(1) as executor:
         coming = executor.submit(next, tables, None)
         while (table := coming.result()) is not None:
@@ -76,7 +76,7 @@ def _optional(values: np.ndarray | None, n: int, kind: pa.DataType) -> pa.Array:
 
 
 def example_ids(user_ids: pa.Array, sequences: Sequences, examples: Examples) -> pa.Array:
-    """`{user_id}:{position of the target in the user's sequence}`, one string an example."""
+    """`{user_id}:{position of the target in the user's sequence}`, one string per example."""
     codes = sequences.users[examples.targets]
     position = examples.targets - sequences.starts[codes]
     return pc.binary_join_element_wise(user_ids.take(pa.array(codes)), pa.array(position).cast(pa.string()), ":")
@@ -131,7 +131,7 @@ def interaction_tables(
 
 
 def item_table(catalog: Catalog, train_count: np.ndarray) -> pa.Table:
-    """The `items` config: one row a catalog row."""
+    """The `items` config: one row per catalog row."""
     return pa.table(
         [
             pa.array(np.arange(len(catalog)), pa.int32()),
@@ -146,7 +146,7 @@ def item_table(catalog: Catalog, train_count: np.ndarray) -> pa.Table:
 def render_inputs(quoted_titles: pl.Series, offsets: np.ndarray, rows: np.ndarray, noun: str, verb: str) -> pl.Series:
     """`prompts.build_input` for many examples at once.
 
-    `quoted_titles` holds each catalog title in double quotes; `offsets` (m + 1,) and flat `rows` are Arrow-style lists.
+    `quoted_titles`: each catalog title in double quotes; `offsets` (m + 1,) and flat `rows`: m lists in Arrow's layout.
     """
     prefix, joint, tail = build_input(noun, verb, ["\0", "\0"]).split('"\0"')
     return prefix + join_titles(quoted_titles, offsets, rows, joint) + tail

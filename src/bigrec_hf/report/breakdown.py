@@ -1,12 +1,12 @@
-"""Breakdown of a run's results: by history length, by popularity of the target, and how varied the lists are.
+"""Breakdown of a run's results by history length and by the target's popularity, and how varied the lists are.
 
-Written to `breakdown.json` in every method's folder. A mean over all examples hides a method that is good at
-blockbusters only, or that gives everyone the same list.
+Written to `breakdown.json` in every method's folder. A mean over all examples hides a method that only does well on
+blockbusters, or that recommends the same list to everyone.
 
-Popularity groups, by how often an item is a training target (`Columns.TRAIN_COUNT`): an item is **head** where the
-items more popular than it make up less than a third of all training targets, **middle** where less than two thirds,
-**tail** otherwise, and **unseen** where it never is a training target. So equally popular items are in one group, and
-the first three groups have about a third of the training targets each.
+Popularity groups, by how often an item is a training target (`Columns.TRAIN_COUNT`): an item is **head** if the items
+more popular than it account for less than a third of all training targets, **middle** if for less than two thirds,
+**tail** otherwise, and **unseen** if it never is a training target. Equally popular items are thus in the same group,
+and each of the first three groups accounts for about a third of the training targets.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from bigrec_hf.report.rows import METRICS, Row, markdown_table, row_labels
 from bigrec_hf.score.significance import bootstrap_means, read_method_scores
 
 BREAKDOWN_FILE = "breakdown.json"
-HISTORY_BINS = (0, 1, 3, 6, 10, 20, 50)  # the least length of each bin
+HISTORY_BINS = (0, 1, 3, 6, 10, 20, 50)  # the smallest length in each bin
 POPULARITY_GROUPS = ("head", "middle", "tail", "unseen")
 LIST_KS = (1, 5, 10, 50)  # cut-offs of coverage and diversity
 
 
 def popularity_groups(train_counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(n_items,) int, index into POPULARITY_GROUPS of every catalog row. `train_counts`  # (n_items,), at least 0."""
+    """(n_items,) int, index into POPULARITY_GROUPS for every catalog row. `train_counts`  # (n_items,), at least 0."""
     counts = np.asarray(train_counts, np.int64)
     levels, level = np.unique(counts, return_inverse=True)
     mass = np.bincount(level, weights=counts, minlength=len(levels))  # training targets at each level of popularity
@@ -52,7 +52,7 @@ def history_groups(lengths: Sequence[int] | np.ndarray) -> tuple[np.ndarray, lis
 def group_scores(
     values: np.ndarray, metrics: Sequence[str], group: np.ndarray, labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One record a non-empty group: its label, n, and each metric's mean with its 95 % bootstrap interval.
+    """One record per non-empty group: its label, n, and each metric's mean with its 95% bootstrap interval.
 
     values: (n, n_metrics) float64 per-example scores. group: (n,) int, index into labels.
     """
@@ -71,11 +71,11 @@ def group_scores(
 
 
 def list_facts(top_rows: Sequence[Sequence[int]], n_items: int, k: int) -> dict[str, float]:
-    """How varied the first k items of all lists are, together.
+    """How varied the first k items of all lists are, taken together.
 
-    coverage: share of the catalog in any list. entropy: of the recommended items' frequencies, divided by log n_items:
-    1 where every item is recommended equally often; the same list for everyone gives log k / log n_items. gini: of the
-    items' frequencies, 0 = all equal, near 1 = a few items take all; items never recommended count.
+    coverage: fraction of the catalog that is in any list. entropy: of the recommended items' frequencies, divided by
+    log n_items: 1 if every item is recommended equally often, log k / log n_items if everyone gets the same list. gini:
+    of all items' frequencies (0 for items never recommended): 0 = all equal, near 1 = concentrated on a few items.
     """
     rows = np.concatenate([np.asarray(row[:k], np.int64) for row in top_rows] or [np.empty(0, np.int64)])
     counts = np.sort(np.bincount(rows, minlength=n_items)).astype(np.float64)
@@ -92,7 +92,7 @@ def list_facts(top_rows: Sequence[Sequence[int]], n_items: int, k: int) -> dict[
 
 
 def read_histories(run_folder: str | Path) -> dict[str, list[int]]:
-    """Example id -> history (catalog rows) from the run's generations; empty where it has none."""
+    """Example id -> history (catalog rows) from the run's generations; empty if it has none."""
     for file in sorted(Path(run_folder).glob("*/generations.parquet")):
         table = pq.read_table(file, columns=[C.EXAMPLE_ID, C.HISTORY])
         return dict(zip(table[C.EXAMPLE_ID].to_pylist(), table[C.HISTORY].to_pylist(), strict=True))
@@ -100,9 +100,9 @@ def read_histories(run_folder: str | Path) -> dict[str, list[int]]:
 
 
 def read_items(run_folder: str | Path) -> tuple[np.ndarray, list[str]] | None:
-    """(train counts, titles), one a catalog row, of the prepared set the run's recipe names; None without one.
+    """(train counts, titles), one per catalog row, of the prepared set in the run's recipe; None if it names none.
 
-    Raises BigrecError where the set is gone.
+    Raises BigrecError if the set no longer exists.
     """
     from bigrec_hf.data.examples import load_config
 
@@ -118,7 +118,10 @@ def read_items(run_folder: str | Path) -> tuple[np.ndarray, list[str]] | None:
 def break_down(
     folder: str | Path, histories: dict[str, list[int]], items: tuple[np.ndarray, list[str]] | None
 ) -> dict[str, Any]:
-    """The breakdown of one method folder (rankings.parquet and per_example.parquet); what is unknown is null."""
+    """The breakdown of one method folder (rankings.parquet and per_example.parquet); None for what is unknown.
+
+    Raises BigrecError if the two files or the catalog do not belong together.
+    """
     from bigrec_hf.data.rankings import RANKINGS_FILE, table_settings
     from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
@@ -128,7 +131,7 @@ def break_down(
         raise BigrecError(f"{path} does not exist: run `bigrec-hf ground` first")
     table = pq.read_table(path)
     if table[C.EXAMPLE_ID].to_pylist() != scores.example_ids:
-        raise BigrecError(f"{path} and the scores beside it are over other examples: run `bigrec-hf score` again")
+        raise BigrecError(f"{path} and the scores next to it cover different examples: run `bigrec-hf score` again")
     targets = table[C.TARGET].to_numpy()
     top_rows = table[C.TOP_ROWS].to_pylist()
     n_items = table_settings(table)["n_items"]
@@ -150,7 +153,7 @@ def break_down(
         counts, titles = items
         if len(counts) != n_items:
             raise BigrecError(
-                f"{path} ranks {n_items} items, the prepared set has {len(counts)}: name a run whose data are unchanged"
+                f"{path} ranks {n_items} items, but the prepared set has {len(counts)}: use a run with unchanged data"
             )
         group = popularity_groups(counts)[targets]
         found["popularity"] = group_scores(scores.values, scores.metrics, group, POPULARITY_GROUPS)
@@ -163,7 +166,7 @@ def break_down(
 
 
 def break_down_rows(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Row key -> the breakdown of each of its folders, written there as breakdown.json."""
+    """Row key -> the breakdown of each of its folders; each is also written to its folder as breakdown.json."""
     of_run: dict[Path, tuple[dict[str, list[int]], Any]] = {}
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -178,7 +181,7 @@ def break_down_rows(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
 
 
 def breakdown_tables(rows: Sequence[Row], breakdowns: dict[str, list[dict[str, Any]]], k: int = 10) -> list[str]:
-    """Paragraphs and tables of the breakdown, at the K nearest to `k` that was scored; means over several seeds."""
+    """Paragraphs and tables of the breakdown, at the scored K nearest to `k`; means over the seeds."""
     labels = row_labels(rows)
     records = [record for found in breakdowns.values() for record in found]
     parts = ["Breakdown of the same examples" + _shares(records) + "."]
@@ -223,7 +226,7 @@ _SOURCES = {"history": "generations.parquet", "popularity": "prepared set"}
 
 
 def _shares(records: Sequence[dict[str, Any]]) -> str:
-    """The shares of targets that stand in their history or share their title; the same for all methods of a run."""
+    """How many targets are in their history, or share their title with other items; equal for all methods of a run."""
     texts = []
     for key, text in (
         ("repeated_targets", "of the targets stand in their history"),
@@ -243,7 +246,7 @@ def _nearest(records: Sequence[dict[str, Any]], part: str, metric: str, k: int) 
 
 
 def _cell(records: Sequence[dict[str, Any]], part: str, group: str, key: str) -> str:
-    """Mean of a group, with its interval where there is one seed."""
+    """Mean of a group, with its interval if there is only one seed."""
     found = [g for record in records for g in record[part] or [] if g["group"] == group and key in g]
     if not found:
         return "-"

@@ -1,4 +1,4 @@
-"""A report's differences: each row against the reference row, which of them are real, and how that was tested."""
+"""A report's differences: each row against the reference row, which are significant, and how they are tested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_REFERENCE = "none"
 
 @dataclass(frozen=True)
 class Differences:
-    """The comparisons of a table with its reference; empty where there is none."""
+    """The comparisons of a table's rows with its reference row; empty without a reference."""
 
     alpha: float
     reference: Row | None = None
@@ -30,9 +30,9 @@ class Differences:
 
 
 def find_reference(rows: Sequence[Row], compare_to: str | None) -> Row | None:
-    """The row that `compare_to` names: METHOD (of the first run that has it), RUN/METHOD, or none.
+    """The row that `compare_to` names: METHOD (of the first run that has it), RUN/METHOD, or `none`.
 
-    Without a name: the first fine-tuned row, if any. Raises BigrecError where no row has the name.
+    Without a name, the first fine-tuned row, if any. Raises BigrecError if no row has the name.
     """
     if compare_to == NO_REFERENCE:
         return None
@@ -40,7 +40,7 @@ def find_reference(rows: Sequence[Row], compare_to: str | None) -> Row | None:
     found = next((row for row in rows if wanted in (row.key, row.method)), None)
     if found is None and compare_to is not None:
         raise BigrecError(
-            f"compare_to is {compare_to!r}, which is no row: choose among {', '.join(row.key for row in rows)}, "
+            f"compare_to is {compare_to!r}, which is not a row: choose from {', '.join(row.key for row in rows)}, "
             f"or {NO_REFERENCE}"
         )
     return found
@@ -49,7 +49,10 @@ def find_reference(rows: Sequence[Row], compare_to: str | None) -> Row | None:
 def compare_rows(
     rows: Sequence[Row], compare_to: str | None = None, alpha: float = 0.05, permutations: int = 10_000
 ) -> Differences:
-    """Test every row against the reference on the same examples; rows over other examples are left out and named."""
+    """Test every row against the reference on the same examples. Rows over other examples are left out.
+
+    Raises BigrecError for an `alpha` out of range.
+    """
     if not 0.001 <= alpha <= 0.5:  # a smaller one would need millions of permutations to mark anything
         raise BigrecError(f"significance_level={alpha} must lie between 0.001 and 0.5, such as 0.05")
     reference = find_reference(rows, compare_to)
@@ -73,7 +76,7 @@ def compare_rows(
 
 
 def legend(rows: Sequence[Row], differences: Differences) -> list[str]:
-    """What the marks mean, in sentences; and which rows could not be compared, and why."""
+    """Sentences that explain the marks and name the rows that could not be compared, with the reason."""
     lines = []
     labels = row_labels(rows)
     if differences.comparisons and differences.reference is not None:
@@ -87,7 +90,7 @@ def legend(rows: Sequence[Row], differences: Differences) -> list[str]:
             + (
                 "Each example's score is averaged over the row's seeds first."
                 if several
-                else "The test speaks of other examples, not of another training seed."
+                else "The test covers the sampling of examples, not training seeds."
             )
         )
     lines += [f"Not compared: {labels[key]} ({reason})." for key, reason in differences.left_out.items()]
@@ -95,7 +98,7 @@ def legend(rows: Sequence[Row], differences: Differences) -> list[str]:
 
 
 def differences_tables(rows: Sequence[Row], differences: Differences) -> list[str]:
-    """One table a metric: the difference to the reference, its paired bootstrap interval, the corrected p."""
+    """One table per metric: the difference to the reference, its paired bootstrap interval, the corrected p-value."""
     labels = row_labels(rows)
     tables = []
     for metric, title in METRICS.items():

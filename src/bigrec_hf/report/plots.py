@@ -1,4 +1,4 @@
-"""The plot of a run (extra: bench): metric against K for all methods."""
+"""The plot of a run (extra: bench): metrics over K for all methods."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bigrec_hf.common.files import write_atomically
 from bigrec_hf.report.rows import METRICS, Row, cutoffs, row_labels, spread
 
 METRICS_PLOT = "metrics.png"
-COLORS = 10  # of matplotlib's own cycle
+COLORS = 10  # in matplotlib's own cycle
 STYLES = ("o-", "s--", "^:")
 
 
 def metric_curve(row: Row, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(ks, mean, low, high) of one row, (n_ks,) each; low and high: interval, or least and greatest of the seeds."""
+    """(ks, mean, low, high) of one row, (n_ks,) each; low and high: the interval, or the least and greatest seed."""
     points = []
     for k in cutoffs([row]):
         key = f"{metric}@{k}"
@@ -31,7 +31,7 @@ def metric_curve(row: Row, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def metrics_figure(rows: Sequence[Row]) -> Any:
-    """A matplotlib figure: a panel a metric, a line a row over K (logarithmic); few rows: intervals shaded."""
+    """A matplotlib figure: one panel per metric, one line per row over log K, intervals shaded if rows are few."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -39,9 +39,9 @@ def metrics_figure(rows: Sequence[Row]) -> Any:
     for axes, (metric, title) in zip(figure.subplots(1, len(METRICS)), METRICS.items(), strict=True):
         for number, row in enumerate(rows):
             ks, mean, low, high = metric_curve(row, metric)
-            style = STYLES[number // COLORS % len(STYLES)]  # the colors come round again, the line is another one then
+            style = STYLES[number // COLORS % len(STYLES)]  # colors repeat, so the line style changes
             (line,) = axes.plot(ks, mean, style, markersize=3, label=labels[row.key])
-            if len(rows) <= COLORS:  # more intervals than that hide each other; the report's tables have them
+            if len(rows) <= COLORS:  # more intervals would hide each other; the report's tables have them
                 axes.fill_between(ks, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
         axes.set_xscale("log")
         axes.set_xticks(cutoffs(rows), [str(k) for k in cutoffs(rows)])

@@ -1,7 +1,7 @@
-"""The results that Bi-Step-Rec publishes, as a table to show beside one's own.
+"""The results published by Bi-Step-Rec, as a table to show next to one's own.
 
-`published_results.csv` transcribes them (movie and game), figure by figure; rows that contradict themselves are marked,
-not mended.
+`published_results.csv` transcribes them (movie and game) figure by figure; rows that contradict themselves are marked,
+not corrected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bigrec_hf.report.rows import METRICS, markdown_table
 
 
 def published_rows(dataset: str) -> list[dict[str, str]]:
-    """The published rows of `movie` or `game`, each with `marks`: why its figures contradict themselves, if they do."""
+    """The published rows of `movie` or `game`, each with `marks`: how its figures contradict each other, if they do."""
     text = importlib.resources.files("bigrec_hf.report").joinpath("published_results.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     hits = sorted((key for key in rows[0] if key.startswith("hr@")), key=lambda key: int(key[3:]))

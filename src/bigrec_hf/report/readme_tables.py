@@ -1,4 +1,4 @@
-"""README tables that come from a run's own files: the text between two marks is replaced, the rest is left as it is.
+"""README tables filled from a run's own files: the text between two markers is replaced, the rest is left alone.
 
 <!-- results:quickstart -->
 ... replaced ...
@@ -20,29 +20,32 @@ END = "<!-- /results -->"
 
 
 def replace_block(text: str, name: str, content: str, place: str) -> str:
-    """`text` with what stands between the marks of `name` replaced by `content`.
+    """`text` with the lines between the markers of `name` replaced by `content`.
 
-    Raises BigrecError where the opening mark does not stand there exactly once, or is not closed before the next one.
+    Raises BigrecError unless the opening marker occurs exactly once and is closed before the next one.
     """
     start = f"<!-- results:{name} -->"
-    if text.count(start) != 1:
-        many = "no" if start not in text else f"{text.count(start)} times the"
-        raise BigrecError(f"{place} holds {many} mark {start!r}: put it on a line once, and {END!r} below it")
+    count = text.count(start)
+    if count != 1:
+        raise BigrecError(f"{place} contains the marker {start!r} {count} times: use it once, with {END!r} below it")
     before, _, rest = text.partition(start)
     old, found, after = rest.partition(END)
     if not found or "<!-- results:" in old:
-        raise BigrecError(f"{place}: the mark {start!r} is not closed: put {END!r} on a line below it")
+        raise BigrecError(f"{place}: the marker {start!r} is not closed: put {END!r} on a line below it")
     line = "\r\n" if "\r\n" in text else "\n"
     return line.join([before + start, *content.splitlines(), END + after])
 
 
 def readme_table(rows: Sequence[Row], differences: Differences, columns: Sequence[str]) -> str:
-    """One table of a run: the metrics in `columns` ("hr@10"), the share of catalog titles and distinct answers."""
+    """One table of a run: the metrics in `columns` ("hr@10"), the rate of catalog titles, distinct generations.
+
+    Raises BigrecError for a column that no row has.
+    """
     known = {key for row in rows for results in row.results for key in results}
     for column in columns:
         if column not in known or column.partition("@")[0] not in METRICS:
             have = sorted(key for key in known if key.partition("@")[0] in METRICS and key[-1].isdigit())
-            raise BigrecError(f"readme_columns names {column!r}, which no row has: choose among {', '.join(have)}")
+            raise BigrecError(f"readme_columns names {column!r}, which no row has: choose from {', '.join(have)}")
     header = ["", *(column.upper() for column in columns), "titles in the catalog", "distinct answers"]
     body = [
         [
@@ -61,11 +64,11 @@ def update_readme(
 ) -> None:
     """Replace the block of every run among `rows`, with the legend and the command below each table.
 
-    All or nothing: the file is written once every block is found. Raises BigrecError where a mark is missing.
+    All or nothing: the file is written after every block was found. Raises BigrecError if a marker is missing.
     """
     path = Path(path)
     if not path.is_file():
-        raise BigrecError(f"{path} does not exist: name a Markdown file with marks <!-- results:RUN --> and {END}")
+        raise BigrecError(f"{path} does not exist: give a Markdown file with markers <!-- results:RUN --> and {END}")
     text = path.read_bytes().decode("utf-8")
     for run in dict.fromkeys(row.run for row in rows):
         own = [row for row in rows if row.run == run]

@@ -1,4 +1,4 @@
-"""The rows of a report: every method of every run, over its seeds where there are several, and their cells."""
+"""The rows of a report: every method of every run, over its seeds if there are several, and their cells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bigrec_hf.common.files import read_json
 from bigrec_hf.data.run_folder import run_name, seed_folders
 
 RESULTS_FILE = "results.json"
-METHODS = {  # labels of the subfolders of a run, in the order of the table; any other follows under its own name
+METHODS = {  # subfolders of a run and their labels, in the order of the table; any others follow under their own names
     "random": "random",
     "popularity": "popularity",
     "cooccurrence": "co-occurrence",
@@ -34,36 +34,36 @@ class Row:
 
     run: str
     method: str
-    folders: list[Path]  # one a seed
+    folders: list[Path]  # one per seed
     results: list[dict[str, Any]]  # results.json of each folder, with n_distinct of its generate.json
 
     @property
     def key(self) -> str:
-        """What `compare_to` names it by."""
+        """The row's name in `compare_to`."""
         return f"{self.run}/{self.method}"
 
     @property
     def label(self) -> str:
-        """The method's label; what is made from a known method (`finetuned_popularity`) goes by that one's."""
+        """The method's label; that of a derived method (`finetuned_popularity`) begins with the known method's."""
         base = max((name for name in METHODS if f"{self.method}_".startswith(f"{name}_")), key=len, default="")
         rest = self.method.removeprefix(base).strip("_").replace("_", " ")
         return ", ".join(filter(None, [METHODS.get(base), rest]))
 
     def values(self, key: str) -> list[float]:
-        """The figure of each seed, without those that lack it."""
+        """The value of each seed that has one."""
         return [results[key] for results in self.results if results.get(key) is not None]
 
 
 def load_rows(run_dirs: Sequence[str | Path]) -> list[Row]:
-    """A row a method of each run, baselines first.
+    """One row per method of each run, baselines first.
 
-    Raises BigrecError for a folder without results, or two runs of one name.
+    Raises BigrecError for a folder without results, or for two runs of the same name.
     """
     if not run_dirs:
-        raise BigrecError("no run given: name one or more run folders, e.g. `bigrec-hf report runs/quickstart`")
+        raise BigrecError("no run given: give one or more run folders, e.g. `bigrec-hf report runs/quickstart`")
     names = [run_name(run_dir) for run_dir in run_dirs]
     if len(set(names)) < len(names):
-        raise BigrecError("two of the run folders have the same name: rename one, the table tells runs by it")
+        raise BigrecError("two of the run folders have the same name: rename one, as tables tell runs apart by name")
     rows = []
     for name, run_dir in zip(names, run_dirs, strict=True):
         folders: dict[str, list[Path]] = {}
@@ -71,7 +71,7 @@ def load_rows(run_dirs: Sequence[str | Path]) -> list[Row]:
             for file in sorted(folder.glob(f"*/{RESULTS_FILE}")):
                 folders.setdefault(file.parent.name, []).append(file.parent)
         if not folders:
-            raise BigrecError(f"{str(run_dir)!r} holds no results: make them with `bigrec-hf run --config RECIPE`")
+            raise BigrecError(f"{str(run_dir)!r} contains no results: create them with `bigrec-hf run --config RECIPE`")
         known = [method for method in METHODS if method in folders]
         for method in [*known, *(method for method in folders if method not in METHODS)]:
             rows.append(Row(name, method, folders[method], [_results(folder) for folder in folders[method]]))
@@ -79,12 +79,12 @@ def load_rows(run_dirs: Sequence[str | Path]) -> list[Row]:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    """Results of a method; a model that gives everyone the same few titles must not look good by its catalog share."""
+    """A method's results and its number of distinct generations: low if everyone gets the same few titles."""
     return read_json(folder / RESULTS_FILE) | {"n_distinct": read_json(folder / "generate.json").get("n_distinct")}
 
 
 def row_labels(rows: Sequence[Row]) -> dict[str, str]:
-    """Row key -> label; with the run's name where there are several, with the number of seeds where these differ."""
+    """Row key -> label; with the run's name if there are several runs, with the number of seeds if these differ."""
     runs, seeds = {row.run for row in rows}, {len(row.folders) for row in rows}
     return {
         row.key: (f"{row.run}: " if len(runs) > 1 else "")
@@ -101,13 +101,13 @@ def cutoffs(rows: Sequence[Row]) -> list[int]:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float, float]:
-    """(mean, sample standard deviation, least, greatest) of the figures of several seeds; of one: deviation 0."""
+    """(mean, sample standard deviation, least, greatest) of several seeds' values; for one, the deviation is 0."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return float(np.mean(values)), deviation, min(values), max(values)
 
 
 def format_score(row: Row, key: str, mark: str = "") -> str:
-    """`0.0240 [0.0120, 0.0380] ▲`; of several seeds `0.0240 ± 0.0021 (0.0220..0.0262)`; `-` where the K was not."""
+    """`0.0240 [0.0120, 0.0380] ▲`; for several seeds `0.0240 ± 0.0021 (0.0220..0.0262)`; `-` without a value."""
     values = row.values(key)
     if not values:
         return "-"
@@ -121,7 +121,7 @@ def format_score(row: Row, key: str, mark: str = "") -> str:
 
 
 def format_number(row: Row, key: str, form: str = "{:.0f}") -> str:
-    """The mean over the seeds in `form`, `-` where no result holds it."""
+    """The mean over the seeds in `form`, `-` if no result has it."""
     values = row.values(key)
     return form.format(np.mean(values)) if values else "-"
 

@@ -1,7 +1,7 @@
-"""Report: tables over runs and their baselines, from the files the stages wrote, beside the published figures.
+"""The `report` stage: tables over runs and their baselines, from the stages' files, next to the published figures.
 
-Every figure has its spread: bootstrap intervals over the examples or, for a run of several seeds, the spread over them.
-Marks say which differences to a reference row are real (bigrec_hf.differences).
+Every figure comes with its spread: bootstrap intervals over the examples or, for several seeds, the spread over them.
+Marks show which differences to a reference row are significant (`report.differences`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bigrec_hf.settings import ReportSettings
 
 
 def score_tables(rows: Sequence[Row], differences: Differences) -> list[str]:
-    """One table a metric: a row a run and method, a column a K, intervals and marks in the cells; then the answers."""
+    """One table per metric (a row per run and method, a column per K, with marks), then one on the generations."""
     labels, ks = row_labels(rows), cutoffs(rows)
     tables = []
     for metric, title in METRICS.items():
@@ -55,7 +55,7 @@ def score_tables(rows: Sequence[Row], differences: Differences) -> list[str]:
 
 
 def run_facts(run_dir: str | Path) -> list[str]:
-    """What a reader needs to know to trust the table: data, seeds, training, machine, from the manifest."""
+    """What a reader needs to know to trust the table, from the manifest: data, seeds, training, machine."""
     folders = seed_folders(run_dir)
     manifest = read_json(folders[0] / "manifest.json")
     lines = []
@@ -93,7 +93,7 @@ def run_facts(run_dir: str | Path) -> list[str]:
 
 
 def cell_notes(rows: Sequence[Row]) -> list[str]:
-    """What the cells hold, and whether the rows are over the same number of examples."""
+    """Sentences that explain the cells, and warn of rows that are not comparable."""
     notes = []
     results = [results for row in rows for results in row.results]
     levels = [row.results[0]["confidence"] for row in rows if len(row.folders) == 1 and row.results[0].get("bootstrap")]
@@ -134,7 +134,7 @@ def report_text(
     differences: bool,
     breakdown: bool,
 ) -> str:
-    """The report of rows that are loaded and compared already."""
+    """The report on rows that have already been loaded and compared."""
     names = [run_name(run_dir) for run_dir in run_dirs]
     parts = [f"# {', '.join(names)}", ""]
     for name, run_dir in zip(names, run_dirs, strict=True):
@@ -166,7 +166,7 @@ def report_text(
 
 
 def command_line(report: ReportSettings) -> list[str]:
-    """The command that makes a README's tables: the runs and every setting that differs and has a say."""
+    """The command that makes a README's tables: the runs, and every setting that affects them if not the default."""
     command = ["bigrec-hf", "report", *report.runs]
     usual = asdict(ReportSettings())
     for name in ("compare_to", "significance_level", "permutations", "readme_columns", "update_readme"):
@@ -177,7 +177,7 @@ def command_line(report: ReportSettings) -> list[str]:
 
 
 def main(report: ReportSettings) -> None:
-    """The `report` stage: print the report; write it, plots and README tables where asked for."""
+    """Print the report; write it, its plots and README tables if the settings ask for them."""
     rows = load_rows(report.runs)
     compared = compare_rows(rows, report.compare_to, report.significance_level, report.permutations)
     text = report_text(report.runs, rows, compared, report.published, report.differences, report.breakdown)

@@ -93,7 +93,7 @@ def test_a_time_that_no_whole_number_holds(tmp_path):
     write(tmp_path / "meta_Games.json", dump([{"asin": "B1", "title": "Zelda"}]))
     reviews = [{"reviewerID": "A", "asin": "B1", "overall": 5, "unixReviewTime": time} for time in (1, None, 1e300)]
     write(tmp_path / "Games_5.json", dump(reviews))
-    with pytest.raises(BigrecError, match=r"Games_5.json: row 2: unixReviewTime is 1e\+300, no time since 1970"):
+    with pytest.raises(BigrecError, match=r"Games_5.json: row 2: unixReviewTime is 1e\+300, not a time since 1970"):
         load(tmp_path)
 
 

@@ -169,7 +169,7 @@ def test_empty_lines_at_the_end_do_not_count(tmp_path):
 def test_a_time_that_no_whole_number_holds_names_the_line(tmp_path, time):
     ml_10m(tmp_path)
     write(tmp_path, "ratings.dat", f"9::7::3::100\n9::10::4::{time}\n")
-    with pytest.raises(BigrecError, match=r"ratings.dat:2: timestamp is .*, no time since 1970 \(1 such\)"):
+    with pytest.raises(BigrecError, match=r"ratings.dat:2: timestamp is .*, not a time since 1970 \(1 such\)"):
         load(tmp_path)
 
 

@@ -85,7 +85,7 @@ def test_dates_are_utc(tmp_path, times):
 @pytest.mark.parametrize(
     ("interactions", "items", "options", "message"),
     [
-        ("user_id,item\n1,a\n", None, {}, "interactions.csv: there is no column 'item_id' among user_id, item"),
+        ("user_id,item\n1,a\n", None, {}, "interactions.csv: no column 'item_id' among user_id, item"),
         ("user_id,item_id\n1,a\n", None, {"rating_column": "stars"}, "no column 'stars'.*check --rating_column"),
         ("user_id,item_id\n1,a\n1,z\n", None, {}, "interactions.csv:3: item 'z' has no title"),
         ("user_id,item_id\n1,a\n,a\n", None, {}, "interactions.csv:3: the field user_id is empty"),
@@ -96,18 +96,18 @@ def test_dates_are_utc(tmp_path, times):
             "user_id,item_id,timestamp\n1,a,1\n1,b,1e300\n",
             None,
             {},
-            "interactions.csv:3: timestamp is 1e\\+300, no time",
+            "interactions.csv:3: timestamp is 1e\\+300, not a time",
         ),
-        ("user_id,item_id,item_id\n1,a,b\n", None, {}, "a column name stands twice"),
+        ("user_id,item_id,item_id\n1,a,b\n", None, {}, "a column name occurs twice"),
         ("user_id,item_id\n1,a,b\n", None, {}, "interactions.csv:2: expected 2 fields"),
         ("user_id,item_id\n", None, {}, "no data lines"),
         ("", None, {}, "empty or has no header"),
         ("user_id::item_id\n1::a\n", None, {"separator": "::"}, "separator is '::': give a single character"),
-        ("user_id,item_id\n1,a\n", "item_id,title\na,A\nb,B\na,C\n", {}, "items.csv:4: item id 'a' stands twice"),
+        ("user_id,item_id\n1,a\n", "item_id,title\na,A\nb,B\na,C\n", {}, "items.csv:4: item id 'a' occurs twice"),
         ("user_id,item_id\n1,a\n", "item_id,title\na,\n", {}, "items.csv:2: the field title is empty"),
         ("user_id,item_id\n1,a\n", 'item_id,title\nb,B\na," "\n', {}, "items.csv:3: item 'a' has no title"),
         ("user_id,item_id\n1,a\n", 'item_id,title\na,""\n', {}, "items.csv:2: "),
-        ("user_id,item_id\n1,a\n", "item_id,name\na,A\n", {}, "items.csv: there is no column 'title'.*--title_column"),
+        ("user_id,item_id\n1,a\n", "item_id,name\na,A\n", {}, "items.csv: no column 'title'.*--title_column"),
     ],
 )
 def test_faults_name_file_line_and_remedy(tmp_path, interactions, items, options, message):

@@ -1,8 +1,8 @@
 """Amazon reviews and metadata of 2014, 2018 (`reviewerID`, `asin`, seconds) and 2023 (`parent_asin`, milliseconds).
 
-A metadata record counts only with a usable title, a later one of the same item replaces an earlier one; reviews of an
-item without a title, or without rating or time, are dropped and counted (reference: BIGRec's game data). Spaces and
-quotes alone are no title (ours: the reference would keep two spaces, and all such items would share one title).
+A metadata record needs a usable title, and a later record of an item replaces an earlier one; reviews of an item
+without a title, and reviews without rating or time, are dropped and counted (reference: BIGRec's game data). Spaces and
+quotes alone are not a title (our rule: the reference keeps two spaces, and all such items would share one title).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def find_amazon_files(raw_dir: Path | None, ratings: Path | None, items: Path | 
 def load_amazon(
     ratings: Path, items: Path, title_rule: Callable[[pl.Series], pl.Series], encoding: str | None = None
 ) -> RawData:
-    """Read reviews and metadata. `title_rule` maps raw titles to titles as used, null where a record does not count.
+    """Read reviews and metadata. `title_rule` maps raw titles to the titles to use, null for records to leave out.
 
-    Raises BigrecError for a line that is no object, or lacks its user or item id; and where no record has a title.
+    Raises BigrecError for a line that is not an object or lacks a user or item id, and if no record has a title.
     """
     first = first_object(ratings, encoding)
     if "reviewerID" in first:

@@ -1,4 +1,4 @@
-"""MovieLens archives from GroupLens: resumable, verified where GroupLens publishes a checksum, unpacked with care."""
+"""MovieLens archives from GroupLens: resumable downloads, verified if a checksum is published, safely unpacked."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pathlib import Path, PurePosixPath
 from bigrec_hf.common.errors import BigrecError
 
 URL_BASE = "https://files.grouplens.org/datasets/movielens"
-URL_VARIABLE = "BIGREC_HF_MOVIELENS_URL"  # another place for the same archives: a mirror, a test server
+URL_VARIABLE = "BIGREC_HF_MOVIELENS_URL"  # another server with the same archives: a mirror, a test
 ARCHIVES = {"ml-latest-small": "ml-latest-small", "1m": "ml-1m", "10m": "ml-10m", "32m": "ml-32m"}
-CHECKSUM_PUBLISHED = {"1m", "10m", "32m"}  # as NAME.zip.md5 beside the archive
+CHECKSUM_PUBLISHED = {"1m", "10m", "32m"}  # as NAME.zip.md5 next to the archive
 ATTEMPTS, WAIT_S, TIMEOUT_S, BLOCK = 5, 1.0, 60, 2**20
 
 
 def download_movielens(name: str, raw_dir: str | Path | None) -> Path:
-    """Fetch and unpack one archive into `raw_dir`; returns the folder of its files.
+    """Download and unpack one archive into `raw_dir`; returns the folder of its files.
 
-    An interrupted download goes on where it stopped; an archive that is there and intact is not fetched again. Raises
-    BigrecError where the server does not answer, the checksum differs, or the archive holds an unsafe path.
+    An interrupted download resumes where it stopped; an archive that is already there is not downloaded again. Raises
+    BigrecError if the server does not respond, the checksum differs, or the archive contains an unsafe path.
     """
     if name not in ARCHIVES:
-        raise BigrecError(f"unknown archive {name!r}: choose one of {', '.join(ARCHIVES)}")
+        raise BigrecError(f"unknown archive {name!r}: choose from {', '.join(ARCHIVES)}")
     if raw_dir is None:
         raise BigrecError("raw_dir is not set: give the folder to download to as --raw_dir")
     folder = Path(raw_dir)
@@ -49,16 +49,19 @@ def fetch_md5(url: str) -> str:
             text = answer.read(4096).decode("ascii", "replace")
     except OSError as error:
         raise BigrecError(
-            f"{url}: cannot be fetched ({error}): check the network, or unpack the archive yourself"
+            f"{url}: cannot be downloaded ({error}): check the network, or unpack the archive yourself"
         ) from error
     found = re.search(r"\b[0-9a-f]{32}\b", text.lower())
     if found is None:
-        raise BigrecError(f"{url}: holds no md5 checksum, but {text[:60]!r}: unpack the archive yourself")
+        raise BigrecError(f"{url}: contains {text[:60]!r} instead of an md5 checksum: unpack the archive yourself")
     return found[0]
 
 
 def fetch(url: str, target: Path, md5: str | None = None) -> None:
-    """Download `url` to `target` by way of `target.part`, going on with what is there; verify, then rename."""
+    """Download `url` to `target.part`, resuming a partial file; verify it, then rename it to `target`.
+
+    Raises BigrecError if the download fails repeatedly or the checksum differs.
+    """
     part, tag = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.etag")
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -68,13 +71,13 @@ def fetch(url: str, target: Path, md5: str | None = None) -> None:
         except urllib.error.HTTPError as error:
             if error.code < 500:
                 raise BigrecError(
-                    f"{url}: the server answers {error.code} {error.reason}: check the address"
+                    f"{url}: the server returned {error.code} {error.reason}: check the address"
                 ) from error
             reason = str(error)
         except OSError as error:
             reason = str(error)
         if attempt == ATTEMPTS:
-            raise BigrecError(f"{url}: cannot be fetched ({reason}): run again, the download goes on where it stopped")
+            raise BigrecError(f"{url}: cannot be downloaded ({reason}): run again to resume the download")
         time.sleep(WAIT_S * attempt)
     if md5 is not None:
         with part.open("rb") as file:
@@ -82,23 +85,26 @@ def fetch(url: str, target: Path, md5: str | None = None) -> None:
         if digest != md5:
             part.unlink()
             tag.unlink(missing_ok=True)
-            raise BigrecError(f"{url}: md5 is {digest}, published is {md5}: the download was removed, run again")
+            raise BigrecError(f"{url}: md5 is {digest}, but {md5} was published: the download was removed, run again")
     part.replace(target)
     tag.unlink(missing_ok=True)
 
 
 def _continue_download(url: str, part: Path, tag: Path) -> bool:
-    """One request; True once the whole file is there."""
+    """Make one request. True if the whole file is there."""
     done = part.stat().st_size if part.is_file() else 0
     headers = {"User-Agent": "bigrec-hf"}
     known = tag.read_text(encoding="utf-8") if tag.is_file() else ""
     if done and known:
-        headers |= {"Range": f"bytes={done}-", "If-Range": known}  # another file by now: the server sends it whole
+        headers |= {
+            "Range": f"bytes={done}-",
+            "If-Range": known,
+        }  # if the file has changed since, the server sends all of it
     request = urllib.request.Request(url, headers=headers)
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send, or the file has shrunk: start again
+        if error.code == 416:  # nothing left to send, or the file has shrunk: start over
             part.unlink()
             return False
         raise
@@ -112,10 +118,10 @@ def _continue_download(url: str, part: Path, tag: Path) -> bool:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a zip whose members all lie in one folder; every path is checked before anything is written.
+    """Unpack a zip file whose members are all in one folder; every path is checked before anything is written.
 
-    Returns that folder below `folder`. Raises BigrecError for a broken archive, an absolute or climbing path, a link,
-    or files outside the one folder. An unpacked copy that is complete is kept.
+    Returns that folder inside `folder`. A complete unpacked copy is kept. Raises BigrecError for a broken archive, an
+    absolute path, one that leaves the folder, a link, or several top folders.
     """
     try:
         with zipfile.ZipFile(archive) as file:
@@ -135,9 +141,9 @@ def unpack(archive: Path, folder: Path) -> Path:
             for member in files:
                 file.extract(member, temporary)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise BigrecError(f"{archive}: a broken archive ({error}): remove it and run again") from error
+        raise BigrecError(f"{archive}: the archive is broken ({error}): remove it and run again") from error
     if target.exists():
-        raise BigrecError(f"{target} is there but differs from {archive.name}: move one of them away")
+        raise BigrecError(f"{target} exists but differs from {archive.name}: move one of them away")
     (temporary / target.name).replace(target)
     shutil.rmtree(temporary)
     return target
@@ -149,6 +155,6 @@ def _checked(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
     unsafe = path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in path.parts[0]
     if unsafe or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise BigrecError(
-            f"{archive}: unsafe member {member.filename!r}: nothing was unpacked; fetch the archive again"
+            f"{archive}: unsafe member {member.filename!r}: nothing was unpacked; download the archive again"
         )
     return path

@@ -1,6 +1,6 @@
 """Readers of raw files. Each returns `RawData`: the catalog and the interactions in file order.
 
-One module a kind of source; nothing here knows about presets, histories or splits.
+One module per kind of source; presets, histories and splits are unknown here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RawData:
-    """What a source holds, after dropping only what the source's own rules drop.
+    """The content of a source; only what the source's own rules exclude has been dropped.
 
-    Interactions are parallel arrays of n entries in file order. `users` are codes 0.. in order of first appearance,
-    `rows` are catalog rows, `times` count `1 / time_divisor` seconds since 1970 UTC.
+    Interactions are parallel arrays of n entries in file order. `users` are codes 0, 1, ... in order of first
+    appearance, `rows` are catalog rows, `times` are in units of `1 / time_divisor` seconds since 1970 UTC.
     """
 
     catalog: Catalog
@@ -33,7 +33,7 @@ class RawData:
     rows: np.ndarray  # (n,) int32
     ratings: np.ndarray | None  # (n,) float32
     times: np.ndarray | None  # (n,) int64
-    raw_rows: int  # interactions in the file, dropped ones included
+    raw_rows: int  # interactions in the file, including dropped ones
     files: list[Path]
     time_divisor: int = 1
     whole_catalog: bool = True  # False: only items with a kept interaction belong to the catalog
@@ -60,7 +60,7 @@ def encode_items(items: pl.Series, catalog: Catalog) -> np.ndarray:
 
 
 def with_title(frame: pl.DataFrame, column: str) -> pl.DataFrame:
-    """The rows whose title is more than outer spaces and quotes: such titles would all be one, the empty one."""
+    """The rows whose title is more than spaces and quotes, which would all become the same empty title."""
     import polars as pl
 
     blank = [title for title in frame[column].unique() if title is None or not clean_title(title)]
@@ -68,16 +68,16 @@ def with_title(frame: pl.DataFrame, column: str) -> pl.DataFrame:
 
 
 def whole_times(times: np.ndarray, name: str, file: Path, first_line: int | None) -> np.ndarray:
-    """(n,) float64 times -> int64, rounded down. Raises BigrecError for one that int64 cannot hold.
+    """(n,) float64 times -> int64, rounded down. Raises BigrecError for a time out of int64's range.
 
-    `first_line` is the line of the first time, None where the file has none.
+    `first_line` is the line number of the first time; None if the file has no lines.
     """
     wrong = ~(np.abs(times) < 2.0**63)  # NaN is wrong too
     if wrong.any():
         at = int(np.argmax(wrong))
         place = f"{file}: row {at}" if first_line is None else f"{file}:{at + first_line}"
         raise BigrecError(
-            f"{place}: {name} is {float(times[at])!r}, no time since 1970 ({int(wrong.sum())} such): repair or remove "
+            f"{place}: {name} is {float(times[at])!r}, not a time since 1970 ({int(wrong.sum())} such): fix or remove "
             "the line"
         )
     return np.floor(times).astype(np.int64)
@@ -88,7 +88,7 @@ def untitled_mask(
 ) -> np.ndarray:
     """(n,) bool: interactions whose item has no title. Raises BigrecError at the first one unless `drop_untitled`.
 
-    `lines` gives the line of every interaction, or that of interaction 0 where each has its own line, or None.
+    `lines`: line number of every interaction; or of the first one if each has its own line; or None (no lines).
     """
     missing = rows < 0
     if missing.any() and not drop_untitled:
@@ -105,7 +105,7 @@ def untitled_mask(
 
 
 def require_folder(folder: Path | None) -> Path:
-    """The folder itself. Raises BigrecError where it is not set or not there."""
+    """The folder itself. Raises BigrecError if it is not set or does not exist."""
     if folder is None:
         raise BigrecError("raw_dir is not set: give the folder of the raw files as --raw_dir")
     if not folder.is_dir():
@@ -120,6 +120,6 @@ def find_file(folder: Path, names: tuple[str, ...], what: str, remedy: str) -> P
     if len(found) != 1:
         listed = ", ".join(file.name for file in found) or "none"
         raise BigrecError(
-            f"{folder}: expected one {what} ({' or '.join(names)}), found {listed}: name it with {remedy}"
+            f"{folder}: expected one {what} ({' or '.join(names)}), found {listed}: give it with {remedy}"
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""Delimited text into typed polars columns, fast; and, when that fails, the exact place of the first bad line."""
+"""Delimited text into typed polars columns, fast; if that fails, a search for the first bad line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import read_text
 
 STRING, FLOAT = pl.String, pl.Float64
-ID = pl.Categorical  # text of few distinct values: 4 bytes a field instead of 16 and more
+ID = pl.Categorical  # text with few distinct values: 4 bytes per field instead of 16 or more
 UTF8 = {"utf-8", "utf8"}
 
 
@@ -29,16 +29,16 @@ def read_delimited(
     encoding: str = "utf-8",
     optional: list[str] | None = None,
 ) -> pl.DataFrame:
-    """Read the `kept` of all `columns` (name -> STRING, ID, FLOAT, or Boolean for a column that must be empty).
+    """Read the columns `kept` out of `columns` (name -> STRING, ID, FLOAT; Boolean for one that must be empty).
 
-    Every kept field must be there and not empty (those that are in `optional` only may be null); Float64 fields must be
-    finite numbers. Raises BigrecError naming file, line and remedy.
+    `optional`: the columns to return instead of `kept`; those not in `kept` may be null. Kept fields must not be empty,
+    kept FLOAT fields must be finite. Raises BigrecError naming file, line and remedy.
     """
     try:
-        # text that is not UTF-8 is decoded here, strictly: polars would replace bad bytes in silence
+        # other encodings than UTF-8 are decoded here, strictly: polars would silently replace bad bytes
         source = path if encoding.lower() in UTF8 else io.BytesIO(read_text(path, encoding).encode())
         if path.stat().st_size == 0:
-            raise BigrecError(f"{path}: the file is empty: fetch it again")
+            raise BigrecError(f"{path}: the file is empty: download it again")
         frame = pl.read_csv(
             source,
             separator=separator,
@@ -54,7 +54,7 @@ def read_delimited(
     while frame.height and all(value is None for value in frame.row(-1)):
         frame = frame.head(-1)  # empty lines at the end of the file
     if frame.height == 0:
-        raise BigrecError(f"{path}: the file holds no data lines: fetch it again")
+        raise BigrecError(f"{path}: the file contains no data lines: download it again")
     blank = [name for name, kind in columns.items() if kind == pl.Boolean]
     wrong = any(frame[name].null_count() for name in kept)
     wrong |= any(frame[name].null_count() < frame.height for name in blank)
@@ -74,8 +74,8 @@ def _bad_line(
     encoding: str,
     reason: str,
 ) -> BigrecError:
-    """Find the first line that breaks the format, slowly; only ever run on the way to an error."""
-    text = read_text(path, encoding)  # raises by itself on bad bytes and on an empty file
+    """The error that names the first malformed line; slow, as it runs only after reading has failed."""
+    text = read_text(path, encoding)  # raises BigrecError for bad bytes and an empty file
     if quotes:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         records = ((reader.line_num, fields) for fields in reader)
@@ -88,8 +88,8 @@ def _bad_line(
             continue
         problem = _problem([field.removesuffix("\r") for field in fields], names, columns, kept)
         if problem:
-            return BigrecError(f"{path}:{number}: {problem}: repair or remove the line")
-    return BigrecError(f"{path}: cannot be read as delimited text ({reason.splitlines()[0]}): repair the file")
+            return BigrecError(f"{path}:{number}: {problem}: fix or remove the line")
+    return BigrecError(f"{path}: cannot be read as delimited text ({reason.splitlines()[0]}): fix the file")
 
 
 def _problem(
@@ -115,16 +115,16 @@ def _is_number(value: str) -> bool:
 
 
 def read_header(path: Path, separator: str, encoding: str = "utf-8") -> list[str]:
-    """Column names in the first line of a delimited file, unquoted. Raises BigrecError where there is none."""
+    """Column names in the first line of a delimited file, unquoted. Raises BigrecError if there is none."""
     if encoding.lower() in UTF8:
         try:
             with path.open("rb") as file:
                 first = file.readline().decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise BigrecError(f"{path}:1: the header cannot be read ({error}): give its --encoding") from error
+            raise BigrecError(f"{path}:1: the header cannot be read ({error}): give the file's --encoding") from error
     else:
         first = read_text(path, encoding).partition("\n")[0]
     names = next(csv.reader([first.removeprefix("\ufeff").rstrip("\r\n")], delimiter=separator), [])
     if not any(names):
-        raise BigrecError(f"{path}: the file is empty or has no header: fetch it again")
+        raise BigrecError(f"{path}: the file is empty or has no header: download it again")
     return names

@@ -1,7 +1,7 @@
-"""JSON lines, plain or gz, into typed columns: polars in chunks, and line by line only where a chunk needs it.
+"""JSON lines, plain or gzipped, into typed columns: by polars in chunks, line by line only for chunks that need it.
 
 The slow path also reads the single-quoted metadata lines of Amazon 2014, which are Python literals: `ast.literal_eval`
-parses them without running anything.
+parses them without executing anything.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 def read_json_lines(
     path: Path, fields: dict[str, type[pl.DataType]], required: tuple[str, ...] = (), encoding: str | None = None
 ) -> pl.DataFrame:
-    """One row a non-empty line, in file order; `fields` (name -> String or Float64) that a line lacks are null.
+    """One row per non-empty line, in file order; `fields` (name -> String or Float64) that a line lacks are null.
 
-    Raises BigrecError, naming file and line, for a line that is no JSON object, a field of another type, or a line
-    without one of the `required` fields.
+    Raises BigrecError naming file and line for a line that is not a JSON object, a field of another type, or a missing
+    `required` field.
     """
     parts, first_line = [], 1
     for chunk in _chunks(path):
         data = _to_utf8(chunk, path, first_line, encoding)
         try:
-            # polars reads half a surrogate pair as U+0000
+            # polars would read half a surrogate pair as U+0000
             part = None if HALF_PAIR.search(data) else pl.read_ndjson(io.BytesIO(data), schema=fields)
         except pl.exceptions.PolarsError:
             part = None
@@ -45,51 +45,49 @@ def read_json_lines(
             if part[name].null_count():
                 at = int(part[name].is_null().arg_max() or 0)
                 line = _line_of(data, at) + first_line
-                raise BigrecError(f"{path}:{line}: the field {name} is missing: repair or remove the line")
+                raise BigrecError(f"{path}:{line}: the field {name} is missing: fix or remove the line")
         parts.append(part)
         first_line += chunk.count(b"\n")
     frame = pl.concat(parts) if parts else pl.DataFrame(schema=fields)
     if frame.height == 0:
-        raise BigrecError(f"{path}: the file is empty: fetch it again")
+        raise BigrecError(f"{path}: the file is empty: download it again")
     return frame
 
 
 def first_object(path: Path, encoding: str | None = None) -> dict[str, Any]:
-    """The first non-empty line, parsed: tells one edition of a data set from another."""
+    """The first non-empty line, parsed; it tells a data set's editions apart. Raises BigrecError for an empty file."""
     for chunk in _chunks(path, 1):
         line = _to_utf8(chunk, path, 1, encoding).decode("utf-8", "replace").strip()
         if line:
             return parse_line(line, path, 1)
-    raise BigrecError(f"{path}: the file is empty: fetch it again")
+    raise BigrecError(f"{path}: the file is empty: download it again")
 
 
 def parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
-    """One line as JSON, or else as a Python literal. Raises BigrecError for anything but an object."""
+    """Parse one line as JSON, or else as a Python literal. Raises BigrecError for anything but an object."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         try:
             value = ast.literal_eval(line)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise BigrecError(
-                f"{path}:{number}: not a JSON object: {line[:60]!r}: repair or remove the line"
-            ) from error
+            raise BigrecError(f"{path}:{number}: not a JSON object: {line[:60]!r}: fix or remove the line") from error
     if not isinstance(value, dict):
-        raise BigrecError(f"{path}:{number}: not a JSON object: {line[:60]!r}: repair or remove the line")
+        raise BigrecError(f"{path}:{number}: not a JSON object: {line[:60]!r}: fix or remove the line")
     return value
 
 
 def _chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Parts of about `size` bytes that end with a line feed (the last one may not)."""
+    """Parts of about `size` bytes, each ending with a line feed (except possibly the last)."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
             while part := file.read(size):
                 yield part if part.endswith(b"\n") else part + file.readline()
     except EOFError as error:
-        raise BigrecError(f"{path}: the gz file ends too early: fetch it again") from error
+        raise BigrecError(f"{path}: the gzip file ends too early: download it again") from error
     except OSError as error:
-        raise BigrecError(f"{path}: cannot be read ({error}): fetch it again") from error
+        raise BigrecError(f"{path}: cannot be read ({error}): download it again") from error
 
 
 def _to_utf8(chunk: bytes, path: Path, first_line: int, encoding: str | None) -> bytes:
@@ -99,7 +97,7 @@ def _to_utf8(chunk: bytes, path: Path, first_line: int, encoding: str | None) ->
         line = first_line + chunk.count(b"\n", 0, error.start)
         raise BigrecError(
             f"{path}:{line}: byte 0x{chunk[error.start]:02x} is not valid {encoding or 'utf-8'}: "
-            "repair the file or name its encoding, e.g. --encoding latin-1"
+            "fix the file or give its encoding, e.g. --encoding latin-1"
         ) from error
     except LookupError as error:
         raise BigrecError(
@@ -128,7 +126,7 @@ def _value(value: Any, kind: type[pl.DataType], name: str, path: Path, number: i
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise BigrecError(f"{path}:{number}: {name} is {value!r}, not a number: repair or remove the line") from error
+        raise BigrecError(f"{path}:{number}: {name} is {value!r}, not a number: fix or remove the line") from error
 
 
 def _line_of(data: bytes, index: int) -> int:

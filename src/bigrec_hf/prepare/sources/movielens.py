@@ -1,4 +1,4 @@
-"""MovieLens in its four shapes, and as RecBole packs it: `.dat` (1M, 10M), `u.data` (100K), CSV (latest, 20M-32M).
+"""MovieLens in its file formats: `.dat` (1M, 10M), `u.data` (100K), CSV (latest, 20M-32M), and RecBole's `.inter`.
 
 The catalog is the whole items file, row = line, rated or not (reference: Bi-Step-Rec, MovieLens-10M).
 """
@@ -29,7 +29,7 @@ TYPED_NAMES = {"user_id": USER, "item_id": ITEM, "rating": RATING, "timestamp": 
 
 
 def find_movielens_files(raw_dir: Path | None, ratings: Path | None, items: Path | None) -> dict[str, Path]:
-    """The items file and the ratings file beside it, unless given one by one."""
+    """The items file and the ratings file next to it, unless given explicitly."""
     if items is None:
         items = find_items_file(require_folder(raw_dir))
     if ratings is None:
@@ -39,10 +39,10 @@ def find_movielens_files(raw_dir: Path | None, ratings: Path | None, items: Path
 
 
 def load_movielens(ratings: Path, items: Path, encoding: str | None = None, drop_untitled: bool = False) -> RawData:
-    """Read one MovieLens data set; the shape follows from the file names.
+    """Read one MovieLens data set; the file names tell the format.
 
-    `encoding` overrides the format's own for both files. Raises BigrecError for every malformed line, an item id that
-    stands twice, or a rating of an item without a title (unless `drop_untitled`).
+    `encoding` overrides the format's default for both files. Raises BigrecError for a malformed line, a repeated item
+    id, or a rating of an item without a title (unless `drop_untitled`).
     """
     catalog = read_catalog_file(items, encoding)
     frame, first_line = read_ratings(ratings, encoding or "utf-8")
@@ -81,10 +81,13 @@ def _own_encoding(items: Path) -> str:
 
 
 def read_ratings(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, int]:
-    """Ratings in file order (user, item: Categorical; rating, timestamp in seconds: Float64), and their first line."""
+    """Ratings in file order (user, item: Categorical; rating, timestamp in seconds: Float64), and their first line.
+
+    Raises BigrecError naming file and line.
+    """
     columns: dict[str, type[pl.DataType]]
     if path.suffix == ".dat":
-        # one-character separators parse ten times as fast: `1::2::3` has an empty field in every second column
+        # one-character separators parse ten times as fast; every second column of `1::2::3` is then empty
         columns = {USER: ID, "_1": pl.Boolean, ITEM: ID, "_2": pl.Boolean, RATING: FLOAT, "_3": pl.Boolean}
         columns[TIME] = FLOAT
         frame = read_delimited(path, ":", columns, [USER, ITEM, RATING, TIME], header=False, encoding=encoding)
@@ -99,7 +102,7 @@ def read_ratings(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, int
     needed = (USER, ITEM) if typed else (USER, ITEM, RATING, TIME)
     missing = [source for source, name in known.items() if name in needed and name not in names]
     if missing:
-        raise BigrecError(f"{path}:1: the column {missing[0]} is missing, found {', '.join(header)}: repair the header")
+        raise BigrecError(f"{path}:1: the column {missing[0]} is missing, found {', '.join(header)}: fix the header")
     kinds: dict[str, type[pl.DataType]] = {USER: ID, ITEM: ID, RATING: FLOAT, TIME: FLOAT}
     columns = {name: kinds.get(name, STRING) for name in names}
     kept = [name for name in (USER, ITEM, RATING, TIME) if name in names]
@@ -107,7 +110,7 @@ def read_ratings(path: Path, encoding: str = "utf-8") -> tuple[pl.DataFrame, int
 
 
 def movielens_licence(ratings: Path) -> dict[str, str]:
-    """Terms by shape: 100K, 1M and 10M forbid redistribution, the CSV releases allow it under the same terms.
+    """Terms by file format: 100K, 1M and 10M forbid redistribution, the CSV releases allow it under the same terms.
 
     Source: the README that GroupLens puts into each archive.
     """

@@ -1,4 +1,4 @@
-"""Sequences: one line a user, item ids oldest first (`user_id<TAB>id id id ...`), and an items file. No times."""
+"""Sequences: one line per user, item ids oldest first (`user_id<TAB>id id id ...`), and an items file. No times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USER, ITEMS = "user_id", "item_ids"
 
 
 def find_sequence_files(raw_dir: Path | None, ratings: Path | None, items: Path | None) -> dict[str, Path]:
-    """`sequences.tsv` (or `.txt`) and the items file beside it, unless given one by one."""
+    """`sequences.tsv` (or `.txt`) and the items file next to it, unless given explicitly."""
     if ratings is None:
         names = ("sequences.tsv", "sequences.txt")
         ratings = find_file(require_folder(raw_dir), names, "sequences file", "--ratings_file")
@@ -23,9 +23,9 @@ def find_sequence_files(raw_dir: Path | None, ratings: Path | None, items: Path 
 
 
 def load_sequences(ratings: Path, items: Path, encoding: str | None = None, drop_untitled: bool = False) -> RawData:
-    """Read sequences; a header line `user_id<TAB>item_ids` may be missing, a user on several lines is continued.
+    """Read sequences. The header line `user_id<TAB>item_ids` is optional; further lines of a user are appended.
 
-    Raises BigrecError for a line without two fields, and for an id that the items file lacks (unless `drop_untitled`).
+    Raises BigrecError for a line without two fields, or an id that is not in the items file (unless `drop_untitled`).
     """
     catalog = read_catalog_file(items, encoding)
     header = read_header(ratings, "\t", encoding or "utf-8")[0].partition(":")[0] == USER
@@ -35,7 +35,7 @@ def load_sequences(ratings: Path, items: Path, encoding: str | None = None, drop
     ids = lines[ITEMS].str.extract_all(r"\S+")
     n_ids = ids.list.len().to_numpy()
     if not n_ids.all():
-        raise BigrecError(f"{ratings}:{int(np.argmin(n_ids)) + first_line}: no item ids: repair or remove the line")
+        raise BigrecError(f"{ratings}:{int(np.argmin(n_ids)) + first_line}: no item ids: fix or remove the line")
     flat = ids.explode()
     line_of = np.repeat(np.arange(lines.height) + first_line, n_ids)
     rows = encode_items(flat, catalog)

@@ -1,6 +1,6 @@
-"""Any table of interactions: CSV, TSV, JSON lines or parquet, columns by name; titles beside it or in the same file.
+"""Any table of interactions: CSV, TSV, JSON lines or parquet, with named columns; titles in the same or another file.
 
-Comma-separated files may quote fields; other separators are taken literally (titles there hold quotes of their own).
+Comma-separated files may quote fields; with other separators, quotes are part of the text, as titles contain them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
 def find_tabular_files(raw_dir: Path | None, ratings: Path | None, items: Path | None) -> dict[str, Path]:
-    """`interactions.*` or `ratings.*`, and `items.*` or `movies.*` where there is one, unless given one by one."""
+    """`interactions.*` or `ratings.*`, and `items.*` or `movies.*` if there is one, unless given explicitly."""
     if ratings is None:
         names = tuple(stem + ending for stem in ("interactions", "ratings") for ending in ENDINGS)
         ratings = find_file(require_folder(raw_dir), names, "interactions file", "--ratings_file")
@@ -57,8 +57,8 @@ def load_tabular(
 ) -> RawData:
     """Read a table of interactions. Without `items`, titles come from `title_column` of the interactions themselves.
 
-    Times may be numbers (`timestamp_unit`) or ISO dates; without a time column the file's order counts. Raises
-    BigrecError for a missing column, an empty or unreadable field, an item id that stands twice in `items`, or an item
+    Times may be numbers (`timestamp_unit`) or ISO dates; without a time column the file's order is used. Raises
+    BigrecError for a missing column, an empty or unreadable field, an item id that occurs twice in `items`, or an item
     without a title (unless `drop_untitled`).
     """
     names = _column_names(ratings, separator, encoding)
@@ -69,9 +69,11 @@ def load_tabular(
     for name in wanted:
         if name not in names:
             remedy = (
-                "give --items_file" if name == title_column else f"name it, e.g. --{_setting_of(name, wanted)}_column"
+                "give --items_file"
+                if name == title_column
+                else f"give its name, e.g. with --{_setting_of(name, wanted)}_column"
             )
-            raise BigrecError(f"{ratings}: there is no column {name!r} among {', '.join(names)}: {remedy}")
+            raise BigrecError(f"{ratings}: no column {name!r} among {', '.join(names)}: {remedy}")
     required = [name for name in wanted if name != title_column]
     frame, first_line = _read_table(ratings, names, wanted, required, separator, encoding)
     n_raw = frame.height
@@ -118,7 +120,7 @@ def _setting_of(name: str, wanted: list[str]) -> str:
 
 def _optional_column(given: str | None, usual: str, names: list[str], path: Path) -> str | None:
     if given is not None and given not in names:
-        raise BigrecError(f"{path}: there is no column {given!r} among {', '.join(names)}: check --{usual}_column")
+        raise BigrecError(f"{path}: no column {given!r} among {', '.join(names)}: check --{usual}_column")
     return given or (usual if usual in names else None)
 
 
@@ -150,9 +152,9 @@ def _read_table(
         for name in required:
             if frame[name].null_count():
                 row = int(frame[name].is_null().arg_max() or 0)
-                raise BigrecError(f"{path}: row {row}: {name} is null: repair or remove the row")
+                raise BigrecError(f"{path}: row {row}: {name} is null: fix or remove the row")
         if frame.height == 0:
-            raise BigrecError(f"{path}: the file holds no rows: write it again")
+            raise BigrecError(f"{path}: the file contains no rows: write it again")
         return frame.with_columns(
             pl.col(name).cast(STRING) for name in wanted if not frame[name].dtype.is_temporal()
         ), None
@@ -161,7 +163,7 @@ def _read_table(
     cut = _separator(path, separator)
     columns = dict.fromkeys(names, STRING)
     if len(columns) != len(names):
-        raise BigrecError(f"{path}:1: a column name stands twice in {', '.join(names)}: rename one")
+        raise BigrecError(f"{path}:1: a column name occurs twice in {', '.join(names)}: rename one")
     frame = read_delimited(
         path, cut, columns, required, header=True, quotes=cut == ",", encoding=encoding or "utf-8", optional=wanted
     )
@@ -172,13 +174,13 @@ def _read_items(path: Path, item: str, title: str, separator: str | None, encodi
     names = _column_names(path, separator, encoding)
     for name, setting in ((item, "item_column"), (title, "title_column")):
         if name not in names:
-            raise BigrecError(f"{path}: there is no column {name!r} among {', '.join(names)}: name it with --{setting}")
+            raise BigrecError(f"{path}: no column {name!r} among {', '.join(names)}: give its name with --{setting}")
     frame, first_line = _read_table(path, names, [item, title], [item, title], separator, encoding)
     twice = frame[item].is_duplicated()
     if twice.any():
         at = int((~frame[item].is_first_distinct()).arg_max() or 0)
         place = f"{path}:{at + first_line}" if first_line else f"{path}: row {at}"
-        raise BigrecError(f"{place}: item id {frame[item][at]!r} stands twice: remove one of the two")
+        raise BigrecError(f"{place}: item id {frame[item][at]!r} occurs twice: remove one of the two")
     titles = frame[title].to_list()
     untitled = next((row for row, text in enumerate(titles) if not clean_title(text)), None)
     if untitled is not None:
@@ -193,7 +195,7 @@ def _numbers(values: pl.Series, path: Path, first_line: int | None) -> np.ndarra
     if bad.any():
         at = int(np.argmax(bad))
         place = f"{path}:{at + first_line}" if first_line else f"{path}: row {at}"
-        raise BigrecError(f"{place}: {values.name} is {values[at]!r}, not a number: repair or remove the line")
+        raise BigrecError(f"{place}: {values.name} is {values[at]!r}, not a number: fix or remove the line")
     return numbers.to_numpy()
 
 
@@ -206,9 +208,7 @@ def _times(values: pl.Series, divisor: int, path: Path, first_line: int | None) 
         if moments.null_count():
             at = int(moments.is_null().arg_max() or 0)
             place = f"{path}:{at + first_line}" if first_line else f"{path}: row {at}"
-            raise BigrecError(
-                f"{place}: {values.name} is {values[at]!r}, not an ISO date or time in UTC: repair the line"
-            )
+            raise BigrecError(f"{place}: {values.name} is {values[at]!r}, not an ISO date or time in UTC: fix the line")
         values = moments
     if values.dtype.is_temporal():
         return values.cast(pl.Datetime("ms")).dt.timestamp("ms").to_numpy() * divisor // 1000
