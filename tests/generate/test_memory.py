@@ -12,9 +12,9 @@ from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.kv_cache import pad_prompts, prefix_cache, prompts_cache
 from bigrec_hf.generate.memory import GIB, budget, cache_bytes, footprint, is_out_of_memory, weight_bytes
 from bigrec_hf.generate.strategy import Decoding
+from tests.helpers.architectures import tiny_architecture
 from tests.helpers.processes import run_python
 from tests.helpers.tiny import tiny_model, tiny_tokenizer
-from tests.models.architectures import tiny_architecture
 
 CPU = torch.device("cpu")
 PROMPTS = [list(range(20, 20 + n)) for n in (12, 12, 9, 8, 8, 7, 5)]

@@ -12,8 +12,8 @@ from bigrec_hf.generate.constrained import Constraint
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.route import ONE_BY_ONE, PROMPT_CACHE, SHARED_PREFIX, STOCK, choose_route, probe_length
 from bigrec_hf.generate.strategy import Decoding
+from tests.helpers.architectures import tiny_architecture
 from tests.helpers.tiny import TITLES, tiny_model, tiny_tokenizer
-from tests.models.architectures import tiny_architecture
 
 HYBRIDS = ["bamba", "falcon_h1", "granitemoehybrid", "lfm2", "mamba", "qwen3_next"]
 STRATEGIES = {

@@ -6,27 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.generations import Answers, read_generations
 from bigrec_hf.data.rankings import table_settings, write_rankings
 from bigrec_hf.ground import stage as ground
 from bigrec_hf.ground.distance import embed_texts, ground_answers
-from bigrec_hf.ground.index import CatalogIndex
 from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RankOptions, RunSettings
-from tests.metrics.test_encoders import save_lm
-
-FACTS = dict.fromkeys(("encoder", "revision", "kind", "dtype", "template", "catalog_sha256"), "x")
-TITLES = ["one", "three", "one", "six", "ten"]
-POSITIONS = {"one": 1, "three": 3, "six": 6, "ten": 10}
-
-
-def encode(texts):
-    """A number in words on a line; anything else lies at 4.4."""
-    return np.array([[POSITIONS.get(text, 4.4)] for text in texts], np.float32)
-
-
-def make_index():
-    return CatalogIndex(Catalog([f"i{row}" for row in range(5)], TITLES), encode(TITLES), FACTS)
+from tests.helpers.encoders import save_lm
+from tests.helpers.line import encode, make_index, write_generations
 
 
 def answers(texts, targets, histories=None):
@@ -93,20 +79,6 @@ def test_faults_of_values():
         )
     with pytest.raises(BigrecError, match="contain no settings"):
         table_settings(pa.table({"rank": [1]}))
-
-
-def write_generations(path, targets=(2, 3), titles=("one", "six"), texts=(["one", "x"], []), **changes):
-    columns = {
-        "example_id": ["x", "y"][: len(targets)],
-        "target": pa.array(targets, pa.int32()),
-        "target_title": list(titles),
-        "history": [[0]] * len(targets),
-        "texts": pa.array(list(texts), pa.list_(pa.string())),
-        **changes,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({name: column for name, column in columns.items() if column is not None}), path)
-    return path
 
 
 def test_read_generations(tmp_path):

@@ -16,7 +16,7 @@ from bigrec_hf.ground.distance import ground_answers
 from bigrec_hf.ground.hybrid import first_rows, hybrid_rankings
 from bigrec_hf.ground.index import CatalogIndex
 from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RankOptions, RunSettings
-from tests.metrics.test_encoders import save_lm
+from tests.helpers.encoders import save_lm
 
 FACTS = dict.fromkeys(("encoder", "revision", "kind", "dtype", "template", "catalog_sha256"), "x")
 TITLES = ["one", "three", "one", "six", "ten"]

@@ -11,7 +11,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.ground.index import build_index, load_index
 from bigrec_hf.models.encoder import encoder_fingerprint, lazy_encode
-from tests.metrics.test_encoders import one_by_one, save_lm, save_sentence_model
+from tests.helpers.encoders import one_by_one, save_lm, save_sentence_model
 
 CATALOG = Catalog(["10", "11", "12", "13"], ["a b", "c d e", '"a b"', " f"])
 ENCODER = {"encoder": "toy", "revision": "1", "kind": "last-token", "dtype": "float32"}

@@ -24,6 +24,7 @@ from bigrec_hf.hub.contents import check_nothing_private, new_folder
 from bigrec_hf.prepare.card import dataset_card
 from bigrec_hf.report.rows import METRICS, Row
 from tests.helpers.tiny import TITLES
+from tests.helpers.tiny_run import with_forbidden_terms
 
 METHODS = ("finetuned", "random", "popularity")
 
@@ -233,16 +234,8 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
     assert "no space left on the disk" in error and "TMPDIR" in error and str(tmp_path / "out") in error
 
 
-def forbidden_set(prepared, folder):
-    target = shutil.copytree(prepared, folder / "ml-100k")
-    facts = json.loads((target / "facts.json").read_text())
-    facts["licence"] = {"name": "no redistribution", "redistribution": "forbidden", "url": "https://example.org"}
-    (target / "facts.json").write_text(json.dumps(facts))
-    return target
-
-
 def test_terms_that_forbid_redistribution(tiny_prepared, tmp_path, capsys):
-    dataset = forbidden_set(tiny_prepared, tmp_path)
+    dataset = with_forbidden_terms(tiny_prepared, tmp_path)
     flags = ["--dataset", str(dataset), "--repo_id", "alice/ml", "--output_dir", str(tmp_path / "out")]
     assert cli.main(["publish", "dataset", *flags]) == 2
     error = capsys.readouterr().err

@@ -11,9 +11,9 @@ import pytest
 
 from bigrec_hf import Recommender, cli
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.examples import load_examples
 from tests.helpers.processes import run_python
 from tests.helpers.tiny import TITLES, save_tiny_model
+from tests.helpers.tiny_run import as_rows, rankings, run_histories
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +24,6 @@ def run_dir(tiny_run):
 @pytest.fixture(scope="module")
 def recommender(run_dir):
     return Recommender.from_pretrained(run_dir)
-
-
-def run_histories(run_dir):
-    examples = load_examples(str(run_dir / "data"), "test", sample=10)
-    return [list(titles) for titles in examples["history_titles"]], list(examples["example_id"])
-
-
-def as_rows(results):
-    return [([item.row for item in r.items], [item.distance for item in r.items]) for r in results]
-
-
-def rankings(run_dir):
-    table = pq.read_table(run_dir / "finetuned" / "rankings.parquet")
-    return list(zip(table["top_rows"].to_pylist(), table["top_distances"].to_pylist(), strict=True))
 
 
 def test_the_runs_rankings_bit_for_bit(run_dir, recommender):

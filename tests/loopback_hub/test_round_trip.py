@@ -20,7 +20,7 @@ from peft import AutoPeftModelForCausalLM
 from bigrec_hf import Recommender, cli
 from bigrec_hf.data.examples import load_examples
 from bigrec_hf.hub import commit as push
-from tests.hub.test_recommender import as_rows, rankings, run_histories
+from tests.helpers.tiny_run import as_rows, rankings, run_histories, with_forbidden_terms
 
 CONFIGS = {"default": 3, "items": 1, "interactions": 1, "text": 3}
 
@@ -177,9 +177,7 @@ def test_a_branch_and_a_pull_request(hub, tiny_prepared, tmp_path, capsys):
 
 
 def test_forbidden_terms_need_a_private_repository(hub, tiny_prepared, tmp_path, capsys):
-    from tests.hub.test_publish import forbidden_set
-
-    dataset = forbidden_set(tiny_prepared, tmp_path)
+    dataset = with_forbidden_terms(tiny_prepared, tmp_path)
     repo_id = hub.new_id("ml")
     publish("dataset", "--dataset", dataset, "--repo_id", repo_id, code=2)
     assert hub.repo("dataset", repo_id) is None

@@ -18,7 +18,7 @@ from bigrec_hf.metrics.ndcg_hr.titles import clean_title, read_titles
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.metrics.test_encoders import save_lm, save_sentence_model
+from tests.helpers.encoders import save_lm, save_sentence_model
 
 FOLDER = Path(__file__).parents[2] / "metrics" / "ndcg_hr"
 CATALOG = ["a b", "c d e", "a b", "f"]

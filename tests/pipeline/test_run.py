@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 from bigrec_hf import cli
@@ -15,27 +14,16 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.report.published import published_rows
 from bigrec_hf.report.stage import build_report
 from tests.helpers.processes import run_python
+from tests.helpers.tiny_run import write_recipe
 
 METHODS = ("finetuned", "zero_shot", "random", "popularity", "cooccurrence")
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, raw_movies, tiny_model_dir) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    content = {
-        "run": {"run_dir": str(folder / "run")},
-        "prepare": {"source": "movielens", "raw_dir": str(raw_movies)},
-        "data": {"eval_sample": 10},
-        "model": {"base_model": tiny_model_dir, "dtype": "float32"},
-        "prompt": {"train_prompt": "chat-basic"},
-        "sft": {"sample": 16, "validation_sample": 8, "epochs": 1, "global_batch_size": 8, "micro_batch_size": 4},
-        "generate": {"decoding": "beam", "num_beams": 2, "max_new_tokens": 8},
-        "ground": {"top_k": 5},
-        "score": {"ks": [1, 5], "bootstrap": 50},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_recipe(
+        tmp_path_factory.mktemp("run"), raw_movies, tiny_model_dir, pipeline={"baselines": list(METHODS[1:])}
+    )
 
 
 @pytest.fixture(scope="module")

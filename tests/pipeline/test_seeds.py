@@ -8,33 +8,27 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.pipeline.seeds import run_seeds, seed_sections
 from bigrec_hf.report.stage import build_report
 from bigrec_hf.settings import GroundSettings, PipelineSettings, RunSections, RunSettings, SftSettings
+from tests.helpers.tiny_run import write_recipe
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, raw_movies, tiny_model_dir) -> Path:
-    folder = tmp_path_factory.mktemp("seeds")
-    content = {
-        "run": {"run_dir": str(folder / "run")},
-        "pipeline": {"seeds": [3, 1], "baselines": ["popularity", "random"]},
-        "prepare": {"source": "movielens", "raw_dir": str(raw_movies)},
-        "data": {"eval_sample": 8},
-        "model": {"base_model": tiny_model_dir, "dtype": "float32"},
-        "prompt": {"train_prompt": "chat-basic"},
-        "sft": {"sample": 4, "validation_sample": 2, "epochs": 1, "global_batch_size": 4, "micro_batch_size": 4},
-        "generate": {"decoding": "greedy", "max_new_tokens": 4},
-        "ground": {"top_k": 5},
-        "score": {"ks": [1, 5], "bootstrap": 10},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+    return write_recipe(
+        tmp_path_factory.mktemp("seeds"),
+        raw_movies,
+        tiny_model_dir,
+        pipeline={"seeds": [3, 1], "baselines": ["popularity", "random"]},
+        data={"eval_sample": 8},
+        sft={"sample": 4, "validation_sample": 2, "global_batch_size": 4},
+        generate={"decoding": "greedy", "max_new_tokens": 4},
+        score={"bootstrap": 10},
+    )
 
 
 def test_every_seed_has_its_run_and_shares_data_and_index(recipe, capsys):

@@ -31,8 +31,8 @@ from bigrec_hf.rank.fuse.formulas import (
 )
 from bigrec_hf.rank.fuse.stage import fuse_method
 from bigrec_hf.settings import RankOptions
-from tests.ground.test_ground import FACTS, POSITIONS, TITLES, encode, make_index
-from tests.metrics.test_encoders import save_lm
+from tests.helpers.encoders import save_lm
+from tests.helpers.line import FACTS, POSITIONS, TITLES, encode, make_index
 
 
 def evidence_of(texts, index=None, **more):

@@ -13,8 +13,8 @@ from bigrec_hf.data.catalog import load_catalog
 from bigrec_hf.score import evaluate as evaluation
 from bigrec_hf.score.evaluate import find_generations, read_predictions
 from bigrec_hf.settings import DataSettings, EvaluateSettings, GroundSettings, ModelSettings, ScoreSettings
-from tests.ground.test_ground import write_generations
-from tests.metrics.test_encoders import save_lm
+from tests.helpers.encoders import save_lm
+from tests.helpers.line import write_generations
 
 DATA = os.environ.get("BIGREC_HF_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="BIGREC_HF_DATA is unset: no real catalogs")
