@@ -1,4 +1,4 @@
-"""`accelerate launch ... -m bigrec_hf.sft`: the stage on several processes, the same as `bigrec-hf sft`."""
+"""`accelerate launch ... -m bigrec_hf.sft`: run the stage on several processes, like `bigrec-hf sft` on one."""
 
 import sys
 

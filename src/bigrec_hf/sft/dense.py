@@ -1,8 +1,8 @@
 """The dense objective: a user's training history is one sequence of titles, and every title of it is a target.
 
-The usual objective shows one target per prompt, so that ten titles are read for one lesson. Here each title is read
-once and teaches once. Sequences are cut into segments of up to `max_length` tokens at random places, anew in every
-epoch, so that contexts of all lengths occur.
+The usual objective has one target per prompt, so ten titles are read for one target. Here each title is read once and
+is a target once. Sequences are cut into segments of up to `max_length` tokens at random positions, which differ in
+every epoch, so that contexts of all lengths occur.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def cut_sequences(
     """Segments of at most `room` tokens that cover the sequences.  # (n, 2) int64, begin and end in `sequences.items`
 
     `lengths`: tokens of each catalog row's title. The first segment of a sequence takes a random number of tokens,
-    those after it as many as fit, beginning with the last `context` items of the one before: so each item but the first
-    ones of a user is a target once. Where not even `context` + 1 titles fit, the title they would precede is no target.
+    those after it as many as fit, beginning with the last `context` items of the one before, so that each item except
+    the first of a user is a target once. If not even `context` + 1 titles fit, the title after them is not a target.
     """
     tokens = np.concatenate([[0], np.cumsum(lengths[sequences.items])])
     segments = []
@@ -49,11 +49,11 @@ def cut_sequences(
 def dense_segments(
     sequences: ItemSequences, lengths: np.ndarray, *, epochs: float, room: int, context: int, seed: int
 ) -> tuple[Dataset, dict[str, int]]:
-    """All segments of a training, epoch after epoch, each epoch cut and shuffled anew; and what is in them.
+    """Return all segments of a training, epoch by epoch, each cut and shuffled independently; and what is in them.
 
     `lengths`: tokens of each catalog row's title, 0 for a title without text. Items without text, and titles longer
-    than `room` tokens, are left out of the sequences. `epochs` may be a fraction: the last epoch is then cut short.
-    Raises BigrecError where no segment is left.
+    than `room` tokens, are dropped from the sequences. `epochs` may be a fraction: the last epoch is then cut short.
+    Raises BigrecError if no segment is left.
     """
     fits = (lengths > 0) & (lengths <= room)
     keep = fits[sequences.items]
@@ -93,7 +93,7 @@ def dense_validation(
 ) -> Dataset:
     """One row per validation example: its last `max_history` titles as context, its target alone with a loss.
 
-    The oldest titles give way where the row takes more than `room` tokens. Targets that no row can hold are left out.
+    The oldest titles are dropped if the row takes more than `room` tokens. Targets that no row can hold are dropped.
     """
     rows, first = [], []
     for history, target in zip(histories, targets, strict=True):

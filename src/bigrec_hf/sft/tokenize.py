@@ -20,10 +20,10 @@ TOKENS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int3
 def example_tokenizer(
     template: str, tokenizer: PreTrainedTokenizerBase, *, max_history: int, max_length: int, completion_only: bool
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The function from an example (data.EXAMPLE_FEATURES) to its TOKENS: at most `max_length` of them, EOS last.
+    """Return a function from an example (EXAMPLE_FEATURES) to its TOKENS: at most `max_length` of them, EOS last.
 
-    Labels of the prompt are -100 where `completion_only`. It raises BigrecError where a completion leaves no room for a
-    prompt.
+    With `completion_only` the labels of the prompt are -100. The function raises BigrecError if a completion leaves no
+    room for a prompt.
     """
 
     def tokenize(example: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +66,6 @@ def tokenize_examples(
 
 
 def count_tokens(tokens: Dataset) -> tuple[int, int]:
-    """Tokens of all examples, and the history titles dropped to fit."""
+    """Return the number of tokens in all examples, and of history titles dropped to fit."""
     table = tokens.data.table
     return pc.sum(pc.list_value_length(table["input_ids"])).as_py(), pc.sum(table["n_dropped"]).as_py()
