@@ -30,15 +30,13 @@ def load_evaluation(
     JSON files win over the prepared set; they need a catalog. A file of at most `eval_sample` records is taken whole,
     in its own order: the reference's `test_5000.json` is already drawn. Raises BigrecError where something is missing.
     """
-    loaded = None
-    if catalog is not None or test_json:
-        if catalog is None:
-            raise BigrecError(
-                "the reference's JSON files hold titles only: set catalog (section `data`) to a prepared set, "
-                "movies.dat, id2name.txt or a CSV"
-            )
-        loaded = load_catalog(catalog)
-    if not test_json:
+    if test_json and catalog is None:
+        raise BigrecError(
+            "the reference's JSON files hold titles only: set catalog (section `data`) to a prepared set, "
+            "movies.dat, id2name.txt or a CSV"
+        )
+    loaded = None if catalog is None else load_catalog(catalog)
+    if loaded is None or not test_json:
         if not dataset:
             raise BigrecError("no examples given: set dataset or test_json (section `data`)")
         titles = list(loaded.titles if loaded is not None else load_config(dataset[0], "items", "train")[C.TITLE])

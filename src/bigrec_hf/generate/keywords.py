@@ -95,9 +95,10 @@ def parse_keywords(answer: str) -> list[str] | None:
 def _keyword_list(value: dict[str, Any]) -> list[str]:
     held = next((v for key, v in value.items() if key.strip().lower() == "keywords"), None)
     parts = held if isinstance(held, list) else [held]
-    if not all(isinstance(part, str) for part in parts):
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts):
         return []
-    words = [" ".join(clean_title(word).split()) for part in parts for word in part.split(",")]
+    words = [" ".join(clean_title(word).split()) for text in texts for word in text.split(",")]
     distinct = {word.casefold(): word for word in reversed(words) if word}  # the first spelling wins
     ordered = dict.fromkeys(word.casefold() for word in words if word)
     try:

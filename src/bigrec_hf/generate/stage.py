@@ -28,7 +28,7 @@ from bigrec_hf.data.generations import GENERATIONS_FILE, print_summary, write_ge
 from bigrec_hf.data.prompts import TITLE_LIST
 from bigrec_hf.generate import exact
 from bigrec_hf.generate.batches import decode_batches, plan_batches
-from bigrec_hf.generate.constrained import load_constraint
+from bigrec_hf.generate.constrained import Constraint, load_constraint
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.inputs import load_evaluation, render_together
 from bigrec_hf.generate.strategy import Decoding
@@ -93,7 +93,8 @@ def main(
         tokenizer = load_tokenizer(model.base_model, padding_side="left")
     template = prompt.inference_prompt or prompt.train_prompt
     example_ids = list(examples[C.EXAMPLE_ID])
-    constraint, constraint_facts = None, {}
+    constraint: Constraint | None = None
+    constraint_facts: dict[str, Any] = {}
     if decoding.is_constrained:
         constraint, constraint_facts = load_constraint(
             generate.decoding,
@@ -159,7 +160,7 @@ def main(
     with shards.shared_failure():
         if numbers:
             if generate.engine == "vllm":
-                decoder = VllmDecoder(
+                decoder: Decoder | VllmDecoder = VllmDecoder(
                     model.base_model,
                     adapter,
                     tokenizer,

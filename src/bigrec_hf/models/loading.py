@@ -76,7 +76,7 @@ def load_base(
     with hub_errors(str(base_model)):
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     if config is None:
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]  # transformers wraps `to`, which hides its parameters
     elif quantization == "4bit":
         keep_4bit_differentiable(model)
     return model
@@ -112,7 +112,9 @@ def lora_config(
 
 def backbone(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
     """The causal LM's transformer without its LM head; an adapter's layers stand in it."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+    network = (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+    assert isinstance(network, torch.nn.Module)  # an attribute of a module may be a tensor to a type checker
+    return network
 
 
 def load_generator(
@@ -126,7 +128,8 @@ def load_generator(
 ) -> PreTrainedModel:
     """Base, or base + adapter, in evaluation mode. The adapter is merged into 16/32-bit weights; a quantized base keeps
     it beside (merging would round the update to the quantization grid)."""
-    model = load_base(
+    # Any: with an adapter this is a PeftModel, which forwards everything to the model inside it
+    model: Any = load_base(
         base_model, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation, device=device
     )
     if adapter is not None:

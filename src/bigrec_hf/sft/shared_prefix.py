@@ -103,8 +103,14 @@ def attend(
     answers = answers.permute(0, 3, 1, 2, 4).reshape(n_rows * n, heads, d)
     answers = answers.index_select(0, (own.flatten() >= 0).nonzero().flatten())
     if p:
-        head = (x[:, :, :p] for x in (query, key, value))
-        prefix = scaled_dot_product_attention(*head, is_causal=True, scale=scale, enable_gqa=heads > key_heads)
+        prefix = scaled_dot_product_attention(
+            query[:, :, :p],
+            key[:, :, :p],
+            value[:, :, :p],
+            is_causal=True,
+            scale=scale,
+            enable_gqa=heads > key_heads,
+        )
         answers = torch.cat([prefix[0].transpose(0, 1), answers])
     return answers[None], None
 

@@ -30,6 +30,7 @@ class CompletionLossTrainer(SFTTrainer):
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a batch, as of SFTTrainer, with the outputs if `return_outputs`."""
         if self.args.device.type != "cpu":
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         merged = None
@@ -188,7 +189,7 @@ def train_adapter(
     if trainer.is_world_process_zero():
         print(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.4%})", flush=True)
     with process_state().main_process_first():
-        checkpoint = last_checkpoint(config.output_dir)
+        checkpoint = last_checkpoint(str(config.output_dir))  # the configuration always sets a folder
     result = trainer.train(resume_from_checkpoint=checkpoint)
     record = {
         "trainable_parameters": trainable,

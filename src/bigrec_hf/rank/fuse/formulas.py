@@ -86,6 +86,7 @@ class Evidence:
 
     @cached_property
     def keyword_ranks(self) -> np.ndarray:
+        """As `ranks`, by the keywords' distances. Raises BigrecError without keywords."""
         if self.keyword_distances is None:
             raise BigrecError("the keyword fusion needs keywords: write them with `bigrec-hf keywords`")
         return row_ranks(self.keyword_distances, self.memory_mib, self.spill_dir)

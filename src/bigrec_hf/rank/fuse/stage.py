@@ -204,6 +204,7 @@ def fused_table(
 
 
 def keywords_path(fuse: FuseSettings, run_dir: Path) -> Path:
+    """The keywords file that is set, else the one in the run folder."""
     return Path(fuse.keywords_file or run_dir / KEYWORDS_FOLDER / KEYWORDS_FILE)
 
 
