@@ -1,4 +1,4 @@
-"""Demo of the metric (Gradio 6): paste ranked lists, or titles and a catalog, and read NDCG@K and HR@K."""
+"""Demo of the metric (Gradio 6): paste ranked lists, or titles and a catalog, to get NDCG@K and HR@K."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def _compute(config_name: str, **inputs) -> str:
-    """Scores as indented JSON, or the error's one line."""
+    """The scores as indented JSON, or a one-line error."""
     try:
         metric = evaluate.load(str(FOLDER / "ndcg_hr.py"), config_name=config_name)
         return json.dumps(metric.compute(**inputs), indent=2)
@@ -27,7 +27,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def score_rankings(predictions: str, references: str, ks: str) -> str:
-    """One ranked list of integer ids a line (best first), one target id a line."""
+    """Score ranked lists: one list of integer ids per line (best first), one target id per line."""
     try:
         lists = [_numbers(line) for line in predictions.strip("\n").split("\n")]
         inputs = {"predictions": lists, "references": _numbers(references), "ks": _numbers(ks)}
@@ -37,7 +37,7 @@ def score_rankings(predictions: str, references: str, ks: str) -> str:
 
 
 def score_titles(predictions: str, references: str, catalog: str, encoder: str, ks: str) -> str:
-    """One generated title, true title or catalog title a line."""
+    """Score titles: one generated, true or catalog title per line."""
     try:
         cut_offs = _numbers(ks)
     except ValueError:
@@ -53,7 +53,7 @@ def score_titles(predictions: str, references: str, catalog: str, encoder: str, 
 
 
 def build() -> gr.Blocks:
-    """The page: one tab a configuration that can be typed in."""
+    """Build the page: one tab for each configuration whose inputs can be typed."""
     with gr.Blocks(title="NDCG and HR over a full catalog") as page:
         gr.Markdown((FOLDER / "README.md").read_text(encoding="utf-8").split("---", 2)[2])
         with gr.Tab("rankings"):

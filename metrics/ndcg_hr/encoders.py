@@ -1,7 +1,7 @@
 """Text encoders: the last token of a causal LM (BIGRec's grounding), or a sentence-transformers model.
 
-Which of the two a name stands for: a sentence-transformers model has a `modules.json` beside its weights (it is what
-that library itself looks for); whatever has none is taken for a causal LM.
+A name refers to a sentence-transformers model if there is a `modules.json` next to the weights (which is what that
+library itself looks for); anything else is treated as a causal LM.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ import torch
 from .names import split_revision
 
 SENTENCE_MODEL_FILE = "modules.json"
-WORTHWHILE = 512  # tokens: a forward pass over fewer costs more a token than padding does
+WORTHWHILE = 512  # tokens: in a smaller forward pass each token costs more than padding does
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Encoder(Protocol):
-    """What grounding needs of an encoder."""
+    """The interface that grounding needs from an encoder."""
 
     kind: str
 
     def encode(self, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
-        """(len(texts), d) float32, a vector a text, in order; `batch_tokens` counts padding."""
+        """(len(texts), d) float32, one vector per text, in order; `batch_tokens` includes padding."""
 
 
 def is_sentence_model(name: str, revision: str | None = None) -> bool:
-    """Whether the folder or Hub repository is a sentence-transformers model; offline, the local cache is asked."""
+    """Whether the folder or Hub repository is a sentence-transformers model; offline, according to the local cache."""
     if Path(name).is_dir():
         return (Path(name) / SENTENCE_MODEL_FILE).is_file()
     from transformers.utils import cached_file
@@ -44,9 +44,9 @@ def is_sentence_model(name: str, revision: str | None = None) -> bool:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` = bfloat16 where the device multiplies it in hardware, else float16 on a GPU and float32 on a CPU.
+    """`auto` = bfloat16 if the device supports it in hardware, else float16 on a GPU and float32 on a CPU.
 
-    A CPU without bfloat16 arithmetic is about 8 times slower in it than in float32.
+    A CPU without bfloat16 arithmetic is about 8 times slower in it than in float32. Raises ValueError for other names.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -63,7 +63,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def load_encoder(name: str, dtype: str = "float32", device: str | None = None) -> Encoder:
     """The encoder of a folder or Hub id (`@revision` allowed), on `device` (default: the GPU if there is one).
 
-    A causal LM is loaded without its LM head and without any adapter. Raises ValueError where nothing can be loaded.
+    A causal LM is loaded without its LM head and without any adapter. Raises ValueError if the folder does not exist.
     """
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
@@ -80,7 +80,7 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None) -
         return SentenceEncoder(model)
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would report the LM head, left out on purpose, as an unexpected key
+    logging.set_verbosity_error()  # it would report the LM head, omitted on purpose, as an unexpected key
     try:
         model = AutoModel.from_pretrained(path, revision=revision, dtype=precision).to(where)
     finally:
@@ -89,7 +89,7 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None) -
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Distinct texts in order of first appearance, and for every text the index of its distinct one (int64)."""
+    """Distinct texts in order of first appearance, and each text's index among them (int64)."""
     position: dict[str, int] = {}
     index = np.fromiter((position.setdefault(text, len(position)) for text in texts), np.int64, len(texts))
     return list(position), index
@@ -98,9 +98,9 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
 class LastTokenEncoder:
     """Hidden state of the last layer at the last real token of the bare text (BIGRec).
 
-    `model`: a transformers base model (no LM head). Special tokens are as the tokenizer adds them. A text without any
-    token (an empty one, where the tokenizer adds nothing) is encoded as the BOS token alone, else EOS. Equal texts are
-    encoded once and get equal vectors. Padding follows the tokenizer's side; the result does not depend on it.
+    `model`: a transformers base model (no LM head). The tokenizer adds its usual special tokens. A text without tokens
+    (an empty one, if the tokenizer adds none) is encoded as a single BOS token, or EOS if there is no BOS. Equal texts
+    are encoded once and get equal vectors. Padding is on the tokenizer's side; the result does not depend on it.
     """
 
     kind = "last-token"
@@ -121,7 +121,7 @@ class LastTokenEncoder:
         return [(ids or [lone])[: self.max_length] for ids in encoded]
 
     def encode(self, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
-        """(len(texts), d) float32; `batch_tokens` = tokens a forward pass, padding included."""
+        """(len(texts), d) float32; `batch_tokens` = tokens per forward pass, padding included."""
         distinct, index = unique_texts(texts)
         tokens = self.tokenize(distinct)
         vectors = np.empty((len(distinct), self.model.config.hidden_size), np.float32)
@@ -143,9 +143,9 @@ class LastTokenEncoder:
             mask[i, place] = 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         options = {}
-        if left:  # under right padding the default positions are right, and some architectures take no others
+        if left:  # with right padding the default positions are correct, and some architectures accept no others
             options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        if not mask.all():  # without padding no mask: the CPU's masked attention takes 2.5 times as long
+        if not mask.all():  # no mask without padding: masked attention takes 2.5 times as long on a CPU
             options["attention_mask"] = mask
         hidden = self.model(input_ids=ids, use_cache=False, **options).last_hidden_state  # (batch, width, d)
         return last_token_states(hidden, mask).float().cpu().numpy()
@@ -154,16 +154,16 @@ class LastTokenEncoder:
 def last_token_states(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(batch, d): `hidden` (batch, width, d) at the last position where `mask` (batch, width) is 1, for any padding.
 
-    Not `mask.sum() - 1`, which is the wrong token under left padding (a bug of the reference's Qwen script).
+    Not `mask.sum() - 1`, which is the wrong token with left padding (a bug in the reference's Qwen script).
     """
     last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches of similar length, longest first, (texts x longest) <= batch_tokens; one text at least.
+    """Indices in batches of similar length, longest first, of texts x longest <= batch_tokens, but at least one text.
 
-    A batch of at least WORTHWHILE tokens ends where the length changes, and so holds no padding.
+    A batch of at least WORTHWHILE tokens ends where the length changes, so that it needs no padding.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens={batch_tokens} must be at least 1")
@@ -181,7 +181,7 @@ def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
 
 class SentenceEncoder:
-    """A sentence-transformers model as it comes (its own pooling and normalization)."""
+    """A sentence-transformers model as it is (with its own pooling and normalization)."""
 
     kind = "sentence-transformers"
 
@@ -189,7 +189,7 @@ class SentenceEncoder:
         self.model = model
 
     def encode(self, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
-        """(len(texts), d) float32. The library sorts by length itself; a batch holds batch_tokens / 32 texts."""
+        """(len(texts), d) float32. The library sorts by length itself; a batch has batch_tokens / 32 texts."""
         distinct, index = unique_texts(texts)
         if not distinct:
             return np.empty((0, self.model.get_embedding_dimension()), np.float32)

@@ -16,7 +16,7 @@ from .ranking import flat_rows, rank_catalog
 from .scores import DEFAULT_KS, bootstrap_intervals, check_ks, mean_scores
 from .titles import clean_title, read_titles
 
-# `evaluate.load` copies only the siblings that this file imports, so it imports the indirect ones too
+# `evaluate.load` copies only the siblings that this file imports, so it must import the indirect ones too
 _SIBLINGS_OF_SIBLINGS = (NearestPool, split_revision)
 
 _DESCRIPTION = """
@@ -74,7 +74,7 @@ _FEATURES = {
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class NdcgHr(evaluate.Metric):
-    """NDCG@K and HR@K over a full catalog; errors in input are ValueErrors of one line."""
+    """NDCG@K and HR@K over a full catalog; wrong input raises a one-line ValueError."""
 
     def _info(self):
         if self.config_name == "default":
@@ -90,23 +90,23 @@ class NdcgHr(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **kwargs):
-        """Scores of the given and the added examples."""
+        """Scores of the given examples, or of those added before."""
         try:
             return evaluate.Metric.compute(self, predictions=predictions, references=references, **kwargs)
         except Exception:
-            # the base class keeps the locks of its cache files after an error, and the next metric would wait for them
+            # after an error the base class keeps its cache files locked, and the next metric would wait for them
             for lock in {id(lock): lock for lock in [*(self.filelocks or []), self.filelock] if lock}.values():
                 lock.release()
             self.filelocks = self.filelock = self.writer = None
             raise
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
-        """Take in several examples, checked first: the base class would cut 1.5 to 1 and read "1" as 1."""
+        """Add several examples after checking them: the base class would turn 1.5 into 1 and "1" into 1."""
         check_examples(self.config_name, predictions, references)
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def add(self, *, prediction=None, reference=None, **kwargs):
-        """Take in one example, checked first."""
+        """Add one example after checking it."""
         check_examples(self.config_name, [prediction], [reference])
         super().add(prediction=prediction, reference=reference, **kwargs)
 
@@ -154,7 +154,7 @@ class NdcgHr(evaluate.Metric):
 
 
 def check_examples(config_name: str, predictions: Sequence[Any] | None, references: Sequence[Any] | None) -> None:
-    """Raise a ValueError of one line where predictions or references are not what the config takes."""
+    """Raise a one-line ValueError if predictions or references are not what the config takes."""
     if predictions is None or references is None:
         missing = "predictions" if predictions is None else "references"
         raise ValueError(f"{missing} is missing: give predictions and references, one of each an example")
@@ -180,10 +180,10 @@ def check_examples(config_name: str, predictions: Sequence[Any] | None, referenc
 
 
 def is_numeric(value: Any, dimensions: int, whole: bool = False) -> bool:
-    """Whether a number or list (tensors too) holds numbers, none missing, in this many dimensions; `whole`: all are."""
+    """Whether a number, list or tensor has this many dimensions and no missing numbers; `whole`: only whole numbers."""
     try:
         array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-    except ValueError:  # lists of several lengths
+    except ValueError:  # lists of different lengths
         return False
     if array.ndim != dimensions or array.dtype.kind not in "iuf":
         return False
@@ -201,7 +201,7 @@ def ranks_of_titles(
     memory_mib: int = 256,
     batch_tokens: int = 4096,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks ((n,) int64; n_items for an empty prediction) and emptiness ((n,) bool) of generated titles."""
+    """Ranks of generated titles, (n,) int64, n_items for an empty one, and whether each is empty, (n,) bool."""
     if catalog is None or encoder is None:
         missing = "catalog" if catalog is None else "encoder"
         raise ValueError(f"config 'titles' needs {missing}=: a list of titles and an encoder's name or folder")
@@ -260,7 +260,7 @@ def ranks_of_embeddings(
     duplicates: str = "best",
     memory_mib: int = 256,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks ((n,) int64) of target rows for prediction vectors; none is empty."""
+    """Ranks of target rows for prediction vectors, (n,) int64, and (n,) bool, all false: no vector is empty."""
     if item_embeddings is None:
         raise ValueError("config 'embeddings' needs item_embeddings=: an array (n_items, d), in catalog order")
     if len(item_embeddings) == 0:
@@ -278,7 +278,7 @@ def ranks_of_embeddings(
 
 
 def same_vectors(items: np.ndarray, rows: Sequence[int]) -> list[list[int]]:
-    """For each of `rows`, all rows of `items` (m, d) that hold the same vector, ascending."""
+    """For each of `rows`, all rows of `items` (m, d) with the same vector, ascending."""
     wanted: dict[bytes, list[int]] = {(items[row] + 0.0).tobytes(): [] for row in set(rows)}  # + 0.0: no negative zeros
     for row, vector in enumerate(items):
         found = wanted.get((vector + 0.0).tobytes())
@@ -290,7 +290,7 @@ def same_vectors(items: np.ndarray, rows: Sequence[int]) -> list[list[int]]:
 def ranks_of_lists(
     predictions: Sequence[list[int] | None], references: Sequence[int], ks: Sequence[int], *, duplicates: str = "best"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks ((n,) int64; max(ks) where the id is absent) and emptiness ((n,) bool) of ranked id lists."""
+    """Ranks of targets in ranked id lists, (n,) int64, max(ks) if absent, and whether each list is empty, (n,) bool."""
     lengths = np.array([len(ids) if ids is not None else 0 for ids in predictions], np.int64)
     empty = lengths == 0
     if not empty.all():
@@ -304,5 +304,5 @@ def place_of(target: int, ids: list[int] | None, absent: int) -> int:
     """First position of `target` in a list, or `absent`; one pass, no copy."""
     try:
         return absent if ids is None else ids.index(target)
-    except ValueError:  # not in it
+    except ValueError:  # not in the list
         return absent

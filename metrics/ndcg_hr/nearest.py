@@ -1,4 +1,4 @@
-"""The k nearest items of a run of queries, collected from chunks of scores: a pruned pool, never a full sort."""
+"""The k nearest items of some queries, collected from chunks of scores in a pruned pool, without a full sort."""
 
 import numpy as np
 
@@ -12,22 +12,22 @@ class NearestPool:
     that is so above the k-th smallest score + 2 e. `finish` orders the survivors by float64 distance, then row.
     """
 
-    BYTES_A_QUERY = 4 * 12 + 60  # a kept place: entries of 12 bytes up to the limit; sorting one pool's worth
+    BYTES_A_QUERY = 4 * 12 + 60  # per place: entries of 12 bytes up to the limit, and the sorting of one pool
 
     def __init__(self, k: int, queries: np.ndarray, items: np.ndarray, norms: np.ndarray) -> None:
-        """`queries` (q, d), `items` (m, d) float32; `norms`  # (q,) float64, of the queries less the catalog mean."""
+        """`queries` (q, d), `items` (m, d) float32; `norms`  # (q,) float64, of the queries minus the catalog mean."""
         self.k = k
         self.queries = queries
         self.items = items
         self.norms = norms
-        self.limit = 3 * k * len(norms) + 1024  # entries held before pruning
+        self.limit = 3 * k * len(norms) + 1024  # entries before pruning
         self.error = np.zeros(len(norms))
-        self.cutoff = np.full(len(norms), np.inf, np.float32)  # scores above it are out
+        self.cutoff = np.full(len(norms), np.inf, np.float32)  # scores above it are dropped
         self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # query, row (int32), score (float32)
         self.size = 0
 
     def add(self, cells: np.ndarray, first: int, largest: float) -> None:
-        """Take in a chunk: `cells` (q, width) float32 scores of the items from row `first` on (infinite = excluded);
+        """Add a chunk: `cells` (q, width) float32 scores of the items from row `first` (infinite = excluded);
         `largest` bounds the norm of every item seen so far."""
         if not self.k:
             return
@@ -53,7 +53,7 @@ class NearestPool:
         np.minimum(self.cutoff, bound, out=self.cutoff)
 
     def _merged(self):
-        """All entries by query, then score: query, row, score, and the place within the query."""
+        """All entries, by query and score: query, row, score, and the place within the query."""
         query, row, score = (np.concatenate(part) for part in zip(*self.parts, strict=True))
         bits = score.view(np.uint32)
         bits = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))  # unsigned order = float order
@@ -69,7 +69,7 @@ class NearestPool:
         self._lower(kth)
         kept = score <= self.cutoff[query]
         query, row, score = query[kept], row[kept], score[kept]
-        if len(query) > self.limit // 2:  # many near-equal items: only float64 can tell which to keep
+        if len(query) > self.limit // 2:  # many nearly equal items: only float64 can tell which to keep
             order, _, _ = self._exact(query, row)
             query, row, score = query[order], row[order], score[order]
         self.parts = [(query, row, score)]
@@ -84,7 +84,7 @@ class NearestPool:
         return order[kept], square[order[kept]], place[kept]
 
     def finish(self, top_rows: np.ndarray, top_distances: np.ndarray) -> None:
-        """Write the k nearest into `top_rows` (int32) and `top_distances` (float32); padding stays as it is."""
+        """Write the k nearest into `top_rows` (int32) and `top_distances` (float32); padding is left as it is."""
         if not self.size:
             return
         self._prune()
@@ -97,7 +97,7 @@ class NearestPool:
 def kth_bound(cells: np.ndarray, k: int) -> np.ndarray:
     """(q,) float32: no smaller than the k-th smallest of each row of `cells` (q, width > k), and close to it.
 
-    The k-th smallest of the minima of column groups, each of which is another cell: a sixteenth of the sorting.
+    It is the k-th smallest of the minima of column groups, which are distinct cells: a sixteenth of the sorting.
     """
     groups = max(256, 4 * k)
     minima = cells[:, :groups]
@@ -109,8 +109,8 @@ def kth_bound(cells: np.ndarray, k: int) -> np.ndarray:
 
 
 def _sorted_order(query: np.ndarray, square: np.ndarray, row: np.ndarray, n: int) -> np.ndarray:
-    """Order by (query, squared distance, row) of entries that are by query already, and nearly by distance: only the
-    queries in which two neighbours stand the wrong way round are sorted."""
+    """Order by (query, squared distance, row) of entries already sorted by query and almost by distance: only queries
+    with two neighbors in the wrong order are sorted."""
     behind = (square[1:] < square[:-1]) | ((square[1:] == square[:-1]) & (row[1:] < row[:-1]))
     unsorted = np.zeros(n, bool)
     unsorted[query[1:][behind & (query[1:] == query[:-1])]] = True

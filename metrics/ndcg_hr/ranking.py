@@ -1,7 +1,7 @@
-"""Exact ranks and nearest items of a whole catalog, in chunks of bounded memory and without sorting the catalog.
+"""Exact ranks and nearest items over a whole catalog, in bounded memory and without sorting the catalog.
 
-Order: ascending Euclidean distance (as float64 computes it from the given vectors), equal distances by catalog row.
-A float32 matrix product decides every comparison that its error bound allows; the rest is compared in float64.
+Order: ascending Euclidean distance (computed in float64 from the given vectors), equal distances by catalog row. A
+float32 matrix product decides every comparison that its error bound allows; the rest are decided in float64.
 """
 
 import os
@@ -21,37 +21,37 @@ from .distances import (
 )
 from .nearest import NearestPool
 
-CELL_BYTES = 20  # of one query-item cell: float32 score, masks, a partitioned copy, an int64 index
-ITEM_CHUNK = 4096  # more items a product gain nothing; fewer cost speed
+CELL_BYTES = 20  # per query and item: float32 score, masks, a partitioned copy, an int64 index
+ITEM_CHUNK = 4096  # a product over more items is no faster; over fewer it is slower
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What `rank_catalog` returns, one row a query."""
+    """The result of `rank_catalog`, one row per query."""
 
-    rank: np.ndarray  # (n,) int64, 0-based; m (the number of items) where the target itself was excluded
-    top_rows: np.ndarray  # (n, k) int32, nearest first; -1 where fewer than k candidates remain
-    top_distances: np.ndarray  # (n, k) float32, Euclidean; infinity where top_rows is -1
+    rank: np.ndarray  # (n,) int64, 0-based; m (the number of items) if the target itself was excluded
+    top_rows: np.ndarray  # (n, k) int32, nearest first; -1 if fewer than k candidates remain
+    top_distances: np.ndarray  # (n, k) float32, Euclidean; infinity if top_rows is -1
 
 
 @dataclass
 class _Lane:
-    """Queries of one matrix product, with their targets and what is known so far. q = stop - start."""
+    """Queries of one matrix product, with their targets and the state of their ranking. q = stop - start."""
 
     start: int  # first query of the block
     stop: int
     queries: np.ndarray  # (q, d) float32, as given
-    norms: np.ndarray  # (q,) float64, of the queries less the catalog mean
-    target_square: np.ndarray  # (q,) float64, squared distance of the target; -inf where there is none
+    norms: np.ndarray  # (q,) float64, of the queries minus the catalog mean
+    target_square: np.ndarray  # (q,) float64, squared distance of the target; -inf if there is none
     target_row: np.ndarray  # (q,) int64
-    excluded_query: np.ndarray  # excluded cells by ascending row: query within the lane
+    excluded_query: np.ndarray  # excluded cells, ascending by row: index of the query within the lane
     excluded_row: np.ndarray
     pool: NearestPool
-    closer: np.ndarray  # (q,) int64, items found to stand before the target
+    closer: np.ndarray  # (q,) int64, items found so far that rank before the target
 
     @property
     def threshold(self) -> np.ndarray:
-        """(q,) float64, the target's distance in the scores' terms (distances.py)."""
+        """(q,) float64, the target's distance on the scale of the scores (distances.py)."""
         return self.target_square - self.norms**2
 
 
@@ -68,16 +68,16 @@ def rank_catalog(
 
     Args:
         queries: (n, d) float32. items: (m, d) float32, in catalog order.
-        targets: a catalog row a query, or a list of rows a query (the rows that hold the target's title).
-        top_k: nearest items to return, at most m are.
-        memory_mib: working memory beyond inputs and results, whatever n and m are.
-        exclude: catalog rows a query that are no candidates (negative rows are skipped). A target whose rows are all
-            excluded gets rank m: it cannot be recommended.
+        targets: one catalog row per query, or a list of rows per query (those that have the target's title).
+        top_k: how many of the nearest items to return (at most m).
+        memory_mib: working memory on top of inputs and results, regardless of n and m.
+        exclude: for each query, catalog rows that are not candidates (negative rows are skipped). A target whose rows
+            are all excluded gets rank m: it cannot be recommended.
         duplicates: for a list of rows, "best" = the best rank over them, "exact" = the rank of the first.
 
-    Returns the `Ranking`: rank = number of candidates strictly closer than the target + equally distant ones in
-    earlier rows. Raises ValueError for NaN or infinity, shapes and rows that do not fit. Source: BIGRec's grounding
-    (L2 over all items), made exact.
+    Returns the `Ranking`; rank = number of candidates strictly closer than the target, plus equally distant ones in
+    earlier rows. Raises ValueError for NaN or infinity, and for shapes or rows that do not match. Source: BIGRec's
+    grounding (L2 over all items), made exact.
     """
     queries = check_vectors("queries", queries)
     items = check_vectors("items", items)
@@ -120,7 +120,7 @@ def rank_catalog(
 
 
 def flat_rows(name, rows, n: int, m: int, first_only: bool = False, skip_negative: bool = False):
-    """(query index, row), int64 each, of one row or a list of rows a query; ValueError where they do not fit."""
+    """(query index, row), int64 each, from one row or a list of rows per query. ValueError if they do not match."""
     if rows is None:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     if len(rows) != n:
@@ -146,7 +146,7 @@ def flat_rows(name, rows, n: int, m: int, first_only: bool = False, skip_negativ
 
 
 def _plan(n: int, m: int, dim: int, k: int, memory: int) -> tuple[int, int, int]:
-    """Queries held at a time, items a chunk, queries a product, so that all buffers stay within `memory` bytes."""
+    """(queries per block, items per chunk, queries per product) that keep all buffers within `memory` bytes."""
     block = max(1, min(n, int(0.4 * memory / (4 * dim + NearestPool.BYTES_A_QUERY * k + 64))))
     chunk = max(1, min(m, ITEM_CHUNK, int(0.2 * memory / (4 * dim))))
     group = max(1, min(block, int(0.35 * memory / (CELL_BYTES * chunk))))
@@ -165,14 +165,14 @@ def _rank_block(queries, items, mean, targets, excluded, plan, out: Ranking) -> 
     scores = np.empty((group, chunk), np.float32)
     largest = 0.0  # bounds the norms of all items seen so far
     for first in range(0, len(items), chunk):
-        with np.errstate(over="ignore"):  # caught below, by the norms
+        with np.errstate(over="ignore"):  # detected below, by the norms
             centered = items[first : first + chunk] - mean
         squares = np.einsum("ij,ij->i", centered, centered)  # float32; its error is part of the bound
         item_norms = np.sqrt(squares.astype(np.float64)) * (1 + (dim + 8) * FLOAT32_ROUNDOFF)
         largest = max(largest, float(item_norms.max()))
         if not largest * (largest + 2 * norms.max(initial=0.0)) < 1e38:
             raise ValueError("the vectors are too large for float32 squares (norms near 1e19): scale all of them down")
-        # in this thread: workers of our own would only fight the product's, which spin for a while after each call
+        # in this thread: own workers would compete with the product's, which spin for a while after each call
         for lane in lanes:
             cells = scores[: lane.stop - lane.start, : len(centered)]
             np.matmul(minus_two_q[lane.start : lane.stop], centered.T, out=cells)
@@ -187,12 +187,12 @@ def _rank_block(queries, items, mean, targets, excluded, plan, out: Ranking) -> 
         out.rank[part] = np.where(lane.target_row < 0, len(items), lane.closer)
         lane.pool.finish(out.top_rows[part], out.top_distances[part])
 
-    with ThreadPoolExecutor(_thread_count()) as executor:  # no product runs any more
+    with ThreadPoolExecutor(_thread_count()) as executor:  # no product is running any more
         list(executor.map(finish, lanes))
 
 
 def _count_closer(lane: _Lane, cells: np.ndarray, items, first, item_norms) -> None:
-    """Add this chunk's items that stand before the target: those surely closer, and after float64 those in doubt."""
+    """Count this chunk's items that rank before the target: those certainly closer, and doubtful ones by float64."""
     rows, width = cells.shape
     dim = items.shape[1]
     threshold = lane.threshold
@@ -201,12 +201,12 @@ def _count_closer(lane: _Lane, cells: np.ndarray, items, first, item_norms) -> N
     surely = _count_rows(closer)
     lane.closer += surely
     near = np.less_equal(cells, _outward(threshold + error, np.inf)[:, None])
-    doubtful = np.flatnonzero(_count_rows(near) != surely)  # queries with an item in doubt: few
+    doubtful = np.flatnonzero(_count_rows(near) != surely)  # the few queries with a doubtful item
     index = np.flatnonzero(near[doubtful] ^ closer[doubtful])
-    for start in range(0, len(index), 65536):  # bounded temporaries even where everything is in doubt
+    for start in range(0, len(index), 65536):  # bounds the temporaries even if every item is doubtful
         query, column = np.divmod(index[start : start + 65536], width)
         query = doubtful[query]
-        # the bound again, with the item's own norm in place of the chunk's largest
+        # the bound again, with the item's own norm instead of the chunk's largest
         gap = cells[query, column] - threshold[query]
         margin = score_error(lane.norms[query], item_norms[column], dim)
         before = gap < -margin
@@ -220,8 +220,8 @@ def _count_closer(lane: _Lane, cells: np.ndarray, items, first, item_norms) -> N
 
 
 def _best_targets(queries, items, query, row):
-    """Each query's target: the nearest of its rows, the earliest among equals. -> squared distance ((n,) float64; -inf
-    where there is none), row ((n,) int64; -1)."""
+    """Each query's target, the nearest of its rows (the first of equal ones): squared distance, (n,) float64, and row,
+    (n,) int64; -inf and -1 if a query has none."""
     square = squared_distances(queries, items, query, row)
     order = np.lexsort((row, square, query))
     query, row, square = query[order], row[order], square[order]
@@ -235,7 +235,7 @@ def _best_targets(queries, items, query, row):
 def _count_rows(mask: np.ndarray) -> np.ndarray:
     """(rows,) int64, the number of true cells in each row of a contiguous boolean (rows, width).
 
-    Eight cells at a time: up to 255 words of eight 0/1 bytes add up without a carry from byte to byte.
+    Eight cells at a time: up to 255 words of eight 0/1 bytes add up without a carry between bytes.
     """
     rows, width = mask.shape
     if width % 8:
@@ -275,11 +275,11 @@ def _lanes(queries, items, norms, best, excluded, k, group) -> list[_Lane]:
 
 
 def _thread_count() -> int:
-    """OMP_NUM_THREADS, as the product obeys it, or the processors there are; at most 8."""
+    """OMP_NUM_THREADS, which the matrix product obeys too, or the number of processors; at most 8."""
     configured = os.environ.get("OMP_NUM_THREADS", "")
     return min(int(configured) if configured.isdigit() and int(configured) else os.cpu_count() or 1, 8)
 
 
 def _outward(values: np.ndarray, direction: float) -> np.ndarray:
-    """float32 of float64 values, rounded towards `direction`, so that rounding cannot decide a comparison."""
+    """float32 of float64 values, rounded towards `direction`, so that rounding never decides a comparison."""
     return np.nextafter(values.astype(np.float32), np.float32(direction))

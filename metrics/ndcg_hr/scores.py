@@ -1,4 +1,4 @@
-"""NDCG@K and HR@K of one target an example, from 0-based ranks; per example first, then means and intervals."""
+"""NDCG@K and HR@K with one target per example, from 0-based ranks: per example, as means, and with intervals."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ DEFAULT_KS = (1, 3, 5, 10, 20, 50)
 
 
 def hr_per_example(rank: np.ndarray, k: int) -> np.ndarray:
-    """(n,) float64: 1 where the target is among the first k, else 0. `rank`  # (n,) int64, 0-based."""
+    """(n,) float64: 1 if the target is among the first k, else 0. `rank`  # (n,) int64, 0-based."""
     return (np.asarray(rank) < k).astype(np.float64)
 
 
@@ -33,7 +33,7 @@ def check_ks(ks: Sequence[int], longest: int | None = None, what: str = "the cat
 
 
 def mean_scores(rank: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
-    """{"ndcg@K": ..., "hr@K": ...} over the examples. `rank`  # (n,) int64, 0-based; ValueError where n is 0."""
+    """{"ndcg@K": ..., "hr@K": ...} over the examples. `rank`  # (n,) int64, 0-based. ValueError if n is 0."""
     if len(rank) == 0:
         raise ValueError("there is no example to score: give at least one prediction that counts")
     scores = {f"ndcg@{k}": float(ndcg_per_example(rank, k).mean()) for k in ks}

@@ -1,4 +1,4 @@
-"""Titles: how two are compared, and reading a catalog's from a file."""
+"""Titles: how they are compared, and how a catalog's titles are read from a file."""
 
 import csv
 import io
@@ -16,8 +16,8 @@ def clean_title(title: str) -> str:
 
 def read_titles(path: str | Path) -> list[str]:
     """Titles in catalog order from a UTF-8 file: `movies.dat` (`id::title::genres`), `id2name.txt` (`title<TAB>row`,
-    rows 0..n-1), parquet or CSV with a `title` column, any other `.txt` (or no ending): one title a line; or from the
-    folder of a prepared set.
+    rows 0..n-1), parquet or CSV with a `title` column, any other `.txt` (or no suffix) with one title per line; or
+    from the folder of a prepared set.
 
     Lines end at line feeds only (titles may hold other separators). Raises ValueError naming file and line.
     """
