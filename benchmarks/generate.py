@@ -34,7 +34,7 @@ from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.inputs import render_prompts
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.models.loading import load_generator, load_tokenizer
-from bigrec_hf.settings import GenerateSettings
+from bigrec_hf.settings import GenerateSettings, PromptSettings
 
 MAX_NEW_TOKENS = 32
 PLAIN_BATCH = 16
@@ -43,13 +43,8 @@ Texts = list[list[str]]
 
 def prompt_ids(n: int, history: int, tokenizer) -> list[list[int]]:
     """Token ids of `n` test prompts, in file order."""
-    prompts, _ = render_prompts(
-        examples("test", n),
-        tokenizer,
-        template=TEMPLATE,
-        max_history=history,
-        max_tokens=MAX_LENGTH - MAX_NEW_TOKENS,
-    )
+    settings = PromptSettings(train_prompt=TEMPLATE, max_history=history, max_length=MAX_LENGTH)
+    prompts, _ = render_prompts(examples("test", n), tokenizer, settings, MAX_NEW_TOKENS)
     return prompts
 
 

@@ -18,6 +18,7 @@ from bigrec_hf.data.catalog import Catalog, load_catalog
 from bigrec_hf.data.item_scores import write_scores
 from bigrec_hf.data.prompts import build_output, completion_token_ids
 from bigrec_hf.data.trie import build_title_trie, build_trie
+from bigrec_hf.generate import job
 from bigrec_hf.generate import stage as generate
 from bigrec_hf.generate.constrained import LEAST_MASS, Assistant, Constraint, TrieProcessor, load_constraint
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
@@ -253,7 +254,7 @@ class TestAssistant:
 def assets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("assets")
     catalog = write_tiny_catalog(folder / "catalog.csv")
-    ids = [f"test:{row}" for row in range(11)]
+    ids = [f"test#{row}" for row in range(11)]
     scores = np.random.default_rng(0).normal(0, 3, (11, len(TITLES)))
     write_scores(folder / "scores.safetensors", scores, ids, load_catalog(catalog))
     return {
@@ -313,7 +314,7 @@ class TestMain:
         assert tables[1].equals(tables[2])
 
     def test_scores_of_another_catalog_are_refused_before_the_model_loads(self, assets, tmp_path, monkeypatch):
-        monkeypatch.setattr(generate, "load_generator", lambda *rest, **more: pytest.fail("the model was loaded"))
+        monkeypatch.setattr(job, "load_generator", lambda *rest, **more: pytest.fail("the model was loaded"))
         other = tmp_path / "other.csv"
         other.write_text(Path(assets["catalog"]).read_text(encoding="utf-8") + "i99,Alien\n", encoding="utf-8")
         with pytest.raises(BigrecError, match="catalog"):

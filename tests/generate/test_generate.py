@@ -3,7 +3,6 @@
 import itertools
 import json
 import signal
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,14 @@ from bigrec_hf.common.shards import ShardFolder
 from bigrec_hf.data.examples import load_examples
 from bigrec_hf.data.generations import answer_flags
 from bigrec_hf.data.prompts import parse_answer
-from bigrec_hf.generate import inputs
+from bigrec_hf.generate import inputs, job
 from bigrec_hf.generate import stage as generate
 from bigrec_hf.generate.batches import plan_batches
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.route import PROMPT_CACHE, SHARED_PREFIX
 from bigrec_hf.generate.strategy import ChooseToken, Decoding, end_token_ids, line_break_ids, uniforms
 from bigrec_hf.models.loading import lora_config
+from bigrec_hf.settings import DataSettings, PromptSettings
 from bigrec_hf.settings.recipes import build_settings
 from tests.helpers.processes import KILLED_AFTER_SHARDS, flags, run_pair, run_python
 from tests.helpers.tiny import TITLES, save_tiny_model, tiny_model, tiny_tokenizer, write_tiny_catalog, write_tiny_json
@@ -523,9 +523,7 @@ class TestMain:
         assert table[C.TEXTS] != without[C.TEXTS]  # the adapter has a say
         assert len(facts["adapter_sha256"]) == 64
         if quantization == "none":  # merged here, beside the base there
-            prompts, _ = inputs.render_prompts(
-                examples, tiny_tokenizer(), template="alpaca-basic", max_history=10, max_tokens=1000
-            )
+            prompts, _ = inputs.render_prompts(examples, tiny_tokenizer(), PromptSettings(), 64)
             decoder = Decoder(tuned.eval(), tiny_tokenizer(), Decoding("beam", num_beams=2, max_new_tokens=6))
             expected, _ = decoder.decode(prompts, list(examples[C.EXAMPLE_ID]))
             assert table[C.TEXTS].to_pylist() == expected
@@ -539,7 +537,10 @@ class TestMain:
         assert 0 < facts["n_in_history"] < 23
 
     def test_a_small_json_file_keeps_its_order_and_a_large_one_is_drawn(self, assets):
-        load = partial(inputs.load_evaluation, [], assets["test_json"], assets["catalog"], split="test")
+        def load(eval_sample):
+            files = {"test_json": assets["test_json"], "catalog": assets["catalog"]}
+            return inputs.load_evaluation(DataSettings(**files, eval_sample=eval_sample))
+
         whole, titles = load(eval_sample=5000)
         assert list(whole[C.EXAMPLE_ID]) == [f"test#{i}" for i in range(23)] and titles == list(TITLES)
         drawn = pd.DataFrame({"i": range(23)}).sample(n=5, random_state=42)["i"]
@@ -547,7 +548,7 @@ class TestMain:
 
     def test_files_of_one_name_would_share_ids(self, assets):
         with pytest.raises(BigrecError, match="share a file name"):
-            inputs.load_evaluation([], assets["test_json"] * 2, assets["catalog"], split="test", eval_sample=0)
+            inputs.load_evaluation(DataSettings(test_json=assets["test_json"] * 2, catalog=assets["catalog"]))
 
     @pytest.mark.parametrize(
         "overrides, words",
@@ -562,7 +563,7 @@ class TestMain:
         ],
     )
     def test_mistakes_are_named_before_the_model_loads(self, assets, tmp_path, monkeypatch, overrides, words):
-        monkeypatch.setattr(generate, "load_generator", lambda *rest, **more: pytest.fail("the model was loaded"))
+        monkeypatch.setattr(job, "load_generator", lambda *rest, **more: pytest.fail("the model was loaded"))
         with pytest.raises(BigrecError, match=words):
             run_generate(
                 assets, **{"run_dir": tmp_path, **overrides} if "run_dir" not in overrides else {"run_dir": None}

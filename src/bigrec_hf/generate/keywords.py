@@ -143,8 +143,9 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
     from bigrec_hf.common.shards import ShardFolder
     from bigrec_hf.generate.batches import decode_batches, plan_batches
     from bigrec_hf.generate.decoder import Decoder, common_prefix_length
+    from bigrec_hf.generate.job import load_network
     from bigrec_hf.generate.strategy import Decoding
-    from bigrec_hf.models.loading import load_generator, load_tokenizer
+    from bigrec_hf.models.loading import load_tokenizer
 
     if run.run_dir is None:
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
@@ -190,13 +191,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
     state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
     with shards.shared_failure():
         if numbers:
-            network = load_generator(
-                name,
-                None,
-                dtype=model.dtype,
-                quantization=model.quantization,
-                attn_implementation=model.attn_implementation,
-            )
+            network = load_network(model, name, None)
             prefix = prompts[0][: common_prefix_length(prompts)]
             decoder = Decoder(network, tokenizer, decoding, shared_prefix=prefix, single_line=False)
             decode_batches(

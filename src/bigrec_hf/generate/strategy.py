@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from bigrec_hf.settings import GenerateSettings
+
 
 CONSTRAINED = ("constrained", "debiased")  # beams that write catalog titles only
 STRATEGIES = ("beam", "greedy", "sample", *CONSTRAINED)
@@ -66,6 +68,21 @@ class Decoding:
                 raise BigrecError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
             if self.top_k < 0:
                 raise BigrecError(f"sample_top_k is {self.top_k}: it must be at least 0 (0 = all tokens)")
+
+    @classmethod
+    def from_settings(cls, generate: GenerateSettings, seed: int) -> Decoding:
+        """What the section `generate` asks for; debiased beams are never normalized by their length."""
+        return cls(
+            strategy=generate.decoding,
+            num_beams=generate.num_beams,
+            length_penalty=0.0 if generate.decoding == "debiased" else generate.length_penalty,
+            num_return_sequences=generate.num_return_sequences,
+            max_new_tokens=generate.max_new_tokens,
+            temperature=generate.temperature,
+            top_p=generate.top_p,
+            top_k=generate.sample_top_k,
+            seed=seed,
+        )
 
     @property
     def has_beams(self) -> bool:

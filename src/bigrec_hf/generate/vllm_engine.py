@@ -68,6 +68,7 @@ class VllmDecoder:
 
         path, revision = find_model(base_model)
         self.tokenizer, self.decoding = tokenizer, decoding
+        self.route = None  # vLLM has one of its own
         with hub_errors(base_model):
             config = AutoConfig.from_pretrained(path, revision=revision)
             try:

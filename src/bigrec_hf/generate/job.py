@@ -1,0 +1,144 @@
+"""The frame of a `generate` run: finished outputs are kept, processes share the batches, the first one joins them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.common.fingerprints import fingerprint
+from bigrec_hf.common.shards import ShardFolder, processes
+from bigrec_hf.common.version import __version__
+from bigrec_hf.data.generations import print_summary
+from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
+from bigrec_hf.models.identity import adapter_fingerprint, check_same_base, model_revision
+from bigrec_hf.models.loading import find_model, load_generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from accelerate import PartialState
+    from transformers import PreTrainedModel
+
+    from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
+
+    Work = Callable[[ShardFolder, Sequence[int]], None]  # writes the shards of the batches of these numbers
+
+FACTS_FILE = "generate.json"
+
+
+def settings_facts(
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    generate: GenerateSettings,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What the outputs depend on, as far as the settings, the base model, the adapter and the device tell.
+
+    Raises BigrecError where the base or the adapter is missing, or the adapter was trained on another base.
+    """
+    find_model(model.base_model)
+    base = str(model.base_model)
+    adapter = None
+    if run.method != "zero_shot":
+        adapter = generate.adapter or str(Path(str(run.run_dir)) / "adapter")
+    adapter_sha256 = adapter_fingerprint(adapter)
+    if adapter is not None:
+        check_same_base(adapter, base)
+    return {
+        "method": run.method,
+        "base_model": base,
+        "base_fingerprint": model_revision(base),
+        "adapter": adapter,
+        "adapter_sha256": adapter_sha256,
+        "dtype": str(resolve_dtype(model.dtype, device)).removeprefix("torch."),
+        "quantization": model.quantization,
+        "attn_implementation": model.attn_implementation,
+        "device": device.type,
+        "seed": run.seed,
+        "data": asdict(data),
+        "prompt": asdict(prompt),
+        "generate": asdict(generate),
+        "constraint": {},
+        "versions": {
+            "bigrec_hf": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def load_network(model: ModelSettings, base_model: str | None, adapter: str | None) -> PreTrainedModel:
+    """A base as the section `model` asks for it, with its adapter."""
+    return load_generator(
+        str(base_model),
+        adapter,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        attn_implementation=model.attn_implementation,
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """Examples and prompts (token ids), planned as batches of positions; `facts`: what the outputs depend on."""
+
+    folder: Path
+    outputs: tuple[str, ...]  # files that the job writes to the folder, beside FACTS_FILE
+    state: PartialState
+    facts: dict[str, Any]
+    example_ids: list[str]
+    prompts: list[list[int]]
+    batches: list[list[int]]
+
+    def run(self, load: Callable[[], Work], join: Callable[[ShardFolder], dict[str, Any]]) -> None:
+        """Do what is missing. `load` gives the function that writes shards, and loads what that needs; `join` writes
+        the outputs from all shards, in the main process, and gives what is to be recorded with them."""
+        questions = hashlib.sha256(json.dumps([self.example_ids, self.prompts]).encode()).hexdigest()
+        facts = {**self.facts, "prompts_sha256": questions}
+        key = fingerprint(facts)
+        record = self.folder / FACTS_FILE
+        if read_json(record).get("fingerprint") == key and all((self.folder / name).is_file() for name in self.outputs):
+            what = Path(self.outputs[0]).stem
+            self.state.print(f"{what} in {self.folder} are done and their settings are unchanged: kept")
+            return
+        shards = ShardFolder(self.folder / "shards", key, len(self.batches), **processes(self.state))
+        missing, numbers = shards.missing(), shards.own()
+        n_missing = sum(len(self.batches[number]) for number in missing)
+        n_resumed = len(self.prompts) - n_missing
+        if n_resumed:
+            self.state.print(f"generate: resuming, {n_resumed} of {len(self.prompts)} examples are done")
+        self.state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
+        with shards.shared_failure():
+            work = load() if numbers else None
+            start = time.perf_counter()
+            if work is not None:
+                work(shards, numbers)
+            if not self.state.is_main_process:
+                shards.wait_joined()
+                return
+            shards.wait_complete()
+            seconds = time.perf_counter() - start
+            record.unlink(missing_ok=True)  # never beside outputs that it does not describe
+            lengths = [len(ids) for ids in self.prompts]
+            facts |= join(shards) | {
+                "fingerprint": key,
+                "n_processes": self.state.num_processes,
+                "n_resumed": n_resumed,
+                "prompt_tokens_mean": sum(lengths) / len(lengths),
+                "prompt_tokens_max": max(lengths),
+                "seconds": seconds,
+                "titles_per_second": n_missing / seconds if n_missing else None,
+            }
+            write_json(record, facts)
+            shards.remove()
+            print_summary(facts)
