@@ -49,7 +49,7 @@ def test_duplicate_titles_and_history():
     ].to_pylist() == [1]
     inputs = answers(["four"], [2], [[1, 3]])
     assert ground_answers(inputs, index, encode, RankOptions())["rank"].to_pylist() == [2]
-    table = ground_answers(inputs, index, encode, RankOptions(exclude_history=True))
+    table = ground_answers(inputs, index, encode, RankOptions(exclude="history"))
     assert table["rank"].to_pylist() == [0]
     assert table["top_rows"].to_pylist() == [[0, 2, 4]]
 

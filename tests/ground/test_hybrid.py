@@ -62,9 +62,9 @@ def test_rows_of_one_title_share_its_places():
 
 
 def test_excluded_items_take_no_place():
-    table = rank([["three", "ten"], ["three", "ten"], ["ten"]], [4, 1, 3], [[1], [1], [0, 2]], exclude_history=True)
-    assert table["top_rows"].to_pylist() == [[4, 0, 2, 3], [4, 0, 2, 3], [4, 3, 1]]
-    assert table["rank"].to_pylist() == [0, 5, 1]  # an excluded target cannot be found
+    table = rank([["three", "ten"], ["three", "ten"], ["ten"]], [4, 1, 3], [[1], [1], [0, 2]], exclude="history")
+    assert table["top_rows"].to_pylist() == [[4, 0, 2, 3], [1, 4, 0, 2, 3], [4, 3, 1]]
+    assert table["rank"].to_pylist() == [0, 0, 1]  # the second target is in its own history: it stays a candidate
 
 
 def test_more_titles_than_places():
@@ -96,7 +96,7 @@ def test_the_whole_list_equals_brute_force(titles, examples, top_k, duplicates, 
     targets = [target % len(titles) for _, target in examples]
     history = sorted(row for row in history if row < len(titles))
     answers = Answers([str(i) for i in range(len(texts))], [row[0] for row in texts], targets, [history] * len(texts))
-    options = {"top_k": top_k, "exclude_history": bool(history), "duplicates": duplicates}
+    options = {"top_k": top_k, "exclude": "history" if history else "none", "duplicates": duplicates}
     table = hybrid_rankings(texts, answers, make_index(titles), encode, RankOptions(**options))
     for i, (row, target) in enumerate(zip(texts, targets, strict=True)):
         line = {item: abs(POSITIONS[title] - encode([row[0].strip(' "')])[0, 0]) for item, title in enumerate(titles)}
@@ -104,7 +104,7 @@ def test_the_whole_list_equals_brute_force(titles, examples, top_k, duplicates, 
         for text in row:
             order += [item for item in line if titles[item] == text.strip(' "') and item not in order]
         order += sorted((item for item in line if item not in order), key=lambda item: (line[item], item))
-        order = [item for item in order if item not in history]
+        order = [item for item in order if item not in history or item == target]
         same = {item for item in line if item == target or (titles[item] == titles[target] and duplicates == "best")}
         hits = [place for place, item in enumerate(order) if item in same]
         assert table["rank"][i].as_py() == min(hits, default=len(titles))

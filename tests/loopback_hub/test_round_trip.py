@@ -372,7 +372,9 @@ def test_download_to_a_folder(hub, base, tmp_path, capsys):
     assert cli.main(["download", *flags, "--debug"]) == 0
     folder = tmp_path / "models" / base.split("/")[1]
     assert (folder / "model.safetensors").is_file() and f"use --base_model {folder}" in capsys.readouterr().out
-    assert cli.main(["download", *flags[:2], "--include", "config.json", "--local_dir", str(tmp_path / "few")]) == 0
+    assert (
+        cli.main(["download", *flags[:2], "--include_files", "config.json", "--local_dir", str(tmp_path / "few")]) == 0
+    )
     few = tmp_path / "few" / base.split("/")[1]
     assert (few / "config.json").is_file() and not (few / "model.safetensors").exists()
 

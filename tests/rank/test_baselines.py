@@ -31,11 +31,22 @@ def test_popularity_hand_computed():
     assert exact["rank"].to_pylist() == [2]
 
 
-def test_history_can_be_left_out():
-    inputs = Examples(["x", "y"], [3, 1], [[2, -1], [1]])
-    table = popularity_rankings(CATALOG, [5, 7, 9, 5], inputs, RankOptions(exclude_history=True))
-    assert table["rank"].to_pylist() == [2, 4]  # the second target is in its own history: never recommended
-    assert table["top_rows"].to_pylist() == [[1, 0, 3], [2, 0, 3]]
+def test_history_or_all_that_was_seen_can_be_excluded():
+    inputs = Examples(["x", "y"], [3, 1], [[2, -1], [1]], seen=[[0, 2], [0, 2, 1]])
+    table = popularity_rankings(CATALOG, [5, 7, 9, 5], inputs, RankOptions(exclude="history"))
+    assert table["top_rows"].to_pylist() == [[1, 0, 3], [2, 1, 0, 3]]
+    assert table["rank"].to_pylist() == [2, 1]  # the second target is in its own history: it stays a candidate
+    assert score_rankings(table, [1], bootstrap=0)[0]["exclude"] == "history"
+    table = popularity_rankings(CATALOG, [5, 7, 9, 5], inputs, RankOptions(exclude="seen"))
+    assert table["top_rows"].to_pylist() == [[1, 3], [1, 3]] and table["rank"].to_pylist() == [1, 0]
+    with pytest.raises(BigrecError, match="have no earlier items"):
+        popularity_rankings(CATALOG, [5, 7, 9, 5], inputs._replace(seen=None), RankOptions(exclude="seen"))
+
+
+def test_another_row_with_an_excluded_title_stays():
+    inputs = Examples(["x"], [2], [[0]])  # A stands in rows 0 and 2: the history holds one, the target is the other
+    table = popularity_rankings(CATALOG, [5, 7, 4, 5], inputs, RankOptions(exclude="history"))
+    assert table["top_rows"].to_pylist() == [[1, 3, 2]] and table["rank"].to_pylist() == [2]
 
 
 @settings(max_examples=50, deadline=None)

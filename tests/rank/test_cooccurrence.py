@@ -52,7 +52,7 @@ def test_ranking_by_hand():
     both = cooccurrence_rankings(CATALOG, neighbors, [0] * 5, inputs, RankOptions(top_k=3), recent=2)
     assert both["top_rows"].to_pylist()[0] == [1, 0, 2]  # c: a b once each; a: b twice, c d once
     left_out = cooccurrence_rankings(
-        CATALOG, neighbors, [0, 2, 1, 1, 5], inputs, RankOptions(top_k=5, exclude_history=True), recent=1
+        CATALOG, neighbors, [0, 2, 1, 1, 5], inputs, RankOptions(top_k=5, exclude="history"), recent=1
     )
     assert left_out["top_rows"].to_pylist()[0] == [1, 3, 4]
 

@@ -21,6 +21,7 @@ from bigrec_hf.ground.index import CatalogIndex
 from bigrec_hf.rank.fuse.formulas import (
     Beams,
     Evidence,
+    candidate_ranks,
     choose,
     fuse,
     gather_beams,
@@ -30,7 +31,7 @@ from bigrec_hf.rank.fuse.formulas import (
     text_distances,
 )
 from bigrec_hf.rank.fuse.stage import fuse_method
-from bigrec_hf.settings import RankOptions
+from bigrec_hf.settings import DataSettings, RankOptions
 from tests.helpers.encoders import save_lm
 from tests.helpers.line import FACTS, POSITIONS, TITLES, encode, make_index
 
@@ -62,6 +63,15 @@ class TestByHand:
         np.testing.assert_allclose(-costs, [[1 / 3 + 1 / 4, 1 + 1 / 3, 1 / 4 + 1 / 5, 1, 1 / 5 + 1]], atol=1e-12)
         costs = fuse("rrf", {"beams": 1, "k0": 10}, self.evidence()).costs(0, 1)
         np.testing.assert_allclose(-costs, [[1 / 13, 1 / 11, 1 / 14, 1 / 12, 1 / 15]], atol=1e-12)
+
+    def test_excluded_items_take_no_rank(self):
+        # of the five rows the first text ranks 2, 0, 3, 1, 4 (0-based); without row 1 the others are 1, -, 2, 0, 3
+        ranks = self.evidence().ranks[:1]
+        assert ranks.tolist() == [[2, 0, 3, 1, 4]]
+        assert candidate_ranks(ranks, [1, 1])[0, [0, 2, 3, 4]].tolist() == [1, 2, 0, 3]
+        assert candidate_ranks(ranks, []) is ranks
+        costs = fuse("rrf", {"beams": 1, "k0": 0}, self.evidence(), [[1], []]).costs(0, 1)
+        np.testing.assert_allclose(-costs[0, [0, 2, 3, 4]], [1 / 2, 1 / 3, 1, 1 / 4], atol=1e-12)
 
     def test_keywords(self):
         # "four" ranks the rows 2, 0, 3, 1, 4; its keywords, nearest to row 4, rank them 3, 2, 4, 1, 0
@@ -197,10 +207,12 @@ def test_the_first_text_alone_is_plain_grounding(duplicates, exclude):
     index = make_index()
     texts = [["four", "one"], ["one", "six"], ["", "ten"], ["ten", ""], ["six", "four"]]
     answers = Answers([f"e{i}" for i in range(5)], [row[0] for row in texts], [2, 2, 0, 4, 1], [[], [1], [3], [4], [0]])
-    plain = ground_answers(answers, index, encode, RankOptions(exclude_history=exclude, duplicates=duplicates))
+    plain = ground_answers(
+        answers, index, encode, RankOptions(exclude="history" if exclude else "none", duplicates=duplicates)
+    )
     rows = [[0, 2] if t in (0, 2) and duplicates == "best" else [t] for t in answers.targets]
     fused = fuse("min", {"beams": 1}, evidence_of(texts))
-    ranking = rank_fused(fused, rows, 50, answers.histories if exclude else None)
+    ranking = rank_fused(fused, rows, 50, RankOptions(exclude="history").excluded(answers) if exclude else None)
     assert ranking.rank.tolist() == plain[C.RANK].to_pylist()
     assert [[r for r in row if r >= 0] for row in ranking.top_rows.tolist()] == plain[C.TOP_ROWS].to_pylist()
 
@@ -259,7 +271,8 @@ class TestStage:
         return json.loads((run / f"finetuned_fused_{fusion}/fusion.json").read_text(encoding="utf-8"))
 
     def fuse(self, run, fusions=FUSIONS, **more):
-        return fuse_method(run, "finetuned", make_index(), encode, fusions, metric="ndcg@5", **GRIDS, **more)
+        inputs = (make_index(), encode, fusions, RankOptions(), DataSettings())
+        return fuse_method(run, "finetuned", *inputs, metric="ndcg@5", **GRIDS, **more)
 
     def test_tables_and_choice(self, run):
         parameters = self.fuse(run)

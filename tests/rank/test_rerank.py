@@ -167,7 +167,7 @@ def test_ranks_by_metric_and_the_stored_ranking_agree(formula):
     test = make_split(costs, targets, "t", ["x"] * 29 + [' "" '], histories)
     chosen = {"ndcg@1": 0.3, "hr@1": 0.9, "ndcg@10": 0.6}
     table, by_metric = apply_choice(
-        formula, chosen, test, rows_of(weights), CATALOG, RankOptions(top_k=5, exclude_history=True), encoder="e"
+        formula, chosen, test, rows_of(weights), CATALOG, RankOptions(top_k=5, exclude="history"), encoder="e"
     )
     assert by_metric.column_names == ["example_id", "ndcg@1", "hr@1", "ndcg@10"]
     assert by_metric["ndcg@10"].to_pylist() == table["rank"].to_pylist()
@@ -392,7 +392,7 @@ def test_history_by_hand():
 def history_settings(run_dir, tiny_prepared, tiny_model_dir):
     given = settings(run_dir, tiny_prepared, tiny_model_dir, texts="history", formulas=["mix"], weights=["scores"])
     given["rerank"] = replace(given["rerank"], scores="oracle")
-    return given | {"ground": GroundSettings(top_k=5, exclude_history=True)}
+    return given | {"ground": GroundSettings(top_k=5, exclude="history")}
 
 
 def test_history_stage(run_dir, history_settings, capsys):
@@ -420,7 +420,7 @@ def test_history_stage(run_dir, history_settings, capsys):
 
 
 def test_history_refusals(history_settings, tmp_path):
-    with pytest.raises(BigrecError, match="add --exclude_history true"):
+    with pytest.raises(BigrecError, match="add --exclude history"):
         stage.main(**history_settings | {"ground": GroundSettings()})
     with pytest.raises(BigrecError, match="name it with --dataset"):
         stage.main(**history_settings | {"data": DataSettings(catalog=history_settings["data"].dataset[0])})

@@ -33,22 +33,25 @@ def ranks(formula, costs, weights, targets, grid, **options):
 
 
 def slow_ranks(formula, costs, weights, targets, grid, exclude=None):
-    """One stable sort of the formula for every example and grid value."""
+    """One stable sort of the formula for every example and grid value; excluded items are taken out first."""
     n, m = costs.shape
     out = np.full((n, len(grid)), m)
     for i in range(n):
-        span = costs[i].max() - costs[i].min()
-        distance = (costs[i] - costs[i].min()) / span if span > 0 else np.zeros(m)
-        distance[distance < 1e-200] = 0.0  # as min_max says
         banned = [row for row in (exclude[i] if exclude else []) if row >= 0]
+        left = np.setdiff1d(np.arange(m), banned)
+        if not len(left):
+            continue
+        span = costs[i, left].max() - costs[i, left].min()
+        distance = (costs[i] - costs[i, left].min()) / span if span > 0 else np.zeros(m)
+        distance[distance < 1e-200] = 0.0  # as min_max says
         for j, value in enumerate(grid):
             if formula == "reweight":
                 cost = distance * np.power(1.0 + weights[i], -value)
             elif formula == "mix":
                 cost = (1.0 - value) * distance + value * (1.0 - weights[i])
             else:
-                by_cost = np.array([np.count_nonzero(distance < d) for d in distance])
-                by_weight = np.array([np.count_nonzero(weights[i] > w) for w in weights[i]])
+                by_cost = np.array([np.count_nonzero(distance[left] < d) for d in distance])
+                by_weight = np.array([np.count_nonzero(weights[i, left] > w) for w in weights[i]])
                 cost = (1.0 - value) * (1.0 - 61 / (61 + by_cost)) + value * (1.0 - 61 / (61 + by_weight))
             cost[banned] = np.inf
             order = list(np.argsort(cost, kind="stable"))
@@ -180,6 +183,17 @@ def test_the_order_of_the_grid_is_kept():
         ranks("reweight", costs, weights, targets, grid)[:, [1, 2, 0]],
         ranks("reweight", costs, weights, targets, sorted(grid)),
     )
+
+
+def test_excluded_items_take_no_place_by_hand():
+    # without the closest item D = (2, 3, 4) -> 0, 1/2, 1, and the ranks among the candidates are 0, 1, 2
+    costs, weights = [[0.0, 2.0, 3.0, 4.0]], [[1.0, 0.0, 0.5, 0.25]]
+    hidden = [[0]]
+    x, y = parts("mix", np.array(costs), np.array(weights), hidden)
+    assert x[0, 1:].tolist() == [0, 0.5, 1] and y[0, 1:].tolist() == [1, 0.5, 0.75]
+    x, y = parts("rrf", np.array(costs), np.array(weights), hidden)
+    assert x[0, 1:].tolist() == [0, 1 - 61 / 62, 1 - 61 / 63] and y[0, 1:].tolist() == [1 - 61 / 63, 0, 1 - 61 / 62]
+    assert ranks("mix", costs, weights, [[3]], [0.0, 0.5, 1.0], exclude=hidden).tolist() == [[2, 2, 1]]
 
 
 def test_everything_excluded_is_a_miss():

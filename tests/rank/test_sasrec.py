@@ -32,7 +32,7 @@ from bigrec_hf.rank.sasrec.model import (
 from bigrec_hf.rank.sasrec.stage import sasrec_tables, trained_model
 from bigrec_hf.rank.sasrec.trainer import score_histories, train_sasrec
 from bigrec_hf.rank.sasrec.windows import pad_histories, windows
-from bigrec_hf.settings import RankOptions, SasrecSettings
+from bigrec_hf.settings import DataSettings, RankOptions, SasrecSettings
 
 SETTINGS = SasrecSettings(
     sasrec_dim=16,
@@ -228,13 +228,17 @@ def test_inclusion_probabilities_by_hand():
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+def examples(histories, targets):
+    return Examples([f"e{i}" for i in range(len(targets))], targets, histories)
+
+
 def cycle(n_items=6, n_users=40, length=9):
     return [[(user + step) % n_items for step in range(length)] for user in range(n_users)]
 
 
 @pytest.mark.parametrize("negatives", [0, 4])
 def test_learns_a_cycle(tmp_path, negatives):
-    validation = ([[0, 1, 2, 3], [4]], [4, 5])
+    validation = examples([[0, 1, 2, 3], [4]], [4, 5])
     options = replace(SETTINGS, sasrec_epochs=8, sasrec_negatives=negatives)
     model, record = train_sasrec(sequences_of(cycle()), np.full(6, 60), validation, tmp_path, options, seed=0)
     scores = score_histories(model, [[row] for row in range(6)], counts=np.ones(6))
@@ -253,7 +257,7 @@ class Killed(TrainerCallback):
 @pytest.mark.parametrize("negatives", [0, 3])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, negatives):
     rng = np.random.default_rng(0)
-    inputs = (sequences_of(rng.integers(0, 8, (50, 9)).tolist()), np.full(8, 50), ([[0, 1]], [2]))
+    inputs = (sequences_of(rng.integers(0, 8, (50, 9)).tolist()), np.full(8, 50), examples([[0, 1]], [2]))
     options = replace(SETTINGS, sasrec_negatives=negatives)
     whole, record = train_sasrec(*inputs, tmp_path / "whole", options, seed=3)
     assert record["optimizer_steps"] > 20
@@ -268,7 +272,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, negatives):
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_checkpoint_cut_off_while_it_was_written_is_not_resumed_from(tmp_path, file):
-    inputs = (sequences_of(cycle()), np.full(6, 60), ([[0, 1]], [2]))
+    inputs = (sequences_of(cycle()), np.full(6, 60), examples([[0, 1]], [2]))
     options = replace(SETTINGS, sasrec_epochs=4)
     whole, record = train_sasrec(*inputs, tmp_path / "whole", options, seed=3)
     train_sasrec(*inputs, tmp_path / "cut", options, seed=3)
@@ -281,7 +285,7 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_not_resumed_from(tmp_path,
 
 
 def test_same_seed_same_model_and_early_stopping(tmp_path):
-    inputs = (sequences_of(cycle()), np.full(6, 60), ([[5, 0]], [3]))  # the validation target never follows
+    inputs = (sequences_of(cycle()), np.full(6, 60), examples([[5, 0]], [3]))  # the validation target never follows
     options = replace(SETTINGS, sasrec_epochs=30, sasrec_patience=2)
     one, record = train_sasrec(*inputs, tmp_path / "a", options, seed=1)
     two, _ = train_sasrec(*inputs, tmp_path / "b", options, seed=1)
@@ -370,7 +374,7 @@ def test_faults(tiny_prepared, tmp_path, capsys):
     assert cli(["sasrec", "--dataset", tiny_prepared, "--run_dir", str(tmp_path), "--sasrec_stride", "11"]) == 2
     assert "stride 11 lies outside 1 to max_length, 10" in capsys.readouterr().err
     with pytest.raises(BigrecError, match="no training sequence has two items"):
-        train_sasrec(sequences_of([[1], [2]]), np.ones(7), ([], []), tmp_path, SETTINGS, seed=0)
+        train_sasrec(sequences_of([[1], [2]]), np.ones(7), examples([], []), tmp_path, SETTINGS, seed=0)
     catalog = Catalog(["a"] * 7, ["A"] * 7)
     with pytest.raises(BigrecError, match="another catalog"):
         sasrec_tables(tiny_sasrec(), catalog, np.ones(7), Examples(["x"], [0], [[1]]), tmp_path, RankOptions())
@@ -384,4 +388,4 @@ def test_an_empty_train_split_is_refused(tiny_prepared, tmp_path, monkeypatch):
     empty = load_config(tiny_prepared, "default", "train").select([])
     monkeypatch.setattr("bigrec_hf.rank.sasrec.stage.load_config", lambda *_: empty)
     with pytest.raises(BigrecError, match="is empty"):
-        trained_model(tmp_path, tiny_prepared, catalog, SETTINGS, seed=0)
+        trained_model(tmp_path, DataSettings(dataset=[tiny_prepared]), catalog, SETTINGS, RankOptions(), seed=0)

@@ -91,12 +91,23 @@ def test_rows_over_other_examples_are_not_compared(run, tmp_path):
 # --- several seeds --------------------------------------------------------------------------------------------------
 
 
-def test_unlike_candidates_are_told(run):
-    assert "is no candidate" not in build_report([run])
-    for method in ("our_method", "random"):
-        file = run / method / "results.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"exclude_history": True}))
-    assert "The history is no candidate in: random, our method; in the other rows it is" in build_report([run])
+def test_candidates_are_stated(run):
+    def change(settings, *methods):
+        for method in methods:
+            file = run / method / "results.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+    assert "Candidates: all items." in build_report([run])
+    change({"exclude_history": True}, "our_method")  # as earlier releases said it
+    change({"exclude": "seen"}, "random")
+    text = build_report([run])
+    assert (
+        "Candidates differ, and so does the task: all items except those that the user had before the target in "
+        in text
+    )
+    assert "all items except those of the example's history in our method" in text
+    change({"exclude": "seen"}, *(folder.parent.name for folder in run.glob("*/results.json")))
+    assert "Candidates: all items except those that the user had before the target." in build_report([run])
 
 
 def test_seeds_are_summarized_by_mean_and_spread(tmp_path):

@@ -4,11 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_table
 from bigrec_hf.data.catalog import load_catalog
 from bigrec_hf.score import evaluate as evaluation
 from bigrec_hf.score.evaluate import find_generations, read_predictions
@@ -119,7 +121,34 @@ def test_an_odd_input_matters_only_where_the_history_does(place, odd, capsys):
     assert json.loads((place / "out/results.json").read_text())["hr@1"] == 1.0
     assert "p.json: 1 of 2 records have no readable history" in capsys.readouterr().err
     with pytest.raises(BigrecError, match=r"p\.json, record 1: "):
-        run(place, [file], ground=GroundSettings(encoder=str(place / "lm"), exclude_history=True))
+        run(place, [file], ground=GroundSettings(encoder=str(place / "lm"), exclude="history"))
+
+
+def test_a_hybrid_ranking_puts_all_the_texts_titles_first(place):
+    records = [{"input": "", "output": '"f"', "predict": [" c d e", "zz", '"f"', "a b"]}]  # a b stands in rows 0 and 2
+    write_json(place / "p.json", records)
+    write_generations(place / "run/finetuned/generations.parquet", (3,), ("f",), [["c d e", "f", "a b"]])
+    for source in (place / "p.json", place / "run"):
+        run(place, [source], ground=GroundSettings(encoder=str(place / "lm"), ranking="hybrid"))
+        table = pq.read_table(place / "out/rankings.parquet")
+        assert table["top_rows"].to_pylist() == [[1, 3, 0, 2]]
+        assert json.loads((place / "out/results.json").read_text())["hr@1"] == 0.0
+        assert table["rank"].to_pylist() == [1]
+
+
+def test_seen_items_are_looked_up_in_the_prepared_set(place):
+    interactions = {"user_id": ["u"] * 4, "row": pa.array([3, 1, 0, 2], pa.int32()), "timestamp": [1, 2, 3, 4]}
+    write_table(pa.table(interactions), place / "set/data/interactions/train.parquet")
+    generations = place / "run/finetuned/generations.parquet"
+    write_generations(generations, (2,), ("a b",), [["a b"]], example_id=["u:3"])
+    settings = GroundSettings(encoder=str(place / "lm"), exclude="seen", duplicates="exact")
+    data = DataSettings(catalog=str(place / "id2name.txt"), dataset=[str(place / "set")])
+    run(place, [generations], ground=settings, data=data)
+    assert pq.read_table(place / "out/rankings.parquet")["top_rows"].to_pylist() == [[2]]  # 3, 1, 0 were seen
+    results = json.loads((place / "out/results.json").read_text())
+    assert (results["hr@1"], results["exclude"]) == (1.0, "seen")
+    with pytest.raises(BigrecError, match="name it with --dataset"):
+        run(place, [generations], ground=settings)
 
 
 def test_the_catalogs_encoding(place):

@@ -73,6 +73,7 @@ def test_design_effect_by_hand():
     assert design_effect(np.array([1, 0]), np.array([0, 0])) == 1.0
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.data(), st.floats(0.5, 0.999))
 def test_wilson_is_scipys(n, data, confidence):
     hits = data.draw(st.integers(0, n))

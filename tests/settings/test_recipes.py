@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.ground import stage as ground
 from bigrec_hf.models.loading import lora_config
 from bigrec_hf.settings import SECTIONS
 from bigrec_hf.settings.field import LIMITS, check_value
@@ -71,6 +72,24 @@ class TestReading:
         assert seen == [7] and len(warnings) == 2
         assert f"warning: streaming on the command line is ignored, remove it: {RETIRED['streaming']}" in warnings
         assert not set(RETIRED) & {field.name for section in SECTIONS.values() for field in fields(section)}
+
+    def test_old_names_are_read_with_one_line(self, tmp_path, capsys, monkeypatch):
+        child = write(tmp_path, "c.yaml", "ground: {exclude_history: true}")
+        assert read_recipe(child) == {"ground": {"exclude": "history"}}
+        line = "is now exclude: history\n"
+        assert capsys.readouterr().err == f"warning: exclude_history in section `ground` of {child} {line}"
+        assert read_recipe(write(tmp_path, "d.yaml", "ground: {exclude_history: false}"))["ground"]["exclude"] == "none"
+        with pytest.raises(BigrecError, match=r"exclude_history in section `ground` of .* is 'seen': expected bool"):
+            read_recipe(write(tmp_path, "e.yaml", "ground: {exclude_history: seen}"))
+        seen = []
+        monkeypatch.setattr(ground, "main", lambda **settings: seen.append(settings["ground"].exclude))
+        capsys.readouterr()
+        assert cli.main(["ground", "--exclude_history"]) == 0
+        assert capsys.readouterr().err == f"warning: exclude_history on the command line {line}"
+        assert cli.main(["ground", "--exclude_history", "false", "--exclude", "seen"]) == 0
+        assert cli.main(["ground", "--config", str(child)]) == 0
+        assert seen == ["history", "seen", "history"]
+        assert cli.main(["ground", "--exclude", "all"]) == 2
 
     def test_a_parent_may_serve_two_children_of_one_recipe(self, tmp_path):
         write(tmp_path, "base.yaml", "sft: {epochs: 1}")

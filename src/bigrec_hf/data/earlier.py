@@ -7,6 +7,8 @@ would never show again (`exclude: seen`), and the full history that EASE can tak
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,28 @@ import pyarrow.compute as pc
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.examples import load_config
+from bigrec_hf.data.generations import Answers, Examples
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings, RankOptions
+
+AnyExamples = TypeVar("AnyExamples", Examples, Answers)
+
+
+def with_seen(examples: AnyExamples, options: RankOptions, data: DataSettings) -> AnyExamples:
+    """The examples with all earlier items of their users, where `options` exclude them; else unchanged.
+
+    Raises BigrecError without a prepared set, and as `earlier_items`.
+    """
+    if options.exclude != "seen":
+        return examples
+    if not data.dataset:
+        raise BigrecError(
+            "exclude is 'seen': all earlier items of a user come from a prepared set: name it with --dataset, or use "
+            "--exclude history"
+        )
+    seen = [rows.tolist() for rows in earlier_items(data.dataset[0], examples.example_ids, examples.histories)]
+    return replace(examples, seen=seen) if isinstance(examples, Answers) else examples._replace(seen=seen)
 
 
 def user_and_position(example_id: str) -> tuple[str, int] | None:

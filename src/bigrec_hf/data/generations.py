@@ -43,6 +43,7 @@ class Examples(NamedTuple):
     example_ids: Sequence[str]
     targets: Sequence[int]
     histories: Sequence[Sequence[int]]  # oldest first
+    seen: Sequence[Sequence[int]] | None = None  # all earlier items of the user, where `earlier.with_seen` found them
 
 
 def answer_flags(
@@ -83,10 +84,12 @@ class Answers:
     texts: list[str]  # the text to ground: the best of each example
     targets: list[int]
     histories: list[list[int]]  # [] if unknown
+    seen: Sequence[Sequence[int]] | None = None  # as in Examples
 
     def part(self, rows: slice) -> Answers:
         """The entries in a slice of positions."""
-        return Answers(self.example_ids[rows], self.texts[rows], self.targets[rows], self.histories[rows])
+        seen = self.seen[rows] if self.seen is not None else None
+        return Answers(self.example_ids[rows], self.texts[rows], self.targets[rows], self.histories[rows], seen)
 
 
 def read_generations(path: str | Path, catalog: Catalog) -> Answers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,12 @@ def table_settings(table: pa.Table) -> dict[str, Any]:
     if METADATA_KEY not in metadata:
         raise BigrecError("the rankings contain no settings: create them with `bigrec-hf ground`")
     return json.loads(metadata[METADATA_KEY])
+
+
+def exclusion(settings: Mapping[str, Any]) -> str:
+    """What was excluded from the candidates (none, history or seen), from the settings of rankings or results; those of
+    earlier releases say `exclude_history`."""
+    return settings.get("exclude") or ("history" if settings.get("exclude_history") else "none")
 
 
 def read_ranks(path: str | Path) -> np.ndarray:

@@ -55,11 +55,12 @@ def embed_answers(answers: Answers, index: CatalogIndex, encode: Encode) -> tupl
 
 def ground_answers(answers: Answers, index: CatalogIndex, encode: Encode, options: RankOptions) -> pa.Table:
     """Rank the catalog for every answer (RANKINGS_SCHEMA). An empty text is not grounded: rank n_items, no top rows."""
-    facts: dict[str, Any] = {"duplicates": options.duplicates, "exclude_history": options.exclude_history}
+    facts: dict[str, Any] = {"duplicates": options.duplicates, "exclude": options.exclude}
     full, queries = embed_answers(answers, index, encode)
     rows = target_rows(answers.targets, index.catalog, options.duplicates)
     targets = [rows[i] for i in full]
-    excluded = options.excluded([answers.histories[i] for i in full])
+    hidden = options.excluded(answers)
+    excluded = [hidden[i] for i in full] if hidden is not None else None
     try:
         ranking = rank_catalog(queries, index.embeddings, targets, options.top_k, options.memory_mib, exclude=excluded)
     except ValueError as error:

@@ -86,13 +86,13 @@ def baseline_rankings(
         target_rows(examples.targets, catalog, options.duplicates),
         len(catalog),
         options.top_k,
-        exclude=options.excluded(examples.histories),
+        exclude=options.excluded(examples),
     )
     facts = {
         "baseline": name,
         "n_items": len(catalog),
         "duplicates": options.duplicates,
-        "exclude_history": options.exclude_history,
+        "exclude": options.exclude,
         "catalog_sha256": catalog_sha256(catalog),
         **settings,
     }

@@ -42,7 +42,8 @@ def hybrid_rankings(
     n_items = len(index)
     full, queries = embed_answers(answers, index, encode)
     targets = target_rows(answers.targets, index.catalog, options.duplicates)
-    excluded = [answers.histories[i] if options.exclude_history else [] for i in full]
+    hidden = options.excluded(answers)
+    excluded = [hidden[i] if hidden is not None else [] for i in full]
     heads = [first_rows(texts[i], index, hidden) for i, hidden in zip(full, excluded, strict=True)]
     try:
         rest = rank_catalog(
@@ -67,7 +68,7 @@ def hybrid_rankings(
         rest.top_rows[at] = np.concatenate([np.array(head, np.int32), rest.top_rows[at]])[:k]
         rest.top_distances[at] = np.concatenate([distances, rest.top_distances[at]])[:k]
     ranking = place_among(rest, full, len(answers.texts), n_items)
-    facts = {"duplicates": options.duplicates, "exclude_history": options.exclude_history, "ranking": "hybrid"}
+    facts = {"duplicates": options.duplicates, "exclude": options.exclude, "ranking": "hybrid"}
     return answers_table(answers, index, ranking, facts)
 
 

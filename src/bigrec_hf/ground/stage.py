@@ -20,6 +20,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.fingerprints import file_fingerprint, fingerprint
 from bigrec_hf.common.shards import share_rows
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
+from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, Examples, read_generations
 from bigrec_hf.data.item_scores import SCORES_FILE, read_scores
 from bigrec_hf.data.rankings import GENERATIONS_KEY, METADATA_KEY, RANKINGS_SCHEMA, table_settings, write_rankings
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 def rank_item_scores(folder: Path, answers: Answers, catalog: Catalog, options: RankOptions) -> None:
     """Write `folder`/rankings.parquet from its scores.safetensors (`generate --decoding exact`), without an encoder."""
     scores = read_scores(folder / SCORES_FILE, answers.example_ids, catalog)
-    examples = Examples(answers.example_ids, answers.targets, answers.histories)
+    examples = Examples(answers.example_ids, answers.targets, answers.histories, answers.seen)
     table = baseline_rankings(
         "item scores",
         lambda start, stop: scores[start:stop],
@@ -60,7 +61,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
     state = process_state()
     folder = Path(run.run_dir) / run.method
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
-    answers = read_generations(folder / GENERATIONS_FILE, catalog)
+    answers = with_seen(read_generations(folder / GENERATIONS_FILE, catalog), ground.options, data)
     if ground.ranking == "scores":
         if state.is_main_process:
             rank_item_scores(folder, answers, catalog, ground.options)

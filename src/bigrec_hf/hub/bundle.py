@@ -114,7 +114,7 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
     """The recommender of a run's fine-tuned model. Raises BigrecError unless generate and ground are done."""
     import pyarrow.parquet as pq
 
-    from bigrec_hf.data.rankings import RANKINGS_FILE, table_settings
+    from bigrec_hf.data.rankings import RANKINGS_FILE, exclusion, table_settings
     from bigrec_hf.data.run_folder import seed_folders
 
     if not (run_dir / METHOD).is_dir() and seed_folders(run_dir) != [run_dir]:
@@ -148,7 +148,7 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
         encoder_dtype=grounding["dtype"],
         encode_batch_tokens=ground.encode_batch_tokens,
         memory_mib=ground.memory_mib,
-        exclude_history=grounding["exclude_history"],
+        exclude_history=exclusion(grounding) != "none",
         index=INDEX_FOLDER,
         licence=licence,
     )
@@ -216,7 +216,7 @@ def _from_training(folder: Path) -> Source:
         encoder_dtype=ground.encoder_dtype,
         encode_batch_tokens=ground.encode_batch_tokens,
         memory_mib=ground.memory_mib,
-        exclude_history=ground.exclude_history,
+        exclude_history=ground.exclude != "none",
         index=None,
         catalog=dataset,
         licence=licence,

@@ -117,8 +117,8 @@ def main(
         folder = fetch(
             name,
             repo_type,
-            include=download.include if repo_type == "model" else (),
-            exclude=download.exclude if repo_type == "model" else (),
+            include=download.include_files if repo_type == "model" else (),
+            exclude=download.exclude_files if repo_type == "model" else (),
             local_dir=download.local_dir,
             adapter=setting == "adapter",
         )

@@ -41,7 +41,7 @@ def check_rankers(wanted: Sequence[str], rerank_weights: Sequence[str], rerank_s
 
 def ranking_options(ground: GroundSettings) -> dict[str, Any]:
     """The settings that every ranking depends on."""
-    return {key: getattr(ground, key) for key in ("top_k", "exclude_history", "duplicates")}
+    return {key: getattr(ground, key) for key in ("top_k", "exclude", "duplicates")}
 
 
 def generated_files(folder: Path, generate: GenerateSettings) -> list[Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import write_atomically
 from bigrec_hf.report.differences import Differences, legend
+from bigrec_hf.report.notes import candidates_note, intervals_note
 from bigrec_hf.report.rows import METRICS, Row, format_number, format_score, markdown_table
 
 END = "<!-- /results -->"
@@ -72,10 +73,10 @@ def update_readme(
     text = path.read_bytes().decode("utf-8")
     for run in dict.fromkeys(row.run for row in rows):
         own = [row for row in rows if row.run == run]
-        cells = "Brackets: bootstrap intervals over the examples."
+        cells = intervals_note(own)
         if any(len(row.folders) > 1 for row in own):
             cells = "Mean ± standard deviation (least..greatest) over the seeds."
-        notes = [cells, *legend(rows, differences), f"Made by `{shlex.join(command)}`."]
-        block = "\n".join([readme_table(own, differences, columns), "", " ".join(notes)])
+        notes = [candidates_note(own), cells, *legend(rows, differences), f"Made by `{shlex.join(command)}`."]
+        block = "\n".join([readme_table(own, differences, columns), "", " ".join(filter(None, notes))])
         text = replace_block(text, run, block, str(path))
     write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))

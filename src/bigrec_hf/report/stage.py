@@ -14,6 +14,7 @@ from bigrec_hf.common.files import read_json, write_atomically
 from bigrec_hf.data.run_folder import run_name, seed_folders
 from bigrec_hf.report.breakdown import break_down_rows, breakdown_tables
 from bigrec_hf.report.differences import Differences, compare_rows, differences_tables, legend
+from bigrec_hf.report.notes import candidates_note, intervals_note
 from bigrec_hf.report.plots import plot_rows
 from bigrec_hf.report.published import published_table
 from bigrec_hf.report.readme_tables import update_readme
@@ -93,20 +94,13 @@ def run_facts(run_dir: str | Path) -> list[str]:
 
 
 def cell_notes(rows: Sequence[Row]) -> list[str]:
-    """Sentences that explain the cells, and warn of rows that are not comparable."""
-    notes = []
+    """Sentences that explain what was ranked and what the cells hold, and warn of rows that are not comparable."""
+    notes = [candidates_note(rows), *filter(None, [intervals_note(rows)])]
     results = [results for row in rows for results in row.results]
-    levels = [row.results[0]["confidence"] for row in rows if len(row.folders) == 1 and row.results[0].get("bootstrap")]
-    if levels:
-        notes.append(f"In brackets: {max(levels):.0%} bootstrap intervals over the examples.")
     if any(len(row.folders) > 1 for row in rows):
         notes.append("With several seeds: mean ± standard deviation (least..greatest) over the seeds.")
     if len({found.get("n_examples") for found in results}) > 1:
         notes.append("The rows are over different numbers of examples: they are not comparable one by one.")
-    without = [row for row in rows if row.results[0].get("exclude_history")]
-    if 0 < len(without) < len(rows):
-        named = ", ".join(row_labels(rows)[row.key] for row in without)
-        notes.append(f"The history is no candidate in: {named}; in the other rows it is: an easier and a harder task.")
     return notes
 
 

@@ -5,7 +5,7 @@ Reads generations.parquet, a run folder, the reference's prediction JSON (an arr
 written to the output folder itself; for several, to a subfolder each, named after the file.
 
 Half a surrogate pair in a prediction (`"\\ud83d"`, which no UTF-8 file can hold) is read as U+FFFD, and the number of
-such predictions is printed. An `input` that is not a list of titles is an error only with --exclude_history; otherwise
+such predictions is printed. An `input` that is not a list of titles is an error only with --exclude history; otherwise
 such records have no history, and their number is printed.
 """
 
@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
+from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import read_input, read_json_file
-from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations, resolve_targets
+from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations, read_texts, resolve_targets
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.ground.distance import ground_answers
+from bigrec_hf.ground.hybrid import hybrid_rankings
 from bigrec_hf.ground.index import open_index
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.score.stage import results_table, score_rankings, write_results
@@ -86,8 +88,8 @@ def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False
     n_repaired = n_unread = 0
     for number, record in enumerate(records):
         place = f"{path}, record {number}"
-        text = _first_text(record, place)
-        texts.append(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        text = next(iter(_texts(record, place)), "")
+        texts.append(_repaired(text))
         n_repaired += texts[-1] != text
         outputs.append(clean_title(record[C.OUTPUT]))
         try:
@@ -110,19 +112,24 @@ def read_predictions(path: Path, catalog: Catalog, *, need_history: bool = False
 def _history(record: dict[str, Any], place: str) -> list[str]:
     """Return the history titles in the `input` of a record."""
     if not isinstance(record.get(C.INPUT), str):
-        raise BigrecError(f"{place}: no text field 'input': --exclude_history needs it")
+        raise BigrecError(f"{place}: no text field 'input': --exclude history needs it")
     return read_input(record, place)[1]
 
 
-def _first_text(record: Any, place: str) -> str:
-    """Return the text to ground: the first of `predict` (a list or a single string)."""
+def _repaired(text: str) -> str:
+    """Return the text with U+FFFD for each half of a surrogate pair."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _texts(record: Any, place: str) -> list[str]:
+    """Return the texts of `predict` (a list or a single string), best first; the first is grounded."""
     if not isinstance(record, dict) or not isinstance(record.get(C.OUTPUT), str):
         raise BigrecError(f"{place}: no text field 'output': expected instruction, input, output and predict")
     predict = record.get(C.PREDICT)
     predict = [predict] if isinstance(predict, str) else predict
     if not isinstance(predict, list) or not all(isinstance(text, str) for text in predict):
         raise BigrecError(f"{place}: 'predict' must be a list of texts: run the inference that writes it first")
-    return clean_title(predict[0]) if predict else ""
+    return [clean_title(text) for text in predict]
 
 
 def evaluate_file(path: Path, catalog: Catalog, *, need_history: bool) -> Answers:
@@ -130,6 +137,14 @@ def evaluate_file(path: Path, catalog: Catalog, *, need_history: bool) -> Answer
     if path.suffix == ".parquet":
         return read_generations(path, catalog)
     return read_predictions(path, catalog, need_history=need_history)
+
+
+def all_texts(path: Path) -> list[list[str]]:
+    """All texts of one prediction file, best first, one list per example: what a hybrid ranking puts first."""
+    if path.suffix == ".parquet":
+        return read_texts(path)
+    records = read_json_file(path)
+    return [[_repaired(text) for text in _texts(record, f"{path}, record {i}")] for i, record in enumerate(records)]
 
 
 def main(
@@ -142,16 +157,25 @@ def main(
     """Ground and score every prediction file; print one table."""
     if evaluate.output_dir is None:
         raise BigrecError("no output folder given: name one with --output_dir")
+    if ground.ranking == "scores":
+        raise BigrecError("ranking scores needs a run's item scores: use `bigrec-hf ground`, then `bigrec-hf score`")
     output = Path(evaluate.output_dir)
     files = find_generations(evaluate.generations)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset), evaluate.catalog_encoding)
     # read all files before loading the model
-    answers = {name: evaluate_file(file, catalog, need_history=ground.exclude_history) for name, file in files.items()}
+    need_history, options = ground.exclude == "history", ground.options
+    answers = {
+        name: with_seen(evaluate_file(file, catalog, need_history=need_history), options, data)
+        for name, file in files.items()
+    }
     index, encode = open_index(catalog, model, ground, output / "index")
     rows = {}
     for name, answer in answers.items():
         folder = output if len(files) == 1 else output / name
-        table = ground_answers(answer, index, encode, ground.options)
+        if ground.ranking == "hybrid":
+            table = hybrid_rankings(all_texts(files[name]), answer, index, encode, ground.options)
+        else:
+            table = ground_answers(answer, index, encode, ground.options)
         rows[name], per_example = score_rankings(table, **vars(score))
         write_rankings(table, folder)
         write_results(rows[name], per_example, folder)

@@ -4,27 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.settings.field import setting
+
+EXCLUDE = ("none", "history", "seen")
+
+
+class WithHistories(Protocol):
+    """Examples of any kind: target rows, histories (oldest first), all earlier items where they were looked up."""
+
+    @property
+    def targets(self) -> Sequence[int]:
+        """A catalog row per example."""
+
+    @property
+    def histories(self) -> Sequence[Sequence[int]]:
+        """The window of each example, catalog rows."""
+
+    @property
+    def seen(self) -> Sequence[Sequence[int]] | None:
+        """All earlier items of each example's user (`data.earlier`), None where nothing asked for them."""
 
 
 @dataclass(frozen=True)
 class RankOptions:
     """How the catalog is ranked for an example, whatever the order goes by.
 
-    `top_k`: items kept per example; `exclude_history`: the example's history is not among the candidates; `duplicates`:
-    "best" = a target counts as found at any row with its title, "exact" = at its own row only; `memory_mib`: working
-    memory for one chunk of examples or items, in MiB.
+    `top_k`: items kept per example; `exclude`: what is not among the candidates, one of EXCLUDE; `duplicates`: "best" =
+    a target counts as found at any row with its title, "exact" = at its own row only; `memory_mib`: working memory for
+    one chunk of examples or items, in MiB.
     """
 
     top_k: int = 50
-    exclude_history: bool = False
+    exclude: str = "none"
     duplicates: str = "best"
     memory_mib: int = 256
 
-    def excluded(self, histories: Sequence[Sequence[int]]) -> Sequence[Sequence[int]] | None:
-        """The rows per example that are no candidates, from the histories; None where nothing is left out."""
-        return histories if self.exclude_history else None
+    def excluded(self, examples: WithHistories) -> list[list[int]] | None:
+        """The catalog rows of each example that are no candidates; None where none is left out.
+
+        The history, or all earlier items of the user, without the target: a target that the user has had before stays a
+        candidate. Only rows are left out: another row with the same title as one of them stays. Raises BigrecError for
+        `seen` where the earlier items were not looked up (`data.earlier.with_seen`).
+        """
+        if self.exclude == "none":
+            return None
+        rows = examples.histories if self.exclude == "history" else examples.seen
+        if rows is None:
+            raise BigrecError("exclude is 'seen', but these examples have no earlier items: use --exclude history")
+        return [
+            [int(row) for row in own if row != target and row >= 0]
+            for own, target in zip(rows, examples.targets, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -58,7 +91,13 @@ class GroundSettings:
         "exact), no encoder needed",
         choices=("distance", "hybrid", "scores"),
     )
-    exclude_history: bool = setting(RankOptions.exclude_history, "leave the example's history out of the candidates")
+    exclude: str = setting(
+        RankOptions.exclude,
+        "items that are not candidates: none (the reference's protocol); history = those of the example's history; "
+        "seen = all that its user had before the target (from the prepared set's `interactions`), as a service would. "
+        "Never the target itself; other rows with the title of an excluded one stay",
+        choices=EXCLUDE,
+    )
     duplicates: str = setting(
         RankOptions.duplicates,
         "rank of a target whose title stands in several rows: best over these rows, or exact (its own row)",
@@ -68,7 +107,7 @@ class GroundSettings:
     @property
     def options(self) -> RankOptions:
         """What every ranking takes of this section."""
-        return RankOptions(self.top_k, self.exclude_history, self.duplicates, self.memory_mib)
+        return RankOptions(self.top_k, self.exclude, self.duplicates, self.memory_mib)
 
 
 @dataclass(frozen=True)
@@ -88,8 +127,8 @@ class RerankSettings:
     texts: str = setting(
         "answers",
         "what items are to be close to: answers = the text that the LM wrote; history = the titles of the example's "
-        "latest items, no LM needed (methods history, history_...; needs --exclude_history true); scores = none, items "
-        "cost their negative log-probability (decoding exact)",
+        "latest items, no LM needed (methods history, history_...; needs --exclude history or seen); scores = none, "
+        "items cost their negative log-probability (decoding exact)",
         choices=("answers", "history", "scores"),
     )
     history_items: int = setting(10, "texts: history: latest items whose titles are taken", least=1)

@@ -33,6 +33,7 @@ RETIRED = {  # settings of earlier releases, ignored with this advice for one re
     "n_probe": "the search is exact",
     "fusion_penalties": "the weighted fusion is gone, it ranked as min does",
 }
+RENAMED = {"exclude_history": ("exclude", {True: "history", False: "none"})}  # old name of a switch -> new one, values
 TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
 
 
@@ -59,6 +60,13 @@ def field_types(section: str) -> dict[str, Any]:
 @cache
 def _warn_retired(key: str, where: str) -> None:
     print(f"warning: {key} {where} is ignored, remove it: {RETIRED[key]}", file=sys.stderr, flush=True)
+
+
+def _renamed(key: str, value: bool, where: str) -> tuple[str, str]:
+    """The name and value that an old switch stands for, with a line of warning."""
+    name, values = RENAMED[key]
+    print(f"warning: {key} {where} is now {name}: {values[value]}", file=sys.stderr, flush=True)
+    return name, values[value]
 
 
 def _section_of(key: str) -> str | None:
@@ -137,6 +145,8 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
             if key in RETIRED:
                 _warn_retired(key, f"in {where}")
                 continue
+            if key in RENAMED:
+                key, value = _renamed(key, coerce(value, bool, f"{key} in {where}"), f"in {where}")
             if key not in hints:
                 raise _unknown_key(key, list(hints), where)
             checked = coerce(value, hints[key], f"{key} in {where}")
@@ -202,9 +212,13 @@ def add_section_arguments(parser: argparse.ArgumentParser, section: str, aliases
 
 
 def add_retired_arguments(parser: argparse.ArgumentParser) -> None:
-    """Accept the flags of retired settings, whatever their values; `build_settings` warns of them."""
+    """Accept the flags of retired settings, whatever their values, and old names; `build_settings` warns of them."""
     for key in RETIRED:
         parser.add_argument(f"--{key}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for key in RENAMED:
+        parser.add_argument(
+            f"--{key}", type=_parse_bool, nargs="?", const=True, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
 
 
 def flag_of(section: str, key: str) -> str:
@@ -241,6 +255,8 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
         if key in RETIRED:
             _warn_retired(key, "on the command line")
             continue
+        if key in RENAMED:
+            key, value = _renamed(key, value, "on the command line")
         section = _section_of(key)
         if section is None:
             raise _unknown_key(key, [f.name for cls in SECTIONS.values() for f in fields(cls)], "the command line")

@@ -80,9 +80,9 @@ class PublishSettings:
 class DownloadSettings:
     """Download what a recipe names on the Hub, so that it runs with HF_HUB_OFFLINE=1."""
 
-    include: list[str] = setting(
+    include_files: list[str] = setting(
         [], "files of models to download, patterns like *.json (default: those that loading reads)"
     )
-    exclude: list[str] = setting([], "files of models to skip, patterns")
+    exclude_files: list[str] = setting([], "files of models to skip, patterns")
     local_dir: str | None = setting(None, "folder to put repositories into (default: the cache of the Hub client)")
     metric: str | None = setting(None, "also download a metric (a Space), for evaluate.load with HF_EVALUATE_OFFLINE=1")

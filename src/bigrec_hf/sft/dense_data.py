@@ -85,7 +85,9 @@ def load_dense(
     )
     validation = None
     if sft.evals_per_epoch > 0:
-        _, targets, histories = sample_examples(dataset, "validation", sft.validation_sample)
-        validation = dense_validation(histories, targets, lengths, room=room, max_history=prompt.max_history)
+        found = sample_examples(dataset, "validation", sft.validation_sample)
+        validation = dense_validation(
+            found.histories, found.targets, lengths, room=room, max_history=prompt.max_history
+        )
     collator = DenseCollator(header, ids, choices, pad_id=tokenizer.pad_token_id or 0)
     return DenseData(train, validation, collator, trie, counts)

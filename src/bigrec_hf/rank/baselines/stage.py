@@ -16,6 +16,7 @@ import numpy as np
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import write_json
 from bigrec_hf.data.catalog import load_catalog
+from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import load_config, read_train_counts
 from bigrec_hf.data.generations import evaluated_examples, sample_examples
 from bigrec_hf.data.item_scores import SCORES_FILE, write_scores
@@ -57,7 +58,7 @@ def main(
     catalog = load_catalog(dataset)
     counts = read_train_counts(dataset)
     sequences = training_sequences(load_config(dataset, "default", "train").data.table)
-    chooses = sample_examples(dataset, "validation", VALIDATION_SAMPLE)
+    chooses = with_seen(sample_examples(dataset, "validation", VALIDATION_SAMPLE), ground.options, data)
     results: dict[str, dict[str, Any]] = {}
     for name in linear.linear_models:
         chosen = choose(
@@ -66,7 +67,7 @@ def main(
             chooses.histories,
             target_rows(chooses.targets, catalog, ground.duplicates),
             counts,
-            exclude=ground.options.excluded(chooses.histories),
+            exclude=ground.options.excluded(chooses),
         )
         weights = chosen.fitted.weights()
         shown = ", ".join(f"{key} {value:g}" for key, value in chosen.parameters.items())
@@ -76,6 +77,7 @@ def main(
             if not examples.example_ids:
                 print(f"{name}: the {split} split of {dataset} is empty: skipped")
                 continue
+            examples = with_seen(examples, ground.options, data)
             inputs = history_matrix(examples.histories, len(catalog), chosen.decay)
             scores = linear_scores(inputs, weights, counts)
             table = baseline_rankings(name, _rows(scores), catalog, examples, ground.options, **chosen.parameters)

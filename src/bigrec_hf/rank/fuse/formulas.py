@@ -131,14 +131,19 @@ def row_ranks(costs: np.ndarray, memory_mib: int = 256, spill_dir: str | Path | 
     return out
 
 
-def fuse(name: str, parameters: Parameters, evidence: Evidence) -> Fused:
-    """The fused costs of one of FUSIONS. Raises BigrecError for an unknown name or missing keywords."""
+def fuse(
+    name: str, parameters: Parameters, evidence: Evidence, exclude: Sequence[Sequence[int]] | None = None
+) -> Fused:
+    """The fused costs of one of FUSIONS. Raises BigrecError for an unknown name or missing keywords.
+
+    `exclude`: rows of each example that are not candidates: ranks are those among the others.
+    """
     if name == "min":
         return _nearest(evidence, int(parameters["beams"]))
     if name == "rrf":
-        return _reciprocal(evidence, int(parameters["beams"]), float(parameters["k0"]))
+        return _reciprocal(evidence, int(parameters["beams"]), float(parameters["k0"]), exclude)
     if name == "keywords":
-        return _mixed(evidence, float(parameters["a"]), float(parameters["b"]))
+        return _mixed(evidence, float(parameters["a"]), float(parameters["b"]), exclude)
     raise BigrecError(f"fusion is {name!r}: choose one of {', '.join(FUSIONS)}")
 
 
@@ -164,22 +169,34 @@ def _nearest(evidence: Evidence, n_beams: int) -> Fused:
     )
 
 
-def _reciprocal(evidence: Evidence, n_beams: int, k0: float) -> Fused:
+def candidate_ranks(ranks: np.ndarray, excluded: Sequence[int] | None) -> np.ndarray:
+    """(b, m) ranks of all items, 0-based -> among the items that are not `excluded`, whose own ranks mean nothing."""
+    if excluded is None or len(excluded) == 0:
+        return ranks
+    hidden = np.sort(ranks[:, np.unique(np.asarray(excluded, np.int64))], axis=1)
+    return ranks - np.stack([np.searchsorted(own, row) for own, row in zip(hidden, ranks, strict=True)])
+
+
+def _reciprocal(evidence: Evidence, n_beams: int, k0: float, exclude: Sequence[Sequence[int]] | None) -> Fused:
     ranks = evidence.ranks
     terms = -np.rint(RRF_UNIT / (k0 + 1.0 + np.arange(ranks.shape[1]))) / RRF_UNIT  # by 0-based rank
-    return _by_example(
-        evidence.beams.places[:, :n_beams], ranks.shape[1], lambda i, used: terms[ranks[used]].sum(axis=0)
-    )
+
+    def cost(i: int, used: np.ndarray) -> np.ndarray:
+        return terms[candidate_ranks(ranks[used], None if exclude is None else exclude[i])].sum(axis=0)
+
+    return _by_example(evidence.beams.places[:, :n_beams], ranks.shape[1], cost)
 
 
-def _mixed(evidence: Evidence, a: float, b: float) -> Fused:
+def _mixed(evidence: Evidence, a: float, b: float, exclude: Sequence[Sequence[int]] | None) -> Fused:
     ranks, keyword_ranks = evidence.ranks, evidence.keyword_ranks
     written = np.asarray(evidence.keyword_places)
-    return _by_example(
-        evidence.beams.places[:, :1],
-        ranks.shape[1],
-        lambda i, used: a * ranks[used[0]] + b * keyword_ranks[written[i]].astype(np.float64),
-    )
+
+    def cost(i: int, used: np.ndarray) -> np.ndarray:
+        both = np.stack([ranks[used[0]], keyword_ranks[written[i]]])
+        one, other = candidate_ranks(both, None if exclude is None else exclude[i])
+        return a * one + b * other.astype(np.float64)
+
+    return _by_example(evidence.beams.places[:, :1], ranks.shape[1], cost)
 
 
 def rank_fused(
@@ -230,7 +247,7 @@ def choose(
         raise BigrecError(f"the grid of fusion {name!r} is empty: give at least one value a parameter")
     table = []
     for parameters in tqdm(grid, desc=f"choose {name}", unit=" settings", disable=quiet):
-        ranks = rank_fused(fuse(name, parameters, evidence), targets, 0, exclude).rank
+        ranks = rank_fused(fuse(name, parameters, evidence, exclude), targets, 0, exclude).rank
         table.append({**parameters, metric: float(mean_metrics(ranks[:, None], metric)[0])})
     best = max(range(len(table)), key=lambda i: table[i][metric])  # max keeps the first of equals
     return {"parameters": dict(grid[best]), "value": table[best][metric], "table": table}

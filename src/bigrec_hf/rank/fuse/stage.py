@@ -21,6 +21,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_json
 from bigrec_hf.common.fingerprints import file_fingerprint
 from bigrec_hf.data.catalog import catalog_source, load_catalog
+from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations, read_ids
 from bigrec_hf.data.rankings import RANKINGS_FILE, target_rows, write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
@@ -50,7 +51,15 @@ from bigrec_hf.rank.model_selection import check_disjoint, check_same_adapter, c
 from bigrec_hf.score.stage import results_table, score_folder, score_rankings
 
 if TYPE_CHECKING:
-    from bigrec_hf.settings import DataSettings, FuseSettings, GroundSettings, ModelSettings, RunSettings, ScoreSettings
+    from bigrec_hf.settings import (
+        DataSettings,
+        FuseSettings,
+        GroundSettings,
+        ModelSettings,
+        RankOptions,
+        RunSettings,
+        ScoreSettings,
+    )
 
 
 FUSION_FILE = "fusion.json"
@@ -91,23 +100,22 @@ def fuse_method(
     index: CatalogIndex,
     encode: Encode,
     fusions: Sequence[str],
+    options: RankOptions,
+    data: DataSettings,
     *,
     metric: str = "ndcg@10",
     max_beams: int = 0,
     k0s: Sequence[int] = (60,),
     keywords: dict[str, str] | None = None,
     keyword_index: CatalogIndex | None = None,
-    top_k: int = 50,
-    memory_mib: int = 256,
-    exclude_history: bool = False,
-    duplicates: str = "best",
     quiet: bool = False,
 ) -> dict[str, Parameters]:
     """Choose each fusion's parameters on the run's validation examples, then rank its test examples with them.
 
     Writes `<run_dir>/<method>_fused_<fusion>/fusion.json` and `rankings.parquet`; returns the parameters by fusion.
-    `max_beams`: 0 = all texts there are. The test examples are read once everything is chosen and written. Raises
-    BigrecError where validation generations are missing, overlap with the test ones, or have one text an example.
+    `data`: where `exclude: seen` finds the earlier items. `max_beams`: 0 = all texts there are. The test examples are
+    read once everything is chosen and written. Raises BigrecError where validation generations are missing, overlap
+    with the test ones, or have one text an example.
     """
     run_dir = Path(run_dir)
     validation, test = (folder / method / GENERATIONS_FILE for folder in (run_dir / VALIDATION_DIR, run_dir))
@@ -118,13 +126,14 @@ def fuse_method(
             )
     check_disjoint(*map(read_ids, (validation, test)))
     check_same_adapter(validation, test)
-    options: dict[str, Any] = {"memory_mib": memory_mib, "quiet": quiet}
+    loading: dict[str, Any] = {"memory_mib": options.memory_mib, "quiet": quiet}
     if "keywords" in fusions:
         if keywords is None or keyword_index is None:
             raise BigrecError("the keyword fusion needs keywords: write them with `bigrec-hf keywords`")
-        options |= {"keywords": keywords, "keyword_index": keyword_index}
+        loading |= {"keywords": keywords, "keyword_index": keyword_index}
 
-    answers, evidence = load_evidence(validation, index, encode, **options)
+    answers, evidence = load_evidence(validation, index, encode, **loading)
+    answers = with_seen(answers, options, data)
     n_beams = evidence.beams.places.shape[1]
     if n_beams == 1 and set(fusions) - {"keywords"}:
         raise BigrecError(
@@ -138,9 +147,9 @@ def fuse_method(
             name,
             parameter_grid(name, n_beams, k0s),
             evidence,
-            target_rows(answers.targets, index.catalog, duplicates),
+            target_rows(answers.targets, index.catalog, options.duplicates),
             metric,
-            answers.histories if exclude_history else None,
+            options.excluded(answers),
             quiet=quiet,
         )
         chosen[name] = result["parameters"]
@@ -151,25 +160,16 @@ def fuse_method(
             **result,
             "n_validation": len(answers.example_ids),
             "validation_generations": file_fingerprint(validation),
-            "exclude_history": exclude_history,
-            "duplicates": duplicates,
+            "exclude": options.exclude,
+            "duplicates": options.duplicates,
         }
         write_json(run_dir / f"{method}_fused_{name}" / FUSION_FILE, facts)
     del answers, evidence  # from here on nothing is chosen
 
-    answers, evidence = load_evidence(test, index, encode, **options)
+    answers, evidence = load_evidence(test, index, encode, **loading)
+    answers = with_seen(answers, options, data)
     for name, parameters in chosen.items():
-        table = fused_table(
-            name,
-            parameters,
-            answers,
-            evidence,
-            index,
-            {"chosen_on_validation_by": metric},
-            top_k=top_k,
-            exclude_history=exclude_history,
-            duplicates=duplicates,
-        )
+        table = fused_table(name, parameters, answers, evidence, index, options, {"chosen_on_validation_by": metric})
         write_rankings(table, run_dir / f"{method}_fused_{name}")
     return chosen
 
@@ -180,27 +180,24 @@ def fused_table(
     answers: Answers,
     evidence: Evidence,
     index: CatalogIndex,
+    options: RankOptions,
     facts: dict[str, Any],
-    *,
-    top_k: int,
-    exclude_history: bool,
-    duplicates: str,
 ) -> pa.Table:
     """A rankings table (ground.RANKINGS_SCHEMA) of fused texts; `top_distances` holds the costs. The flags speak of the
     first text that is used."""
-    fused = fuse(name, parameters, evidence)
-    exclude = answers.histories if exclude_history else None
-    ranking = rank_fused(fused, target_rows(answers.targets, index.catalog, duplicates), top_k, exclude)
+    hidden = options.excluded(answers)
+    fused = fuse(name, parameters, evidence, hidden)
+    ranking = rank_fused(fused, target_rows(answers.targets, index.catalog, options.duplicates), options.top_k, hidden)
     used = evidence.beams.places[:, : int(parameters.get("beams", 1))]
     texts = [next((evidence.beams.texts[place] for place in row if place >= 0), "") for row in used]
-    options = {
-        "duplicates": duplicates,
-        "exclude_history": exclude_history,
+    settings = {
+        "duplicates": options.duplicates,
+        "exclude": options.exclude,
         "fusion": name,
         **{f"fusion_{key}": value for key, value in parameters.items()},
         **facts,
     }
-    return answers_table(replace(answers, texts=texts), index, ranking, options)
+    return answers_table(replace(answers, texts=texts), index, ranking, settings)
 
 
 def keywords_path(fuse: FuseSettings, run_dir: Path) -> Path:
@@ -246,14 +243,12 @@ def main(
         index,
         encode,
         fusions,
+        ground.options,
+        data,
         metric=fuse.fusion_metric,
         max_beams=fuse.fusion_beams,
         k0s=fuse.fusion_k0,
         **extra,
-        top_k=ground.top_k,
-        memory_mib=ground.memory_mib,
-        exclude_history=ground.exclude_history,
-        duplicates=ground.duplicates,
     )
     plain = run_dir / run.method / RANKINGS_FILE
     rows = {}

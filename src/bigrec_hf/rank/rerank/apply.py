@@ -134,7 +134,7 @@ def _ranks(
         target_rows(split.answers.targets, catalog, options.duplicates),
         len(catalog),
         grid,
-        exclude=options.excluded(split.answers.histories),
+        exclude=options.excluded(split.answers),
         memory_mib=options.memory_mib,
     )
     ranks[split.empty] = len(catalog)
@@ -158,8 +158,11 @@ def apply_choice(
     values = sorted(set(chosen.values()))
     ranks = _ranks(formula, test, weights, catalog, values, options)
 
+    hidden = options.excluded(test.answers)
+
     def combined(start: int, stop: int) -> np.ndarray:
-        return combine(formula, *parts(formula, test.costs(start, stop), weights(start, stop)), chosen[PRIMARY])
+        own = hidden[start:stop] if hidden is not None else None
+        return combine(formula, *parts(formula, test.costs(start, stop), weights(start, stop), own), chosen[PRIMARY])
 
     facts |= {"formula": formula, "parameter": PARAMETERS[formula], "parameters": chosen}
     table = rank_costs(replace(test, costs=combined), catalog, options, **facts)
@@ -176,7 +179,7 @@ def rank_costs(split: Split, catalog: Catalog, options: RankOptions, **facts: An
         target_rows(answers.targets, catalog, options.duplicates),
         len(catalog),
         options.top_k,
-        exclude=options.excluded(answers.histories),
+        exclude=options.excluded(answers),
         chunk=chunk_size(options.memory_mib, len(catalog)),
     )
     ranking.rank[split.empty], ranking.top_rows[split.empty] = len(catalog), -1
@@ -184,7 +187,7 @@ def rank_costs(split: Split, catalog: Catalog, options: RankOptions, **facts: An
     flags = answer_flags([[text] for text in answers.texts], history_titles, catalog.titles)
     settings = {
         "n_items": len(catalog),
-        "exclude_history": options.exclude_history,
+        "exclude": options.exclude,
         "duplicates": options.duplicates,
         "catalog_sha256": catalog_sha256(catalog),
         **facts,

@@ -1,11 +1,12 @@
 """Distances and weights in one ranking: BIGRec's Eq. 3 and two weighted sums; exact ranks for a whole grid at once.
 
-D is the row-wise min-max of the cost of an item (its distance to the generated text). W is the min-max of its
+D is the row-wise min-max of the cost of a candidate (its distance to the generated text). W is the min-max of its
 popularity or of its score by a collaborative model. Both are in [0, 1]. The combined cost (lower is better):
 
     reweight   D * (1 + W) ** -gamma                   Eq. 3; the closest item has D = 0 and stays first
     mix        (1 - share) * D + share * (1 - W)       can move every item
     rrf        the same of reciprocal ranks: 1 - 61 / (61 + r), r the 0-based rank by cost and by descending weight
+               among the candidates: excluded items take no place
 
 For one example, an item precedes the target on one side of a single threshold: the logarithm of `reweight` and the
 weighted sums are linear in the parameter, `item before target <=> a < parameter * b`. The thresholds a / b, sorted into
@@ -17,6 +18,7 @@ in float64: ranks equal those of `combine` to the last bit (strictly smaller, pl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -66,8 +68,13 @@ def reciprocal_rank_costs(costs: np.ndarray) -> np.ndarray:
     return out
 
 
-def parts(formula: str, costs: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the inputs of `combine`, (n, m) float64 each, from raw costs (finite) and weights W in [0, 1]."""
+def parts(
+    formula: str, costs: np.ndarray, weights: np.ndarray, exclude: Sequence[Sequence[int]] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the inputs of `combine`, (n, m) float64 each, from raw costs (finite) and weights W in [0, 1].
+
+    `exclude`: rows of each example that are not candidates; they affect neither the scale of the costs nor any rank.
+    """
     weights = np.asarray(weights, np.float64)
     if costs.shape != weights.shape:
         raise BigrecError(f"costs have shape {costs.shape} and weights {weights.shape}: the shapes must be equal")
@@ -75,6 +82,10 @@ def parts(formula: str, costs: np.ndarray, weights: np.ndarray) -> tuple[np.ndar
         raise BigrecError(
             "weights must lie between 0 and 1, without NaN: scale them with bigrec_hf.rank.rerank.formulas.min_max"
         )
+    if exclude is not None:
+        costs = _as_the_last(costs, exclude, np.max)
+        if formula == "rrf":
+            weights = _as_the_last(weights, exclude, np.min)
     distance = min_max(costs)
     if formula == "reweight":
         return distance, weights
@@ -83,6 +94,16 @@ def parts(formula: str, costs: np.ndarray, weights: np.ndarray) -> tuple[np.ndar
     if weights.strides[0] == 0:  # one row of weights for all examples
         return reciprocal_rank_costs(distance), np.broadcast_to(reciprocal_rank_costs(-weights[:1]), weights.shape)
     return reciprocal_rank_costs(distance), reciprocal_rank_costs(-weights)
+
+
+def _as_the_last(values: np.ndarray, exclude: Sequence[Sequence[int]], worst: Callable[..., Any]) -> np.ndarray:
+    """Return a copy in which the excluded items of each row have the candidates' worst value: none precedes one."""
+    out = np.array(values, np.float64)
+    for row, banned in zip(out, exclude, strict=True):
+        kept = np.ones(len(row), bool)
+        kept[[item for item in banned if item >= 0]] = False
+        row[~kept] = worst(row[kept]) if kept.any() else 0.0
+    return out
 
 
 def combine(formula: str, x: np.ndarray, y: np.ndarray, parameter: float | np.ndarray) -> np.ndarray:
@@ -151,8 +172,9 @@ def ranks_on_grid(
                     f"costs {given[0].shape} and weights {given[1].shape} of examples {start}..{stop - 1}: "
                     f"expected {(stop - start, n_items)}"
                 )
-            x, y = parts(formula, *given)
-            banned = [None] * (stop - start) if exclude is None else exclude[start:stop]
+            hidden = None if exclude is None else exclude[start:stop]
+            x, y = parts(formula, given[0], given[1], hidden)
+            banned = [None] * (stop - start) if hidden is None else hidden
             for i in range(stop - start):
                 out = np.array([n_items], np.int64)
                 for target in _candidates(targets[start + i], banned[i], n_items):

@@ -22,6 +22,7 @@ import numpy as np
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
+from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import catalog_train_counts, own_items
 from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, evaluated_examples, read_generations
 from bigrec_hf.data.item_scores import SCORES_FILE, find_scores, read_facts, read_scores
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         DataSettings,
         GroundSettings,
         ModelSettings,
+        RankOptions,
         RerankSettings,
         RunSettings,
         ScoreSettings,
@@ -98,7 +100,12 @@ def check_settings(rerank: RerankSettings) -> None:
 
 
 def read_answers(
-    run: RunSettings, data: DataSettings, rerank: RerankSettings, places: dict[str, Path], catalog: Catalog
+    run: RunSettings,
+    data: DataSettings,
+    rerank: RerankSettings,
+    options: RankOptions,
+    places: dict[str, Path],
+    catalog: Catalog,
 ) -> dict[str, Answers]:
     """The answers of both splits; with `texts: history` those without texts. Raises BigrecError where the validation
     examples are not fit to choose on."""
@@ -110,7 +117,7 @@ def read_answers(
         check_same_adapter(*files.values())
     check_validation(answers["validation"].example_ids, data)
     check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
-    return answers
+    return {split: with_seen(found, options, data) for split, found in answers.items()}
 
 
 def read_scores_of(
@@ -142,12 +149,14 @@ def main(
         raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
     check_settings(rerank)
     by_history = rerank.texts == HISTORY
-    if by_history and not ground.exclude_history:
-        raise BigrecError("texts is 'history': nothing is closer than the history itself; add --exclude_history true")
+    if by_history and ground.exclude == "none":
+        raise BigrecError(
+            "texts is 'history': nothing is closer than the history itself; add --exclude history or seen"
+        )
     folder, method = Path(run.run_dir), HISTORY if by_history else run.method
     places = {"validation": folder / VALIDATION_DIR, "test": folder}
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
-    answers = read_answers(run, data, rerank, places, catalog)
+    answers = read_answers(run, data, rerank, ground.options, places, catalog)
     scores, facts = read_scores_of(rerank, places, answers, catalog)
     counts = catalog_train_counts(data, catalog) if set(rerank.weights) - {"scores"} else None
     facts = {"base_method": method, **facts}

@@ -20,6 +20,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_json
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.data.catalog import Catalog, catalog_sha256, load_catalog
+from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import load_config, read_train_counts
 from bigrec_hf.data.generations import Examples, evaluated_examples, sample_examples
 from bigrec_hf.data.item_scores import SCORES_FILE, write_scores
@@ -41,24 +42,31 @@ VALIDATION_SAMPLE = 5000  # validation examples that choose the epoch, at most
 
 
 def trained_model(
-    folder: str | Path, dataset: str, catalog: Catalog, sasrec: SasrecSettings, *, seed: int
+    folder: str | Path,
+    data: DataSettings,
+    catalog: Catalog,
+    sasrec: SasrecSettings,
+    options: RankOptions,
+    *,
+    seed: int,
 ) -> SasRecModel:
-    """The SASRec of a prepared set in `folder`/model: kept where settings and data are unchanged, else trained.
+    """The SASRec of the first prepared set in `folder`/model: kept where settings and data are unchanged, else trained.
 
-    An interrupted training goes on from its last checkpoint. Raises BigrecError
-    where the train split holds no example.
+    An interrupted training goes on from its last checkpoint. It stops early by validation examples ranked as `options`
+    say. Raises BigrecError where the train split holds no example.
     """
-    folder = Path(folder)
+    folder, dataset = Path(folder), data.dataset[0]
     train = load_config(dataset, "default", "train").data.table
     if not train.num_rows:
         raise BigrecError(f"the train split of {dataset!r} is empty: SASRec cannot learn; prepare more data")
     sequences = training_sequences(train)
-    _, targets, histories = sample_examples(dataset, "validation", VALIDATION_SAMPLE)
+    validation = with_seen(sample_examples(dataset, "validation", VALIDATION_SAMPLE), options, data)
+    excluded = options.excluded(validation)
     counts = read_train_counts(dataset)
     content = hashlib.sha256()
     for part in (sequences.items, sequences.starts, counts):
         content.update(part.tobytes())
-    content.update(json.dumps([targets, histories]).encode())
+    content.update(json.dumps([validation.targets, validation.histories, excluded]).encode())
     catalog_sha = catalog_sha256(catalog)
     settings: dict[str, Any] = {key.removeprefix("sasrec_"): value for key, value in vars(sasrec).items()}
     settings |= {"seed": seed, "catalog_sha256": catalog_sha}
@@ -71,11 +79,23 @@ def trained_model(
         shutil.rmtree(checkpoints)  # checkpoints of other settings or data must not be resumed
     write_json(checkpoints / "settings.json", {"fingerprint": mark, **settings})
     print(f"SASRec: {len(sequences):,} training sequences, {len(sequences.items):,} entries, {len(counts):,} items")
-    record: dict[str, Any] = {"fingerprint": mark, "settings": settings, "n_validation": len(targets)}
+    record: dict[str, Any] = {
+        "fingerprint": mark,
+        "settings": settings,
+        "n_validation": len(validation.targets),
+        "exclude": options.exclude,
+    }
     timing: dict[str, Any] = {}
     with measured(timing):
         model, result = train_sasrec(
-            sequences, counts, (histories, targets), checkpoints, sasrec, seed=seed, catalog_sha256=catalog_sha
+            sequences,
+            counts,
+            validation,
+            checkpoints,
+            sasrec,
+            seed=seed,
+            excluded=excluded,
+            catalog_sha256=catalog_sha,
         )
     record |= {"sequences": len(sequences), "sequence_items": len(sequences.items), **timing, **result}
     model.save_pretrained(folder / "model")
@@ -119,14 +139,15 @@ def main(
     catalog = load_catalog(dataset)
     if data.catalog and catalog_sha256(load_catalog(data.catalog)) != catalog_sha256(catalog):
         raise BigrecError(f"catalog {data.catalog!r} is not that of {dataset!r}, which SASRec scores: leave it out")
-    model = trained_model(folder / NAME, dataset, catalog, sasrec, seed=run.seed)
+    model = trained_model(folder / NAME, data, catalog, sasrec, ground.options, seed=run.seed)
     counts = read_train_counts(dataset)
     results: dict[str, dict[str, Any]] = {}
     for place, split in ((folder, data.split), (folder / VALIDATION_DIR, "validation")):
         examples = evaluated_examples(place, catalog, dataset, split, data.eval_sample)
-        if not examples[0]:
+        if not examples.example_ids:
             print(f"sasrec: the {split} split of {dataset} is empty: skipped")
             continue
+        examples = with_seen(examples, ground.options, data)
         sasrec_tables(model, catalog, counts, examples, place / NAME, ground.options)
         results[split] = score_folder(place / NAME, **vars(score), seed=run.seed)
     print(results_table(results, sorted(set(score.ks))))

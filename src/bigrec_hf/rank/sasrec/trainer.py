@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.generations import Examples
 from bigrec_hf.data.sequences import ItemSequences
 from bigrec_hf.ground.from_scores import rank_scores
 from bigrec_hf.metrics.ndcg_hr.scores import mean_scores
@@ -49,7 +50,8 @@ class SasRecTrainer(Trainer):
     """Trainer whose loss may be sampled, and whose evaluation ranks the whole catalog at the last position.
 
     `chances` (n_items,): the probability of each item to be a negative of a batch (`inclusion_probabilities`), or None
-    for the full softmax. `histories`, `targets`: the validation examples.
+    for the full softmax. `histories`, `targets`: the validation examples; `excluded`: rows of each that are no
+    candidates, or None.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class SasRecTrainer(Trainer):
         counts: np.ndarray,
         histories: Sequence[Sequence[int]],
         targets: Sequence[int],
+        excluded: Sequence[Sequence[int]] | None = None,
         **options: Any,
     ):
         super().__init__(*args, **options)
-        self.chances, self.counts, self.histories, self.targets = chances, counts, histories, targets
+        self.chances, self.counts = chances, counts
+        self.histories, self.targets, self.excluded = histories, targets, excluded
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch; where it is sampled, over negatives drawn for this batch."""
@@ -78,7 +82,8 @@ class SasRecTrainer(Trainer):
         """NDCG@10 and HR@10 of the validation examples over the whole catalog."""
         scores = score_histories(self.model, self.histories, counts=self.counts)
         n_items = scores.shape[1]
-        rank = rank_scores(lambda a, b: scores[a:b], [[t] for t in self.targets], n_items, top_k=0).rank
+        targets = [[target] for target in self.targets]
+        rank = rank_scores(lambda a, b: scores[a:b], targets, n_items, top_k=0, exclude=self.excluded).rank
         found = mean_scores(rank, [min(EVAL_K, n_items)])
         metrics = {f"{metric_key_prefix}_{name.split('@')[0]}": value for name, value in found.items()}
         self.log(metrics)
@@ -89,25 +94,27 @@ class SasRecTrainer(Trainer):
 def train_sasrec(
     sequences: ItemSequences,
     counts: np.ndarray,
-    validation: tuple[Sequence[Sequence[int]], Sequence[int]],
+    validation: Examples,
     checkpoints: str | Path,
     sasrec: SasrecSettings,
     *,
     seed: int,
+    excluded: Sequence[Sequence[int]] | None = None,
     catalog_sha256: str | None = None,
     callbacks: Sequence[Any] = (),
 ) -> tuple[SasRecModel, dict[str, Any]]:
     """Train (or go on from the last checkpoint in `checkpoints`) and return the model of the best validation NDCG@10.
 
-    `counts` (n_items,) how often each item is a training target; `validation` histories and targets, which stop the
-    training (`sasrec_patience` epochs without a better one) and are never learned from. Raises BigrecError for settings
+    `counts` (n_items,) how often each item is a training target; `validation`: examples that stop the
+    training (`sasrec_patience` epochs without a better one) and are never learned from, `excluded` their rows that are
+    no candidates. Raises BigrecError for settings
     that do not fit, and where no sequence has two items.
     """
     model = new_model(sasrec, len(counts), seed, catalog_sha256)
     inputs, labels = windows(sequences, sasrec.sasrec_max_length, sasrec.sasrec_stride, model.config.padding_id)
     if not len(inputs):
         raise BigrecError("no training sequence has two items: there is no next item to learn; prepare more data")
-    has_validation = len(validation[1]) > 0
+    has_validation = len(validation.targets) > 0
     negatives = sasrec.sasrec_negatives
     sampled = 0 < negatives < len(counts)  # else the full softmax
     stopping = sasrec.sasrec_patience > 0 and has_validation
@@ -120,8 +127,9 @@ def train_sasrec(
         callbacks=[*([EarlyStoppingCallback(sasrec.sasrec_patience)] if stopping else []), *callbacks],
         chances=inclusion_probabilities(torch.as_tensor(counts), negatives) if sampled else None,
         counts=counts,
-        histories=validation[0],
-        targets=validation[1],
+        histories=validation.histories,
+        targets=validation.targets,
+        excluded=excluded,
     )
     result = trainer.train(resume_from_checkpoint=last_checkpoint(Path(checkpoints)))
     return model.eval(), {
