@@ -398,9 +398,9 @@ def test_checkpoints_pushed_by_the_trainer_can_be_resumed_from(hub, base, tiny_p
     mark = json.loads((trained / "adapter" / "training.json").read_text())
     # another machine: only the first checkpoint of the repository, in a run of the same settings
     again = tmp_path / "again"
-    snapshot_download(repo_id, allow_patterns=f"{steps[0]}/*", local_dir=again / "checkpoints")
-    settings = json.loads((trained / "checkpoints" / "settings.json").read_text())
-    (again / "checkpoints" / "settings.json").write_text(json.dumps(settings))
+    snapshot_download(repo_id, allow_patterns=f"{steps[0]}/*", local_dir=again / "adapter" / "checkpoints")
+    settings = {"fingerprint": mark["fingerprint"]}
+    (again / "adapter" / "checkpoints" / "settings.json").write_text(json.dumps(settings))
     assert cli.main(["sft", *flags, "--run_dir", str(again), "--trainer_args", json.dumps(trainer)]) == 0
     resumed = json.loads((again / "adapter" / "training.json").read_text())
     assert resumed["optimizer_steps"] == mark["optimizer_steps"] == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import multiprocessing
 import shutil
 import signal
 from dataclasses import replace
@@ -22,6 +23,8 @@ from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_json
+from bigrec_hf.common.locks import locked_folder
 from bigrec_hf.data.examples import EXAMPLE_FEATURES, load_examples, load_json_examples
 from bigrec_hf.data.prompts import ALPACA_PREAMBLE
 from bigrec_hf.models.loading import load_base, load_generator, lora_config
@@ -61,13 +64,16 @@ def one_example(titles: list[str], target: str) -> Dataset:
 
 def train(folder: Path, tiny_model_dir: str, tiny_prepared: str, quantization: str = "none", **changes) -> dict:
     run = RunSettings(run_dir=str(folder), seed=changes.pop("seed", 0))
-    settings = replace(QUICK, adapter_dir=str(folder / "adapter"), **changes)
+    settings = replace(QUICK, **{"adapter_dir": str(folder / "adapter"), **changes})
     model = ModelSettings(base_model=tiny_model_dir, dtype="float32", quantization=quantization)
     return sft.main(run, DataSettings(dataset=[tiny_prepared]), model, PromptSettings(), settings)
 
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+ADAPTER_NAMES = {"adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 
 
 # --- tokens and labels ----------------------------------------------------------------------------------------------
@@ -319,7 +325,8 @@ def test_every_precision_trains_and_loads_again(tmp_path, tiny_model_dir, tiny_p
     )
     assert isinstance(model, PeftModel) == (quantization != "none")
     assert any(bool((t != 0).any()) for name, t in adapter_weights(tmp_path).items() if "lora_B" in name)
-    assert not (tmp_path / "adapter" / "training_args.bin").exists()
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}  # what can be published, and no more
+    assert names == {*ADAPTER_NAMES, "adapter_config.json", "training.json"}
 
 
 def test_four_bit_training_is_not_changed_by_evaluations(tmp_path, tiny_model_dir, tiny_prepared):
@@ -455,7 +462,7 @@ def test_a_killed_training_resumes_to_the_same_adapter(tmp_path, tiny_model_dir,
         if name == "killed":
             done = run_python(tmp_path / "killed.py", 5, *arguments)
             assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-            assert list((tmp_path / name / "checkpoints").glob("checkpoint-[2-9]*/trainer_state.json"))
+            assert list((tmp_path / name / "adapter" / "checkpoints").glob("checkpoint-[2-9]*/trainer_state.json"))
             assert not (tmp_path / name / "adapter" / "training.json").exists()
         done = run_python("-m", "bigrec_hf.sft", *arguments)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -502,6 +509,77 @@ def test_a_training_killed_while_it_writes_a_checkpoint_resumes(
         train(tmp_path / "killed", tiny_model_dir, tiny_prepared, **changes)
     train(tmp_path / "killed", tiny_model_dir, tiny_prepared, **changes)
     assert same_weights(uninterrupted, tmp_path / "killed")
+
+
+def test_two_trainings_side_by_side_have_checkpoints_of_their_own(
+    tmp_path, tiny_model_dir, tiny_prepared, monkeypatch
+):
+    def stop_at_step_4(output_dir, **options):
+        if (Path(output_dir) / "checkpoint-4").exists():
+            raise Stopped
+
+    one, two = ({"adapter_dir": str(tmp_path / name), "lora_dropout": 0.1, "epochs": 4} for name in ("one", "two"))
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr("transformers.trainer.rotate_checkpoints", stop_at_step_4)
+        train(tmp_path, tiny_model_dir, tiny_prepared, **one)
+    train(tmp_path, tiny_model_dir, tiny_prepared, **two, learning_rate=1e-3)
+    assert (tmp_path / "one" / "checkpoints" / "checkpoint-4").is_dir()
+    assert not (tmp_path / "two" / "checkpoints").exists()
+
+
+def _hold(folder: str, ready, done) -> None:
+    with locked_folder(folder):
+        ready.set()
+        done.wait(60)
+
+
+def test_an_adapter_that_another_command_trains_is_left_alone(tmp_path, tiny_model_dir, tiny_prepared):
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path / "run" / "adapter"), ready, done))
+    process.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(BigrecError, match="another bigrec-hf command is working in .*adapter"):
+            train(tmp_path / "run", tiny_model_dir, tiny_prepared)
+    finally:
+        done.set()
+        process.join()
+
+
+def test_weights_never_lie_under_the_record_of_other_settings(tmp_path, tiny_model_dir, tiny_prepared, monkeypatch):
+    train(tmp_path, tiny_model_dir, tiny_prepared)
+    first = adapter_weights(tmp_path)
+
+    def killed_before_the_record(path, value):
+        if Path(path).name == "training.json":
+            raise Stopped
+        write_json(path, value)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(sft, "write_json", killed_before_the_record)
+        train(tmp_path, tiny_model_dir, tiny_prepared, learning_rate=1e-3)
+    other = adapter_weights(tmp_path)
+    assert not torch.equal(first[next(iter(first))], other[next(iter(first))])
+    train(tmp_path, tiny_model_dir, tiny_prepared)
+    again = adapter_weights(tmp_path)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_training_that_writes_no_adapter_fails(tmp_path, tiny_model_dir, tiny_prepared, monkeypatch):
+    train(tmp_path, tiny_model_dir, tiny_prepared)
+    with monkeypatch.context() as patched, pytest.raises(BigrecError, match="wrote no adapter .*FULL_STATE_DICT"):
+        patched.setattr(CompletionLossTrainer, "save_model", lambda *args, **options: None)
+        train(tmp_path, tiny_model_dir, tiny_prepared, evals_per_epoch=0, epochs=1)
+    assert not (tmp_path / "adapter" / "training.json").exists()
+    assert not (tmp_path / "adapter" / "adapter_model.safetensors").exists()  # the older one neither
+
+
+def test_a_lost_adapter_is_trained_again(tmp_path, tiny_model_dir, tiny_prepared):
+    train(tmp_path, tiny_model_dir, tiny_prepared, epochs=1)
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    train(tmp_path, tiny_model_dir, tiny_prepared, epochs=1)
+    assert adapter_weights(tmp_path)
 
 
 @pytest.mark.slow

@@ -25,6 +25,26 @@ def locked(run_dir: str | Path, stage: str, method: str) -> Iterator[None]:
 
     Raises BigrecError if another command is working there. On systems without file locks (Windows) nothing is locked.
     """
+    folder = Path(run_dir)
+    whole_run = stage == "run"
+    with contextlib.ExitStack() as held:
+        held.enter_context(_held(folder / LOCK_FILE, folder, shared=not whole_run))
+        if not whole_run:
+            held.enter_context(_held(folder / f"{LOCK_FILE}-{method if stage in BY_METHOD else stage}", folder))
+        yield
+
+
+@contextlib.contextmanager
+def locked_folder(folder: str | Path) -> Iterator[None]:
+    """Hold a folder that lies anywhere, as `locked` holds a run's: by a file beside it, so that nothing is in it."""
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 (a link's own place, as the next command will name it)
+    with _held(folder.with_name(f"{LOCK_FILE}-{folder.name}"), folder):
+        yield
+
+
+@contextlib.contextmanager
+def _held(file: Path, folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock `file`; `folder` is what it stands for in the message."""
     try:
         import fcntl
     except ImportError:
@@ -32,23 +52,18 @@ def locked(run_dir: str | Path, stage: str, method: str) -> Iterator[None]:
     if fcntl is None or int(os.environ.get("RANK", "0")) > 0:
         yield
         return
-    folder = Path(run_dir)
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(folder / LOCK_FILE, fcntl.LOCK_EX if stage == "run" else fcntl.LOCK_SH)]
-    if stage != "run":
-        wanted.append((folder / f"{LOCK_FILE}-{method if stage in BY_METHOD else stage}", fcntl.LOCK_EX))
-    with contextlib.ExitStack() as held:
-        for file, kind in wanted:
-            stream = held.enter_context(file.open("a"))
-            try:
-                fcntl.flock(stream, kind | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BigrecError(
-                    f"another bigrec-hf command is working in {folder}: wait until it finishes, or use another folder"
-                ) from error
+    is_new = not file.parent.exists()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as stream:
+        try:
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BigrecError(
+                f"another bigrec-hf command is working in {folder}: wait until it finishes, or use another folder"
+            ) from error
         try:
             yield
         finally:  # a command that failed before it wrote anything leaves no folder behind
-            if is_new and folder.is_dir() and all(file.name.startswith(LOCK_FILE) for file in folder.iterdir()):
-                shutil.rmtree(folder)
+            place = file.parent
+            if is_new and place.is_dir() and all(entry.name.startswith(LOCK_FILE) for entry in place.iterdir()):
+                shutil.rmtree(place)

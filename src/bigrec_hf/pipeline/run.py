@@ -170,7 +170,7 @@ def train(steps: Steps, sections: RunSections) -> str | None:
         depends=sft_stage.training_settings(*settings),
         outputs=[folder / sft_stage.TRAINING_FILE],
         distributed=True,
-        resumes_from=folder.parent / sft_stage.CHECKPOINTS,
+        resumes_from=folder / sft_stage.CHECKPOINTS,
     )
     training = read_json(folder / sft_stage.TRAINING_FILE)
     steps.manifest["training"] = {key: value for key, value in training.items() if key != "history"}

@@ -13,24 +13,26 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer
 
 from bigrec_hf.common.environment import environment, measured
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_json
 from bigrec_hf.common.fingerprints import fingerprint
+from bigrec_hf.common.locks import locked_folder
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.common.shards import share_of_rows
 from bigrec_hf.data.examples import data_mark, load_examples, load_json_examples
 from bigrec_hf.data.prompts import TITLE_LIST
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
-from bigrec_hf.models.identity import TRAINING_FILE, model_revision
+from bigrec_hf.models.identity import ADAPTER_FILES, TRAINING_FILE, model_revision
 from bigrec_hf.models.loading import find_model, load_base, load_tokenizer, lora_config
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.sft.dense_data import load_dense
 from bigrec_hf.sft.tokenize import count_tokens, tokenize_examples
 from bigrec_hf.sft.trainer import train_adapter, trainer_config
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS = "checkpoints"  # in the adapter's folder, until the training is done
 TOKENS_DIR = "_tokens"  # in the checkpoints' folder, while training; what begins with _ the Trainer never pushes
 
 
@@ -103,7 +105,8 @@ def main(
 ) -> dict[str, Any]:
     """The `sft` stage: writes the adapter, the tokenizer and training.json to `adapter_dir`, and returns the record.
 
-    A finished adapter of the same settings is kept; an interrupted training goes on from its last checkpoint.
+    A finished adapter of the same settings is kept; an interrupted training goes on from its last checkpoint, in
+    `adapter_dir`/checkpoints. Raises BigrecError where another command trains there.
     """
     if not data.dataset and not data.train_json:
         raise BigrecError("no training data: give --dataset (a prepared set) or --train_json (the reference's file)")
@@ -111,14 +114,26 @@ def main(
         raise BigrecError("no place for the adapter: give --run_dir or --adapter_dir")
     check_objective(data, prompt, sft)
     find_model(model.base_model)
-    adapter_dir = Path(sft.adapter_dir)
-    checkpoints = adapter_dir.parent / CHECKPOINTS
+    with locked_folder(sft.adapter_dir):
+        return _train(run, data, model, prompt, sft, Path(sft.adapter_dir))
+
+
+def _train(
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    sft: SftSettings,
+    adapter_dir: Path,
+) -> dict[str, Any]:
+    checkpoints = adapter_dir / CHECKPOINTS
     settings = training_settings(run, data, model, prompt, sft)
     mark = fingerprint(settings)
     state = process_state()
-    if read_json(adapter_dir / TRAINING_FILE).get("fingerprint") == mark:
+    done = read_json(adapter_dir / TRAINING_FILE)
+    if done.get("fingerprint") == mark and has_adapter(adapter_dir):
         state.print(f"adapter in {adapter_dir} is done and its settings are unchanged: kept")
-        return read_json(adapter_dir / TRAINING_FILE)
+        return done
     if state.is_main_process:
         if read_json(checkpoints / "settings.json").get("fingerprint") != mark and checkpoints.exists():
             shutil.rmtree(checkpoints)  # checkpoints of other settings must not be resumed
@@ -189,16 +204,41 @@ def main(
         **record,
         "environment": environment(),
     }
+    write_adapter(trainer, tokenizer, adapter_dir, record)
+    state.print(f"adapter written to {adapter_dir} in {timing['seconds']:.0f} s")
+    return record
+
+
+def has_adapter(adapter_dir: Path) -> bool:
+    return any((adapter_dir / name).is_file() for name in ADAPTER_FILES)
+
+
+def write_adapter(
+    trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase, adapter_dir: Path, record: dict[str, Any]
+) -> None:
+    """Write adapter, tokenizer and `record` to `adapter_dir`, in this order, and remove the checkpoints in it.
+
+    What lay there before goes first, its record before its weights: a kill leaves no weights under another's record.
+    Raises BigrecError where the trainer writes no adapter. Every process has to call this.
+    """
+    state = process_state()
+    if state.is_main_process:
+        for name in (TRAINING_FILE, *ADAPTER_FILES):
+            (adapter_dir / name).unlink(missing_ok=True)
+    state.wait_for_everyone()
     trainer.save_model(str(adapter_dir))
     if state.is_main_process:
+        if not has_adapter(adapter_dir):
+            raise BigrecError(
+                f"the trainer wrote no adapter to {adapter_dir}: with FSDP, set fsdp_state_dict_type: FULL_STATE_DICT "
+                "in the accelerate configuration; the checkpoints are kept"
+            )
         tokenizer.save_pretrained(adapter_dir)
         for leftover in ("README.md", "training_args.bin"):  # PEFT's placeholder card; a pickle nobody needs
             (adapter_dir / leftover).unlink(missing_ok=True)
         write_json(adapter_dir / TRAINING_FILE, record)
-        shutil.rmtree(checkpoints / TOKENS_DIR, ignore_errors=True)
+        shutil.rmtree(adapter_dir / CHECKPOINTS)
     state.wait_for_everyone()
-    state.print(f"adapter written to {adapter_dir} in {timing['seconds']:.0f} s")
-    return record
 
 
 def check_objective(data: DataSettings, prompt: PromptSettings, sft: SftSettings) -> None:
