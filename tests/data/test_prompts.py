@@ -17,6 +17,8 @@ from bigrec_hf.data.prompts import (
     join_input,
     parse_answer,
     parse_input,
+    pin_date,
+    prompt_facts,
     prompt_token_ids,
 )
 from tests.helpers.tiny import TITLES, tiny_tokenizer
@@ -109,6 +111,72 @@ def test_chat_enhanced():
         " <|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+def chat_tokenizer(template: str):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+TURNS = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+
+
+def test_a_template_without_a_system_role_has_the_message_in_the_users_turn():
+    refusing = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+    )
+    for template, text in ((refusing, "[user] You are a helpful AI assistant.\n\nA\n\nB\n"), (TURNS, None)):
+        tokenizer = chat_tokenizer(template)
+        expected = text or "[system] You are a helpful AI assistant.\n[user] A\n\nB\n"
+        assert format_prompt("chat-basic", "A", "B", tokenizer) == expected
+        assert prompt_facts("chat-basic", tokenizer) == ({"system_message": "in the user's turn"} if text else {})
+        assert prompt_facts("alpaca-basic", tokenizer) == {}
+
+
+def test_a_template_that_cannot_be_rendered_is_one_line():
+    for template in ("{{ raise_exception('no, never') }}", "{% for m in messages %}"):
+        with pytest.raises(BigrecError, match=r"cannot be rendered \(.*\): use an alpaca template"):
+            format_prompt("chat-basic", "A", "B", chat_tokenizer(template))
+
+
+LLAMA_DATE = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}"
+    "{%- endif %}Today Date: {{ date_string }}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("head", "text"),
+    [
+        (LLAMA_DATE, "Today Date: 26 Jul 2024\n"),
+        ("{{ strftime_now('%Y-%m-%d') }}\n", "2024-07-26\n"),
+        ("\n  {% macro today() %}{{ strftime_now('%A, %B %d, %Y %H:%M') }}{% endmacro %}{{ today() }}\n", None),
+    ],
+)
+def test_the_date_of_today_is_pinned(head, text):
+    tokenizer = chat_tokenizer(head + TURNS)
+    rendered = format_prompt("chat-basic", "A", "B", tokenizer)
+    if text is None:
+        assert "Friday, July 26, 2024 00:00\n[system]" in rendered
+    else:
+        assert rendered.startswith(text + "[system]")
+    assert prompt_facts("chat-basic", tokenizer) == {"prompt_date": "2024-07-26"}
+
+
+@pytest.mark.parametrize("start", ["", "\n", "  ", "\n\n", "{%- if true %}", "x\n"])
+def test_pinning_changes_nothing_but_the_date(start):
+    template = (
+        start + "{% if messages %}|{{ strftime_now('26') }}|{% endif %}" + ("{% endif %}" if "if" in start else "")
+    )
+    messages = [{"role": "user", "content": "A"}]
+    tokenizer = chat_tokenizer(template)
+    plain, pinned = (
+        tokenizer.apply_chat_template(messages, chat_template=given, tokenize=False)
+        for given in (template, pin_date(template))
+    )
+    assert plain == pinned
 
 
 def test_mistakes_name_their_remedy():

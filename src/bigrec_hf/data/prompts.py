@@ -6,7 +6,9 @@ Wording and layout are those of the reference scripts (BIGRec, arXiv 2308.08434;
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
@@ -31,6 +33,7 @@ KEYWORDS_TASK = (
 )
 TEMPLATES = ("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced")
 TITLE_LIST = "titles"  # the template of data.title_lists, which writes token ids, no running text
+PROMPT_DATE = datetime(2024, 7, 26)  # in place of today, where a chat template prints that; Llama 3's own default
 INPUT_TAIL = "\n "  # the reference ends every input with a line break and one space
 
 
@@ -108,9 +111,67 @@ def format_prompt(
         raise BigrecError(
             f"{template} needs a tokenizer with a chat template, but {name!r} has none: use an alpaca template"
         )
-    messages = [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": user}]
-    # transformers annotates the union over all options; without tokenizing it is the text
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)  # type: ignore[return-value]
+    return render_chat(tokenizer, user)
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
+    """One user turn behind SYSTEM_MESSAGE, which begins the user's turn where the chat template has no system role.
+
+    A template that prints the date of today prints PROMPT_DATE: a prompt must not change from day to day. Raises
+    BigrecError where the template cannot be rendered.
+    """
+    from jinja2 import TemplateError
+
+    template = tokenizer.get_chat_template()
+    if has_system_role(tokenizer, template):
+        messages = [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": user}]
+    else:
+        messages = [{"role": "user", "content": f"{SYSTEM_MESSAGE}\n\n{user}"}]
+    try:  # transformers annotates the union over all options; without tokenizing it is the text
+        return tokenizer.apply_chat_template(  # type: ignore[return-value]
+            messages, chat_template=pin_date(template), tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise BigrecError(
+            f"the chat template of {tokenizer.name_or_path!r} cannot be rendered ({error}): use an alpaca template"
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def has_system_role(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a chat template renders a system message in front of a user's; some raise an error."""
+    from jinja2 import TemplateError
+
+    messages = [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": "user"}]
+    try:
+        tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    except TemplateError:
+        return False
+    return True
+
+
+def pin_date(template: str) -> str:
+    """A chat template whose `strftime_now`, which transformers provides, tells PROMPT_DATE; others as they are."""
+    if "strftime_now" not in template:
+        return template
+    values = {f"%{code}": PROMPT_DATE.strftime(f"%{code}") for code in "aAbBdmyYHIMSpjeFxD"}
+    values |= {"%-d": str(PROMPT_DATE.day), "%-m": str(PROMPT_DATE.month)}
+    replaced = "".join(f".replace('{code}', '{value}')" for code, value in values.items())
+    macro = "{% macro strftime_now(format) %}{{ format" + replaced + " }}{% endmacro %}"
+    # transformers' Jinja drops one line break behind a block, and spaces in front of one at the start of a line
+    return macro + "\n" + template
+
+
+def prompt_facts(template: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What of the prompts is not the chat template's own, for the record: `prompt_date`, `system_message`."""
+    facts: dict[str, Any] = {}
+    if template.startswith("chat") and tokenizer.chat_template:
+        chat_template = tokenizer.get_chat_template()
+        if "strftime_now" in chat_template:
+            facts["prompt_date"] = f"{PROMPT_DATE:%Y-%m-%d}"
+        if not has_system_role(tokenizer, chat_template):
+            facts["system_message"] = "in the user's turn"
+    return facts
 
 
 def keywords_prompt_ids(title: str, noun: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
