@@ -47,7 +47,9 @@ from bigrec_hf.common.processes import process_state
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.models.loading import load_base, lora_config
-from bigrec_hf.sft.trainer import CompletionLossTrainer, trainer_config
+from bigrec_hf.settings import SftSettings
+from bigrec_hf.sft.config import trainer_config
+from bigrec_hf.sft.trainer import CompletionLossTrainer
 
 # hidden, intermediate, layers, heads, key-value heads, vocabulary, head tied to the embedding
 SHAPES = {
@@ -148,24 +150,22 @@ def train(kind: str, model: PreTrainedModel, quantized: bool, steps: int, batch:
             "labels": [[-100] * len(prompt) + answer for prompt, answer in rows],
         }
     )
-    config = trainer_config(
-        str(folder / "trainer"),
-        dtype=model.dtype,
-        quantized=quantized,
-        seed=0,
-        n_train=len(data),
-        has_validation=False,
+    settings = SftSettings(
         epochs=1,
-        learning_rate=1e-4,
         warmup_steps=0,
         global_batch_size=batch,
         micro_batch_size=batch,
-        max_length=1024,
-        packing=False,
-        length_grouping=False,
         activation_checkpointing=kind == "stock",
         evals_per_epoch=0,
         trainer_args={"disable_tqdm": True, "logging_strategy": "no"},
+    )
+    config = trainer_config(
+        str(folder / "trainer"),
+        settings,
+        dtype=model.dtype,
+        quantized=quantized,
+        n_train=len(data),
+        has_validation=False,
     )
     times = StepTimes(device)
     trainer = (CompletionLossTrainer if kind == "ours" else SFTTrainer)(

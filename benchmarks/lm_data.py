@@ -14,8 +14,10 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.examples import load_examples
 from bigrec_hf.models.loading import load_base, load_tokenizer, lora_config
 from bigrec_hf.prepare.stage import prepare_dataset
+from bigrec_hf.settings import SftSettings
+from bigrec_hf.sft.config import trainer_config
 from bigrec_hf.sft.tokenize import tokenize_examples
-from bigrec_hf.sft.trainer import train_adapter, trainer_config
+from bigrec_hf.sft.trainer import train_adapter
 
 TEMPLATE = "alpaca-basic"
 MAX_LENGTH = 512
@@ -48,24 +50,17 @@ def bench_config(folder: str, dtype: str, n: int, batch: int, **trainer_args: An
     """An SFTConfig of one epoch without evaluation or checkpoints, as the `sft` stage makes it."""
     import torch
 
-    return trainer_config(
-        folder,
-        dtype=getattr(torch, dtype),
-        quantized=False,
-        seed=0,
-        n_train=n,
-        has_validation=False,
+    settings = SftSettings(
         epochs=1,
         learning_rate=1e-3,
         warmup_steps=0,
         global_batch_size=batch,
         micro_batch_size=batch,
-        max_length=MAX_LENGTH,
-        packing=False,
-        length_grouping=False,
-        activation_checkpointing=False,
         evals_per_epoch=0,
         trainer_args={"disable_tqdm": True, "save_strategy": "no", **trainer_args},
+    )
+    return trainer_config(
+        folder, settings, dtype=getattr(torch, dtype), n_train=n, has_validation=False, max_length=MAX_LENGTH
     )
 
 

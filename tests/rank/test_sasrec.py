@@ -284,6 +284,31 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_not_resumed_from(tmp_path,
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
+@pytest.mark.parametrize("killed_at", [3, 4])
+def test_patience_counts_on_after_a_kill(tmp_path, monkeypatch, killed_at):
+    """Epochs 3 and 4 are no better than 2: the training ends at 4, killed after 3 or 4 or not at all."""
+    evaluated = []
+
+    def scripted(rank, ks):
+        value = [0.1, 0.3, 0.2, 0.2, 0.9, 0.9][len(evaluated)]
+        evaluated.append(value)
+        return {f"ndcg@{ks[0]}": value, f"hr@{ks[0]}": value}
+
+    def kill(output_dir, **options):
+        if len(evaluated) == killed_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("bigrec_hf.rank.sasrec.trainer.mean_scores", scripted)
+    inputs = (sequences_of(cycle()), np.full(6, 60), ([[0, 1]], [2]))
+    options = replace(SETTINGS, sasrec_epochs=6, sasrec_patience=2)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("transformers.trainer.rotate_checkpoints", kill)
+        train_sasrec(*inputs, tmp_path, options, seed=1)
+    _, record = train_sasrec(*inputs, tmp_path, options, seed=1)
+    assert record["epochs_done"] == 4
+    assert evaluated == [0.1, 0.3, 0.2, 0.2]
+
+
 def test_same_seed_same_model_and_early_stopping(tmp_path):
     inputs = (sequences_of(cycle()), np.full(6, 60), examples([[5, 0]], [3]))  # the validation target never follows
     options = replace(SETTINGS, sasrec_epochs=30, sasrec_patience=2)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
-import multiprocessing
 import shutil
 import signal
 from dataclasses import replace
@@ -19,7 +17,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTTrainer
 
 from bigrec_hf.common.errors import BigrecError
@@ -29,8 +27,10 @@ from bigrec_hf.data.examples import EXAMPLE_FEATURES, load_examples, load_json_e
 from bigrec_hf.data.prompts import ALPACA_PREAMBLE
 from bigrec_hf.models.loading import load_base, load_generator, lora_config
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
+from bigrec_hf.sft import adapter_folder, pairs
 from bigrec_hf.sft import stage as sft
 from bigrec_hf.sft import trainer as training
+from bigrec_hf.sft.config import trainer_config
 from bigrec_hf.sft.tokenize import count_tokens, tokenize_examples
 from bigrec_hf.sft.trainer import CompletionLossTrainer
 from tests.helpers.processes import flags, run_pair, run_python
@@ -71,6 +71,10 @@ def train(folder: Path, tiny_model_dir: str, tiny_prepared: str, quantization: s
 
 def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+class Stopped(BaseException):
+    """A kill: no handler of the code under test may catch it."""
 
 
 ADAPTER_NAMES = {"adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -142,7 +146,7 @@ def test_no_room_for_a_prompt_is_an_error():
 
 
 def tokenize_split(datasets: list[str], json_files: list[str], *, folder: Path, sample=0, template="alpaca-basic"):
-    return sft.tokenize_split(
+    return pairs.tokenize_split(
         datasets, json_files, "train", template, tiny_tokenizer(), sample=sample, seed=0, folder=folder, **LIMITS
     )
 
@@ -163,7 +167,7 @@ def test_tokens_on_disk_are_those_in_memory(tmp_path, tiny_prepared, sample):
 
 def test_tokens_of_an_interrupted_training_are_used_again(tmp_path, tiny_prepared, monkeypatch):
     first = tokenize_split([tiny_prepared], [], folder=tmp_path).to_list()
-    monkeypatch.setattr(sft, "tokenize_examples", None)
+    monkeypatch.setattr(pairs, "tokenize_examples", None)
     assert tokenize_split([tiny_prepared], [], folder=tmp_path).to_list() == first
 
 
@@ -183,10 +187,10 @@ def test_each_process_tokenizes_its_share(tmp_path, tiny_prepared, monkeypatch, 
         if rank < n_processes - 1:
             raise OthersMissing
 
-    monkeypatch.setattr(sft, "tokenize_examples", counted)
+    monkeypatch.setattr(pairs, "tokenize_examples", counted)
     for rank in range(n_processes):
         state = SimpleNamespace(num_processes=n_processes, process_index=rank, wait_for_everyone=partial(meet, rank))
-        monkeypatch.setattr(sft, "process_state", lambda state=state: state)
+        monkeypatch.setattr(pairs, "process_state", lambda state=state: state)
         with contextlib.suppress(OthersMissing):
             tokens = tokenize_split([tiny_prepared], [], sample=sample, folder=tmp_path / "many")
     assert tokens.to_list() == whole
@@ -194,42 +198,6 @@ def test_each_process_tokenizes_its_share(tmp_path, tiny_prepared, monkeypatch, 
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
-
-
-def test_accumulation_steps():
-    assert training.accumulation_steps(128, 8, 1) == 16
-    assert training.accumulation_steps(128, 8, 4) == 4
-    with pytest.raises(BigrecError, match="choose 126"):
-        training.accumulation_steps(128, 6, 1)
-
-
-def test_an_unknown_trainer_argument_is_named(tmp_path, tiny_model_dir, tiny_prepared):
-    with pytest.raises(BigrecError, match="max_seq_length"):
-        train(tmp_path, tiny_model_dir, tiny_prepared, trainer_args={"max_seq_length": 3})
-    for wrong in ({"learning_rate": "abc"}, {"logging_steps": [1]}):
-        with pytest.raises(BigrecError, match=f"trainer_args {next(iter(wrong))}: .* is no number"):
-            train(tmp_path, tiny_model_dir, tiny_prepared, trainer_args=wrong)
-
-
-def test_reference_settings_give_eight_steps_an_epoch():
-    config = training.trainer_config(
-        "unused",
-        dtype=torch.float32,
-        quantized=False,
-        seed=0,
-        n_train=1024,
-        has_validation=True,
-        max_length=1024,
-        **{
-            name: getattr(SftSettings(), name)
-            for name in inspect.signature(training.trainer_config).parameters
-            if hasattr(SftSettings(), name)
-        },
-    )
-    assert 1024 / (config.per_device_train_batch_size * config.gradient_accumulation_steps) == 8
-    assert (config.learning_rate, config.warmup_steps, config.num_train_epochs) == (1e-4, 20, 5)
-    assert config.lr_scheduler_type == "linear"
-    assert config.load_best_model_at_end and config.metric_for_best_model == "eval_loss"
 
 
 def test_missing_data_model_and_adapter_are_one_line_errors(tmp_path, tiny_prepared):
@@ -250,25 +218,8 @@ def loss_curve(trainer_class, tiny_model_dir: str, tiny_prepared: str, folder: P
     examples = load_examples(tiny_prepared, "train", sample=16, seed=0)
     options = {"max_history": 10, "max_length": 1024, "completion_only": True}
     tokens = tokenize_examples(examples, "alpaca-basic", tokenizer, **options)
-    config = training.trainer_config(
-        str(folder),
-        dtype=torch.float32,
-        quantized=False,
-        seed=0,
-        n_train=16,
-        has_validation=True,
-        epochs=3,
-        learning_rate=1e-2,
-        warmup_steps=0,
-        global_batch_size=8,
-        micro_batch_size=4,
-        max_length=1024,
-        packing=False,
-        length_grouping=False,
-        activation_checkpointing=False,
-        evals_per_epoch=1,
-        trainer_args={},
-    )
+    settings = replace(QUICK, epochs=3)
+    config = trainer_config(str(folder), settings, n_train=16, has_validation=True, dtype=torch.float32)
     trainer = trainer_class(
         model=load_base(tiny_model_dir, dtype="float32"),
         args=config,
@@ -293,17 +244,37 @@ def test_our_cpu_loss_is_the_stock_loss(tmp_path, tiny_model_dir, tiny_prepared)
     assert ours[-1] < ours[0]
 
 
-@pytest.mark.parametrize("attention_dropout", [0.0, 0.5])
-def test_prompts_are_not_shared_where_the_base_drops_attention(tiny_model_dir, attention_dropout):
-    base = load_base(tiny_model_dir, dtype="float32")
-    base.config.attention_dropout = attention_dropout  # drawn by a function, not by a module
-    lora = lora_config(r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
-    model = PeftModel(base, lora)
-    trainer = SimpleNamespace(model=model, accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped))
-    model.train()
-    assert CompletionLossTrainer.shares_prompts(trainer) == (attention_dropout == 0.0)
-    model.eval()
-    assert CompletionLossTrainer.shares_prompts(trainer)
+class Snapshots(TrainerCallback):
+    """The adapter before every optimizer step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.weights.append(
+            {name: value.detach().clone() for name, value in model.named_parameters() if "lora_" in name}
+        )
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_step_moves_the_adapter_of_a_quantized_base(
+    tmp_path, tiny_model_dir, tiny_prepared, monkeypatch, quantization
+):
+    snapshots = Snapshots()
+    trained = training.CompletionLossTrainer.train
+    monkeypatch.setattr(
+        training.CompletionLossTrainer,
+        "train",
+        lambda self, **options: (self.add_callback(snapshots), trained(self, **options))[1],
+    )
+    train(tmp_path, tiny_model_dir, tiny_prepared, quantization, learning_rate=1e-4, epochs=3, evals_per_epoch=0)
+    assert {value.dtype for value in snapshots.weights[0].values()} == {torch.float32}
+    before, after = snapshots.weights[2:4]
+    moved = {
+        kind: torch.cat([(before[name] != after[name]).flatten() for name in before if kind in name]).double().mean()
+        for kind in ("lora_A", "lora_B")
+    }
+    assert moved["lora_A"] > 0.99 and moved["lora_B"] > 0.99
 
 
 @pytest.mark.parametrize("quantization", ["none", "8bit", "4bit"])
@@ -340,32 +311,27 @@ def test_four_bit_training_is_not_changed_by_evaluations(tmp_path, tiny_model_di
 @pytest.mark.parametrize("option", ["packing", "length_grouping", "activation_checkpointing", "whole_sequence"])
 def test_options_train(tmp_path, tiny_model_dir, tiny_prepared, option):
     changes = {"completion_only": False} if option == "whole_sequence" else {option: True}
-    if option == "packing":
-        changes |= {"global_batch_size": 2, "micro_batch_size": 1}
     record = train(tmp_path, tiny_model_dir, tiny_prepared, **changes)
     losses = [log["eval_loss"] for log in record["history"] if "eval_loss" in log]
     assert losses[-1] < losses[0]
 
 
-def test_packing_does_not_leak_between_examples(tmp_path, tiny_model_dir, tiny_prepared):
-    """At learning rate 0 the mean loss over the data is the same packed and unpacked."""
-    means = []
+def test_packing_takes_the_same_steps_and_does_not_leak_between_examples(tmp_path, tiny_model_dir, tiny_prepared):
+    """All examples in one step, packed or not: the same losses, warm-up and evaluations."""
+    changes = {"epochs": 4, "global_batch_size": 16, "micro_batch_size": 2, "warmup_steps": 2, "patience": 0}
+    logs = []
     for packing in (True, False):
-        record = train(
-            tmp_path / str(packing),
-            tiny_model_dir,
-            tiny_prepared,
-            packing=packing,
-            epochs=1,
-            learning_rate=0.0,
-            global_batch_size=16 if not packing else 4,
-            micro_batch_size=1,
-            patience=0,
-        )
-        means.append([log["loss"] for log in record["history"] if "loss" in log])
-    assert len(means[1]) == 1
-    # packed sequences hold unequal numbers of title tokens, so compare the range, not the exact mean of means
-    assert np.mean(means[0]) == pytest.approx(means[1][0], rel=0.01)
+        record = train(tmp_path / str(packing), tiny_model_dir, tiny_prepared, packing=packing, **changes)
+        kinds = {"loss": [], "eval_loss": [], "learning_rate": []}
+        for entry in record["history"]:
+            for kind, values in kinds.items():
+                values += [entry[kind]] if kind in entry else []
+        logs.append(kinds)
+    packed, plain = logs
+    assert len(plain["loss"]) == len(plain["eval_loss"]) == 4
+    assert packed["learning_rate"] == plain["learning_rate"]
+    np.testing.assert_allclose(packed["loss"], plain["loss"], rtol=1e-4)
+    np.testing.assert_allclose(packed["eval_loss"], plain["eval_loss"], rtol=1e-4)
 
 
 def test_several_data_sets_and_json_files(tmp_path, tiny_model_dir, tiny_prepared):
@@ -409,9 +375,35 @@ def test_early_stopping_keeps_the_best_adapter(tmp_path, tiny_model_dir, tiny_pr
     assert not all(torch.equal(kept[name], seen[3][name]) for name in kept)
 
 
+@pytest.mark.parametrize("killed_at", [3, 4])
+def test_patience_counts_on_after_a_kill(tmp_path, tiny_model_dir, tiny_prepared, monkeypatch, killed_at):
+    """Evaluations 3 and 4 are no better than 2: the training ends at 4, killed after 3 or 4 or not at all."""
+    scripted = {1: 3.0, 2: 2.0, 3: 2.5, 4: 2.4, 5: 1.0, 6: 0.5}
+    loop = CompletionLossTrainer.evaluation_loop
+
+    def scripted_loop(self, *args, **options):
+        output = loop(self, *args, **options)
+        output.metrics["eval_loss"] = scripted[round(self.state.epoch)]
+        return output
+
+    def kill(output_dir, **options):
+        if (Path(output_dir) / f"checkpoint-{2 * killed_at}").exists():
+            raise Stopped
+
+    monkeypatch.setattr(CompletionLossTrainer, "evaluation_loop", scripted_loop)
+    changes = {"epochs": 6, "patience": 2}
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr("transformers.trainer.rotate_checkpoints", kill)
+        train(tmp_path, tiny_model_dir, tiny_prepared, **changes)
+    record = train(tmp_path, tiny_model_dir, tiny_prepared, **changes)
+    assert [log["eval_loss"] for log in record["history"] if "eval_loss" in log] == [3.0, 2.0, 2.5, 2.4]
+    assert record["optimizer_steps"] == 8
+    assert record["best_eval_loss"] == 2.0
+
+
 def test_a_finished_adapter_is_kept_and_changed_settings_train_again(tmp_path, tiny_model_dir, tiny_prepared, capsys):
     first = train(tmp_path, tiny_model_dir, tiny_prepared)
-    assert not (tmp_path / "checkpoints" / sft.TOKENS_DIR).exists()
+    assert not (tmp_path / "adapter" / "checkpoints").exists()
     again = train(tmp_path, tiny_model_dir, tiny_prepared)
     assert "kept" in capsys.readouterr().out
     assert again["started"] == first["started"]
@@ -469,10 +461,6 @@ def test_a_killed_training_resumes_to_the_same_adapter(tmp_path, tiny_model_dir,
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
-class Stopped(BaseException):
-    """A kill: no handler of the code under test may catch it."""
-
-
 HALF_WRITTEN = [
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("adapter_model.safetensors", "rng_state.pth")),
     "optimizer.pt",
@@ -511,9 +499,7 @@ def test_a_training_killed_while_it_writes_a_checkpoint_resumes(
     assert same_weights(uninterrupted, tmp_path / "killed")
 
 
-def test_two_trainings_side_by_side_have_checkpoints_of_their_own(
-    tmp_path, tiny_model_dir, tiny_prepared, monkeypatch
-):
+def test_two_trainings_side_by_side_have_checkpoints_of_their_own(tmp_path, tiny_model_dir, tiny_prepared, monkeypatch):
     def stop_at_step_4(output_dir, **options):
         if (Path(output_dir) / "checkpoint-4").exists():
             raise Stopped
@@ -527,24 +513,13 @@ def test_two_trainings_side_by_side_have_checkpoints_of_their_own(
     assert not (tmp_path / "two" / "checkpoints").exists()
 
 
-def _hold(folder: str, ready, done) -> None:
-    with locked_folder(folder):
-        ready.set()
-        done.wait(60)
-
-
 def test_an_adapter_that_another_command_trains_is_left_alone(tmp_path, tiny_model_dir, tiny_prepared):
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(str(tmp_path / "run" / "adapter"), ready, done))
-    process.start()
-    try:
-        assert ready.wait(60)
-        with pytest.raises(BigrecError, match="another bigrec-hf command is working in .*adapter"):
-            train(tmp_path / "run", tiny_model_dir, tiny_prepared)
-    finally:
-        done.set()
-        process.join()
+    with (
+        locked_folder(tmp_path / "run" / "adapter"),
+        pytest.raises(BigrecError, match=r"another bigrec-hf command is working in .*adapter"),
+    ):
+        train(tmp_path / "run", tiny_model_dir, tiny_prepared)
+    assert not (tmp_path / "run" / "adapter").exists()
 
 
 def test_weights_never_lie_under_the_record_of_other_settings(tmp_path, tiny_model_dir, tiny_prepared, monkeypatch):
@@ -557,7 +532,7 @@ def test_weights_never_lie_under_the_record_of_other_settings(tmp_path, tiny_mod
         write_json(path, value)
 
     with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(sft, "write_json", killed_before_the_record)
+        patched.setattr(adapter_folder, "write_json", killed_before_the_record)
         train(tmp_path, tiny_model_dir, tiny_prepared, learning_rate=1e-3)
     other = adapter_weights(tmp_path)
     assert not torch.equal(first[next(iter(first))], other[next(iter(first))])
@@ -568,7 +543,10 @@ def test_weights_never_lie_under_the_record_of_other_settings(tmp_path, tiny_mod
 
 def test_a_training_that_writes_no_adapter_fails(tmp_path, tiny_model_dir, tiny_prepared, monkeypatch):
     train(tmp_path, tiny_model_dir, tiny_prepared)
-    with monkeypatch.context() as patched, pytest.raises(BigrecError, match="wrote no adapter .*FULL_STATE_DICT"):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(BigrecError, match=r"wrote no adapter to .*checkpoints are kept"),
+    ):
         patched.setattr(CompletionLossTrainer, "save_model", lambda *args, **options: None)
         train(tmp_path, tiny_model_dir, tiny_prepared, evals_per_epoch=0, epochs=1)
     assert not (tmp_path / "adapter" / "training.json").exists()

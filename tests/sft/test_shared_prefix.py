@@ -91,7 +91,7 @@ def test_loss_and_gradients_equal_the_padded_batch(kind):
     inputs = batch(rows, [0, 7, 4, 6])
     expected = padded_loss(built, *inputs)
     wanted = gradients(expected, built)
-    assert use_shared_attention(built) and built.config._attn_implementation == ATTENTION
+    assert use_shared_attention(built, 64) is None and built.config._attn_implementation == ATTENTION
     assert padded_loss(built, *inputs).item() == pytest.approx(expected.item(), abs=1e-10)  # plain calls still work
     merged = merge_batch(*inputs, IGNORED)
     assert merged.input_ids.shape == (1, len(prefix) + 3 + 2 + 7 + 1)
@@ -102,7 +102,7 @@ def test_loss_and_gradients_equal_the_padded_batch(kind):
 
 
 SHARED = model()
-use_shared_attention(SHARED)
+use_shared_attention(SHARED, 64)
 PADDED = model()
 
 
@@ -127,19 +127,28 @@ def test_any_batch(prefix, own, data):
         assert loss.item() == pytest.approx(padded_loss(PADDED, *inputs).item(), rel=1e-5, abs=1e-4)
 
 
-def test_sliding_windows_and_other_kernels_are_left_alone():
+def windowed(window: int, n_layers: int = 1):
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
-    windowed = Qwen2ForCausalLM(
-        Qwen2Config(
-            **sizes,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            use_sliding_window=True,
-            sliding_window=4,
-            max_window_layers=1,
-        )
-    )
-    assert not use_shared_attention(windowed)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen2Config(**sizes, **heads, use_sliding_window=True, sliding_window=window, max_window_layers=n_layers)
+    return Qwen2ForCausalLM(config).double()
+
+
+def test_sliding_windows_and_other_kernels_are_left_alone():
+    assert use_shared_attention(windowed(16), 17) == "its attention sees 16 tokens, examples may have 17"
     eager = model()
     eager.set_attn_implementation("eager")
-    assert not use_shared_attention(eager) and eager.config._attn_implementation == "eager"
+    assert "eager" in use_shared_attention(eager, 8) and eager.config._attn_implementation == "eager"
+
+
+def test_a_window_that_no_row_exceeds_does_not_matter():
+    built = windowed(16)
+    inputs = batch([[5, 9, 11, *own] for own in ([1, 2, 3], [1, 4], [6])], [3, 3, 3])
+    expected = padded_loss(built, *inputs)
+    assert use_shared_attention(built, 16) is None
+    merged = merge_batch(*inputs, IGNORED)
+    assert merged.loss(built(**merged.model_inputs()).logits).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert len(merged.attended) == 2
+    longer = merge_batch(*batch([[5] * 14 + own for own in ([1, 2, 3], [1, 4], [6])], [14, 14, 14]), IGNORED)
+    with pytest.raises(ValueError, match="attention over 16 tokens, the batch has rows of 17"):
+        built(**longer.model_inputs())

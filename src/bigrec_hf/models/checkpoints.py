@@ -1,4 +1,4 @@
-"""Which of a trainer's checkpoints a training can go on from.
+"""Checkpoints of a trainer, and how a training goes on from one as if it had never stopped.
 
 transformers writes a checkpoint file by file, the trainer's state last, and takes the folder with the highest step for
 the newest checkpoint. A kill or a full disk in between leaves a folder from which nothing can be resumed.
@@ -10,8 +10,10 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 STATE_FILE = "trainer_state.json"
@@ -73,3 +75,27 @@ def is_readable(file: Path) -> bool:
     except (OSError, ValueError, zipfile.BadZipFile, SafetensorError):
         return False
     return True
+
+
+class ExactResume:
+    """Mixed into a `Trainer`, with `restore_callback_states_from_checkpoint` in its arguments: patience is counted on.
+
+    A checkpoint is complete when its trainer's state is there; a training that ran out of patience takes no more step.
+    """
+
+    accelerator: Any
+    callback_handler: Any
+    control: Any
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Wait until the random states of all processes are written: the trainer's state comes next."""
+        super()._save_rng_state(output_dir)  # type: ignore[misc]  # of Trainer, with which this class is mixed
+        self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        """Nothing, where the checkpoint was written by the evaluation that ended the training."""
+        stoppers = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        if any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in stoppers):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **options)  # type: ignore[misc]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,15 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, TaskType
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.hub_names import hub_errors, is_hub_id
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
+
+FSDP = "ACCELERATE_USE_FSDP"  # set by `accelerate launch`
 
 
 def find_model(base_model: str | None) -> tuple[str, str | None]:
@@ -62,24 +68,51 @@ def load_base(
     quantization: str = "none",
     attn_implementation: str | None = None,
     device: str | torch.device | None = None,
+    for_training: bool = False,
 ) -> PreTrainedModel:
-    """The causal LM on `device` (default: this process's). Raises BigrecError where it cannot be found."""
+    """The causal LM on `device` (default: this process's). Raises BigrecError where it cannot be found.
+
+    `for_training`: a trainer that shards the weights over the processes (FSDP, ZeRO-3) also places them: the whole
+    model never lies on one device. Raises BigrecError for a quantized base, which neither of them shards.
+    """
     path, revision = find_model(base_model)
     device = torch.device(device) if device is not None else PartialState().device
     torch_dtype = resolve_dtype(dtype, device)
     config = quantization_config(quantization, torch_dtype)
+    sharded = for_training and (launched_with_fsdp() or is_deepspeed_zero3_enabled())
+    if sharded and config is not None:
+        raise BigrecError(
+            f"a base in {quantization} cannot be trained in shards (FSDP, ZeRO-3): train it data-parallel "
+            "(accelerate_configs/multi_gpu.yaml), or set quantization to none"
+        )
     options: dict[str, Any] = {"dtype": torch_dtype, "revision": revision}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     if config is not None:
         options |= {"quantization_config": config, "device_map": {"": device}}
-    with hub_errors(str(base_model)):
+    with hub_errors(str(base_model)), contextlib.nullcontext() if for_training else whole_weights():
         model = AutoModelForCausalLM.from_pretrained(path, **options)
-    if config is None:
+    if config is None and not sharded:
         model.to(device)  # type: ignore[arg-type]  # transformers wraps `to`, which hides its parameters
     elif quantization == "4bit":
         keep_4bit_differentiable(model)
     return model
+
+
+def launched_with_fsdp() -> bool:
+    """Whether this job was launched to shard weights over its processes by FSDP."""
+    return os.environ.get(FSDP, "false").lower() in ("1", "true")
+
+
+@contextlib.contextmanager
+def whole_weights() -> Iterator[None]:
+    """Every process reads all weights: under FSDP transformers would read them in the first one alone."""
+    launched_with = os.environ.pop(FSDP, None)
+    try:
+        yield
+    finally:
+        if launched_with is not None:
+            os.environ[FSDP] = launched_with
 
 
 def keep_4bit_differentiable(model: torch.nn.Module) -> None:
@@ -92,6 +125,18 @@ def keep_4bit_differentiable(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def keep_trainable_precise(model: PreTrainedModel | PeftModel) -> None:
+    """Trainable weights of a model on a quantized base in float32.
+
+    TRL puts them in bfloat16, whose steps of 2**-8 of a value are larger than most updates at learning rates of LoRA:
+    they would be rounded away.
+    """
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
 
 def lora_config(

@@ -120,7 +120,9 @@ class SftSettings:
         128, "examples an optimizer step, over all processes and accumulation steps", least=1
     )
     micro_batch_size: int = setting(8, "examples a forward pass, on each process", least=1)
-    patience: int = setting(5, "early stopping: epochs without a better validation loss; 0 = never", least=0)
+    patience: int = setting(
+        5, "early stopping: evaluations (evals_per_epoch) without a better validation loss; 0 = never", least=0
+    )
     completion_only: bool = setting(True, "loss on the title only; false = on prompt and title (BIGRec)")
     lora_r: int = setting(8, "LoRA rank", least=1)
     lora_alpha: int = setting(16, "LoRA scale (alpha / r multiplies the update)", least=1)
@@ -128,7 +130,11 @@ class SftSettings:
     lora_target_modules: list[str] = setting(
         ["q_proj", "v_proj"], "layers that get an adapter, by name; `all-linear` = every linear layer but the head"
     )
-    packing: bool = setting(False, "several examples in one sequence, kept apart by position ids")
+    packing: bool = setting(
+        False,
+        "several examples in one sequence, kept apart by position ids; batch sizes still count examples, rounded to "
+        "whole sequences",
+    )
     length_grouping: bool = setting(False, "batches of examples of similar length")
     activation_checkpointing: bool = setting(False, "less memory for about a third more time")
     evals_per_epoch: int = setting(1, "evaluations and checkpoints an epoch; 0 = none until the end", least=0)

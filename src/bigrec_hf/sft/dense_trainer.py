@@ -11,10 +11,12 @@ from trl import SFTTrainer
 
 from bigrec_hf.data.trie import Trie
 from bigrec_hf.models.catalog_head import CatalogHead, catalog_head
+from bigrec_hf.models.checkpoints import ExactResume
+from bigrec_hf.models.loading import keep_trainable_precise
 from bigrec_hf.models.trie_loss import token_columns, trie_losses
 
 
-class DenseTrainer(SFTTrainer):
+class DenseTrainer(ExactResume, SFTTrainer):
     """Batches of a `sft.dense.DenseCollator`. Logits are computed where there is a loss and nowhere else.
 
     The loss of a step is the sum over its targets divided by their number, that of an evaluation the mean over its
@@ -24,6 +26,7 @@ class DenseTrainer(SFTTrainer):
     def __init__(self, *args: Any, trie: Trie | None, **options: Any) -> None:
         """`trie`: the catalog's tokens compete after each prefix (loss trie); None: the whole vocabulary (full)."""
         super().__init__(*args, **options)
+        keep_trainable_precise(self.model)
         self.trie: Trie | None = None
         self.token_ids: torch.Tensor | None = None
         self.head: CatalogHead | None = None

@@ -8,7 +8,7 @@ are those of the padded batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class MergedBatch:
     pair_position: torch.Tensor  # (Q,) int64
     pair_target: torch.Tensor  # (Q,) int64
     counts: torch.Tensor  # (Q,) int64, rows that share the pair
+    attended: list[str] = field(default_factory=list, compare=False)  # one entry for each layer that ran `attend`
 
     def model_inputs(self) -> dict[str, Any]:
         """What the model is called with. The mask is a placeholder: four axes stop transformers from making its own,
@@ -56,14 +57,36 @@ class MergedBatch:
         return (cross_entropy(rows, self.pair_target, reduction="none") * self.counts).sum()
 
 
-def use_shared_attention(model: PreTrainedModel) -> bool:
-    """Switch a model to `attend`, which is SDPA unless a merged batch comes. False, and no change, where the model's
-    layers do not all see every earlier token, or it was asked for another kernel."""
-    layers = getattr(model.config, "layer_types", None) or ["full_attention"]
-    if set(layers) != {"full_attention"} or model.config._attn_implementation not in ("sdpa", ATTENTION):
-        return False
-    model.set_attn_implementation(ATTENTION)
-    return True
+def use_shared_attention(model: PreTrainedModel, longest: int) -> str | None:
+    """Switch a model to `attend`, which is SDPA unless a merged batch comes. No change where that cannot be right for
+    rows of up to `longest` tokens; the reason is then returned.
+
+    What the configuration tells is not enough: whether a model's layers call `attend` at all, and hand on what it
+    needs, shows in a merged batch alone (`MergedBatch.attended`, and the loss).
+    """
+    config = model.config.get_text_config()
+    if model.config._attn_implementation not in ("sdpa", ATTENTION):
+        return f"its attention runs on {model.config._attn_implementation}, not sdpa"
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if other := layers - {"full_attention", "sliding_attention"}:
+        return f"it has layers of type {sorted(other)[0]}"
+    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    unknown = 0 if "sliding_attention" in layers else longest
+    window = min((limit for limit in limits if limit is not None), default=unknown)
+    if window < longest:
+        return f"its attention sees {window} tokens, examples may have {longest}"
+    if model.config._attn_implementation != ATTENTION:
+        model.set_attn_implementation(ATTENTION)
+    return None
+
+
+def draws_at_random(model: PreTrainedModel) -> bool:
+    """Whether training draws dropout or noise, which rows that share a prefix would then share."""
+    if any(module.p > 0 for module in model.modules() if isinstance(module, torch.nn.Dropout)):
+        return True
+    settings = model.config.get_text_config().to_dict().items()
+    named = (value for name, value in settings if "drop" in name or "jitter" in name)
+    return any(isinstance(value, float) and value > 0 for value in named)
 
 
 def attend(
@@ -79,14 +102,18 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention in a merged batch: the prefix over itself, every row's own tokens over the prefix and themselves.
 
-    `query` (1, heads, L, d), `key` and `value` (1, key heads, L, d); gives (1, L, heads, d). p x p and B x n x (p + n)
-    scores, n the longest own part, instead of L x L; the latter by plain products: with a mask the CPU's fused kernel
-    takes 2.5 times as long in bfloat16. Rows are padded by indices: slices would copy everything once a row in the
-    backward pass.
+    `query` (1, heads, L, d), `key` (1, key heads, L, d), `value` (1, key heads, L, e); gives (1, L, heads, e). p x p
+    and B x n x (p + n) scores, n the longest own part, instead of L x L; the latter by plain products: with a mask the
+    CPU's fused kernel takes 2.5 times as long in bfloat16. Rows are padded by indices: slices would copy everything
+    once a row in the backward pass.
     """
     if shared is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     p, own = shared.prefix, shared.own
+    window = options.get("sliding_window")
+    if window is not None and window < p + own.shape[1]:
+        raise ValueError(f"attention over {window} tokens, the batch has rows of {p + own.shape[1]}")
+    shared.attended.append(type(module).__name__)
     (n_rows, n), heads, key_heads, d = own.shape, query.shape[1], key.shape[1], query.shape[3]
     scale = d**-0.5 if scaling is None else scaling
     own_index = own.clamp(min=p)  # what stands at a padded place is cut off below, or lies behind every query
@@ -95,12 +122,12 @@ def attend(
     # heads that share a key stand below one another, so that keys need not be repeated: (B, key heads, group * n, d)
     q = (q.index_select(0, own_index.flatten()) * scale).view(n_rows, n, key_heads, -1, d)
     q = q.permute(0, 2, 3, 1, 4).reshape(n_rows, key_heads, -1, d)
-    k, v = (x.index_select(0, seen_index).view(n_rows, p + n, key_heads, d).transpose(1, 2) for x in (k, v))
+    k, v = (x.index_select(0, seen_index).view(n_rows, p + n, key_heads, -1).transpose(1, 2) for x in (k, v))
     scores = q @ k.transpose(2, 3)
     unseen = torch.ones(n, p + n, dtype=torch.bool, device=q.device).triu(p + 1)
     scores.view(n_rows, heads, n, p + n).add_(torch.zeros_like(unseen, dtype=q.dtype).masked_fill(unseen, -torch.inf))
-    answers = (torch.softmax(scores, dim=-1) @ v).view(n_rows, key_heads, -1, n, d)
-    answers = answers.permute(0, 3, 1, 2, 4).reshape(n_rows * n, heads, d)
+    answers = (torch.softmax(scores, dim=-1) @ v).view(n_rows, key_heads, -1, n, v.shape[-1])
+    answers = answers.permute(0, 3, 1, 2, 4).reshape(n_rows * n, heads, -1)
     answers = answers.index_select(0, (own.flatten() >= 0).nonzero().flatten())
     if p:
         prefix = scaled_dot_product_attention(
@@ -126,9 +153,14 @@ def common_prefix(input_ids: torch.Tensor, lengths: torch.Tensor) -> int:
 
 
 def merge_batch(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, ignored: int
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    labels: torch.Tensor,
+    ignored: int,
+    worthwhile: float = WORTHWHILE,
 ) -> MergedBatch | None:
-    """The right-padded batch (B, T) as one row, or None where that would save too little.
+    """The right-padded batch (B, T) as one row; None where more than `worthwhile` of its B * T tokens would be left,
+    padding included, and for a single row.
 
     `labels` as for the padded batch: the label at t is what position t - 1 has to predict, `ignored` = no loss.
     """
@@ -139,7 +171,7 @@ def merge_batch(
         return None
     prefix = common_prefix(input_ids, lengths)
     total = prefix + int((lengths - prefix).sum())
-    if total > WORTHWHILE * n_rows * width:
+    if total > worthwhile * n_rows * width:
         return None
     rest = real.clone()
     rest[:, :prefix] = False

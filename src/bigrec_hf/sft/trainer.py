@@ -2,158 +2,153 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
-from bigrec_hf.models.checkpoints import last_checkpoint
-from bigrec_hf.sft.shared_prefix import merge_batch, use_shared_attention
+from bigrec_hf.models.checkpoints import ExactResume, last_checkpoint
+from bigrec_hf.models.loading import keep_trainable_precise
+from bigrec_hf.sft.shared_prefix import MergedBatch, draws_at_random, merge_batch, use_shared_attention
 
 IGNORED = -100  # label of a token without loss
+BATCH_KEYS = {"input_ids", "attention_mask", "labels"}  # of a padded batch
+MEASURED_ROWS = 4
+TOLERANCE = 1e-4  # relative, in float32
+ROUNDED_TOLERANCE = 2e-2  # where weights or arithmetic are rounded: the order of sums matters
 
 
-class CompletionLossTrainer(SFTTrainer):
+class CompletionLossTrainer(ExactResume, SFTTrainer):
     """SFTTrainer whose CPU loss computes logits at supervised positions only, and the batch's common prefix once.
 
     On CUDA, TRL's fused head leaves out the unsupervised positions already. Elsewhere it projects every position onto
     the vocabulary and computes entropies; with ~12 completion tokens in ~150 that is most of a small model's time. The
-    common prefix is shared where the model allows it (`shared_prompt`) and dropout would not tell the rows apart. Same
-    loss, no entropy metrics.
+    common prefix is shared where dropout would not tell the rows apart. Same loss, no entropy metrics: both ways are
+    measured against TRL's loss first, and not taken where they differ. Trainable weights are in float32.
     """
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        keep_trainable_precise(self.model)
+        self.draws = draws_at_random(self.base())
+        self.lean, self.shares = False, False
+        if self.args.device.type == "cpu" and not self.is_fsdp_enabled and self.has_plain_loss():
+            with resting(self):
+                self.lean, self.shares = self.measure()
+
+    def base(self) -> PreTrainedModel:
+        """The model without its adapter."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def has_plain_loss(self) -> bool:
+        """Whether the loss is the mean cross-entropy of the labels and nothing else."""
+        changed = self.args.loss_type != "nll" or self.args.label_smoothing_factor > 0 or self.aux_loss_enabled
+        return not changed and self.compute_loss_func is None
+
+    def measure(self) -> tuple[bool, bool]:
+        """Whether the lean loss, and with a shared prefix, is TRL's on the longest examples; says so where it is not.
+
+        Long examples, because windows and other limits of attention show only beyond them.
+        """
+        batch = self._prepare_inputs(longest_batch(self))
+        wanted = super().compute_loss(self.model, dict(batch)).item()
+        exact = all(parameter.dtype == torch.float32 for parameter in self.model.parameters())
+        tolerance = abs(wanted) * (TOLERANCE if exact else ROUNDED_TOLERANCE)
+
+        def difference(merged: MergedBatch | None) -> str | None:
+            try:
+                loss, count, _ = lean_loss(self.model, batch, merged)
+            except Exception as error:  # whatever a model's own code raises on arguments that it does not know
+                return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            mean = loss.item() / max(int(count), 1)
+            return None if abs(mean - wanted) <= tolerance else f"a loss of {mean:.6g} instead of {wanted:.6g}"
+
+        reason = difference(None)
+        if reason is not None:
+            self.accelerator.print(f"loss: as TRL computes it, for this model knows no shorter way ({reason})")
+            return False, False
+        if set(batch) != BATCH_KEYS or batch["input_ids"].shape[0] < 2:
+            return True, False
+        reason = use_shared_attention(self.base(), self.args.max_length or batch["input_ids"].shape[1])
+        if reason is None:
+            merged = merge_batch(**batch, ignored=IGNORED, worthwhile=1.0)
+            reason = difference(merged)
+            if reason is None and len(merged.attended) != self.base().config.get_text_config().num_hidden_layers:
+                reason = "not all of its layers attend as transformers' common attention does"
+            if reason is not None:
+                self.base().set_attn_implementation("sdpa")
+        if reason is not None:
+            self.accelerator.print(f"batches: plain, no prompt prefix is shared with this model ({reason})")
+        return True, reason is None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch, as of SFTTrainer, with the outputs if `return_outputs`."""
-        if self.args.device.type != "cpu":
+        if not self.lean:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         merged = None
-        if set(inputs) == {"input_ids", "attention_mask", "labels"} and self.shares_prompts():
+        if self.shares and set(inputs) == BATCH_KEYS and not (self.model.training and self.draws):
             merged = merge_batch(**inputs, ignored=IGNORED)
-        if merged is not None:
-            outputs = model(**merged.model_inputs())
-            loss, count = merged.loss(outputs.logits), merged.counts.sum()
-        else:
-            targets = inputs["labels"][:, 1:]
-            supervised = targets != IGNORED
-            positions = supervised.any(dim=0).nonzero().flatten()
-            others = {key: value for key, value in inputs.items() if key != "labels"}
-            outputs = model(**others, use_cache=False, logits_to_keep=positions)
-            kept = supervised[:, positions]
-            logits = outputs.logits[kept].float()
-            loss = torch.nn.functional.cross_entropy(logits, targets[:, positions][kept], reduction="sum")
-            count = supervised.sum()
+        loss, count, outputs = lean_loss(model, inputs, merged)
         loss = loss / torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all processes
         return (loss, outputs) if return_outputs else loss
 
-    def _save_rng_state(self, output_dir):
-        """Wait until the random states of all processes are written: the trainer's state, which comes next, says that
-        the checkpoint is complete."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
 
-    def shares_prompts(self) -> bool:
-        """Whether a common prefix may be computed once: full attention, no dropout that draws anew for every row."""
-        model = self.accelerator.unwrap_model(self.model)
-        dropout = any(module.p > 0 for module in model.modules() if isinstance(module, torch.nn.Dropout))
-        dropout |= (getattr(model.get_base_model().config, "attention_dropout", 0.0) or 0.0) > 0
-        return not (model.training and dropout) and use_shared_attention(model.get_base_model())
-
-
-def accumulation_steps(global_batch_size: int, micro_batch_size: int, n_processes: int) -> int:
-    """Gradient accumulation steps; BigrecError where the global batch is no multiple of what one step computes."""
-    per_pass = micro_batch_size * n_processes
-    if global_batch_size % per_pass:
-        raise BigrecError(
-            f"global_batch_size {global_batch_size} is no multiple of micro_batch_size {micro_batch_size} x "
-            f"{n_processes} process(es): choose {max(1, round(global_batch_size / per_pass)) * per_pass}"
-        )
-    return global_batch_size // per_pass
+@contextlib.contextmanager
+def resting(trainer: SFTTrainer) -> Iterator[None]:
+    """Evaluation mode without gradients; random states and metrics are as before afterwards."""
+    metrics, training = trainer._metrics["eval"], trainer.model.training
+    trainer._metrics["eval"] = defaultdict(list)
+    trainer.model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        trainer.model.train(training)
+        trainer._metrics["eval"] = metrics
 
 
-def trainer_config(
-    checkpoints: str,
-    *,
-    dtype: torch.dtype,
-    quantized: bool,
-    seed: int,
-    n_train: int,
-    has_validation: bool,
-    epochs: float,
-    learning_rate: float,
-    warmup_steps: float,
-    global_batch_size: int,
-    micro_batch_size: int,
-    max_length: int,
-    packing: bool,
-    length_grouping: bool,
-    activation_checkpointing: bool,
-    evals_per_epoch: int,
-    trainer_args: dict[str, Any],
-) -> SFTConfig:
-    """The SFTConfig of a run; `trainer_args` wins over everything. BigrecError on a field SFTConfig does not have."""
-    state = process_state()
-    on_cpu = state.device.type == "cpu"
-    unknown = set(trainer_args) - set(SFTConfig.__dataclass_fields__)
-    if unknown:
-        raise BigrecError(f"trainer_args {sorted(unknown)[0]!r} is no field of trl.SFTConfig: see its documentation")
-    for name, value in trainer_args.items():
-        default = SFTConfig.__dataclass_fields__[name].default
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        if number and not isinstance(value, int | float | None):  # dataclasses check nothing
-            raise BigrecError(
-                f"trainer_args {name}: {value!r} is no number (the default is {default!r}); write a number"
-            )
-    accumulation = accumulation_steps(global_batch_size, micro_batch_size, state.num_processes)
-    interval: dict[str, Any] = {"save_strategy": "epoch", "eval_strategy": "epoch"}
-    if evals_per_epoch == 0:
-        interval = {"save_strategy": "no", "eval_strategy": "no"}
-    elif evals_per_epoch > 1:
-        steps = max(1, math.ceil(n_train / global_batch_size) // evals_per_epoch)
-        interval = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": steps, "eval_steps": steps}
-    if not has_validation:
-        interval["eval_strategy"] = "no"
-    options: dict[str, Any] = {
-        "output_dir": checkpoints,
-        "num_train_epochs": epochs,
-        "learning_rate": learning_rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": int(warmup_steps) if warmup_steps >= 1 else warmup_steps,
-        "per_device_train_batch_size": micro_batch_size,
-        "per_device_eval_batch_size": micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "max_length": max_length,
-        "packing": packing,
-        "eval_packing": False,
-        "activation_checkpointing": activation_checkpointing,
-        "bf16": dtype == torch.bfloat16 and not (quantized and on_cpu),
-        "fp16": dtype == torch.float16 and not on_cpu,
-        "use_cpu": on_cpu,
-        "seed": seed,
-        "data_seed": seed,
-        "logging_steps": 1,
-        "logging_first_step": True,
-        "report_to": "none",
-        "save_total_limit": 2,
-        "load_best_model_at_end": interval["eval_strategy"] != "no",
-        "metric_for_best_model": "eval_loss" if interval["eval_strategy"] != "no" else None,
-        "greater_is_better": False if interval["eval_strategy"] != "no" else None,
-        "remove_unused_columns": True,
-        "dataloader_pin_memory": not on_cpu,
-        "ddp_find_unused_parameters": False,
-        **interval,
-    }
-    if length_grouping:
-        options["train_sampling_strategy"] = "group_by_length"
-    return SFTConfig(**(options | trainer_args))
+def longest_batch(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
+    """A batch of the longest training and validation examples."""
+    rows: list[tuple[int, Dataset, int]] = []
+    for data in (trainer.train_dataset, trainer.eval_dataset):
+        if data is not None:
+            tables = data.select_columns("input_ids").with_format("arrow").iter(batch_size=10_000)
+            lengths = np.concatenate([pc.list_value_length(table["input_ids"]).to_numpy() for table in tables])
+            rows += [(int(lengths[row]), data, int(row)) for row in np.argsort(-lengths, kind="stable")[:MEASURED_ROWS]]
+    rows.sort(key=lambda found: -found[0])
+    trainer._set_signature_columns_if_needed()
+    examples = [data[row] for _, data, row in rows[: 1 if trainer.padding_free else MEASURED_ROWS]]
+    wanted = trainer._signature_columns
+    return trainer.data_collator([{name: e[name] for name in wanted if name in e} for e in examples])
+
+
+def lean_loss(
+    model: torch.nn.Module, inputs: dict[str, torch.Tensor], merged: MergedBatch | None
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Summed cross-entropy of the labels, their number, and the model's output; of `merged`, or else of `inputs`."""
+    if merged is not None:
+        outputs = model(**merged.model_inputs())
+        return merged.loss(outputs.logits), merged.counts.sum(), outputs
+    targets = inputs["labels"][:, 1:]
+    supervised = targets != IGNORED
+    positions = supervised.any(dim=0).nonzero().flatten()
+    others = {key: value for key, value in inputs.items() if key != "labels"}
+    outputs = model(**others, use_cache=False, logits_to_keep=positions)
+    kept = supervised[:, positions]
+    logits = outputs.logits[kept].float()
+    loss = torch.nn.functional.cross_entropy(logits, targets[:, positions][kept], reduction="sum")
+    return loss, supervised.sum(), outputs
 
 
 def train_adapter(

@@ -16,7 +16,7 @@ from bigrec_hf.data.generations import Examples
 from bigrec_hf.data.sequences import ItemSequences
 from bigrec_hf.ground.from_scores import rank_scores
 from bigrec_hf.metrics.ndcg_hr.scores import mean_scores
-from bigrec_hf.models.checkpoints import last_checkpoint
+from bigrec_hf.models.checkpoints import ExactResume, last_checkpoint
 from bigrec_hf.rank.sasrec.model import SasRecConfig, SasRecModel, inclusion_probabilities
 from bigrec_hf.rank.sasrec.windows import WindowDataset, collate, pad_histories, windows
 
@@ -46,7 +46,7 @@ def score_histories(
     return scores
 
 
-class SasRecTrainer(Trainer):
+class SasRecTrainer(ExactResume, Trainer):
     """Trainer whose loss may be sampled, and whose evaluation ranks the whole catalog at the last position.
 
     `chances` (n_items,): the probability of each item to be a negative of a batch (`inclusion_probabilities`), or None
@@ -191,4 +191,5 @@ def training_arguments(sasrec: SasrecSettings, checkpoints: Path, seed: int, has
         greater_is_better=True if has_validation else None,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
+        restore_callback_states_from_checkpoint=True,
     )

@@ -1,0 +1,67 @@
+"""The folder of an adapter: its checkpoints while it is trained, then its weights, tokenizer and record."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.common.processes import process_state
+from bigrec_hf.models.identity import ADAPTER_FILES, TRAINING_FILE
+
+CHECKPOINTS = "checkpoints"  # in the adapter's folder, until the training is done
+
+
+def finished(adapter_dir: Path, mark: str) -> dict[str, Any] | None:
+    """The record of the adapter in `adapter_dir`, where one of the fingerprint `mark` is complete."""
+    record = read_json(adapter_dir / TRAINING_FILE)
+    return record if record.get("fingerprint") == mark and has_adapter(adapter_dir) else None
+
+
+def open_checkpoints(adapter_dir: Path, mark: str, settings: dict[str, Any]) -> Path:
+    """The folder of a training's checkpoints; those of other settings are removed. Every process has to call this."""
+    folder, state = adapter_dir / CHECKPOINTS, process_state()
+    if state.is_main_process:
+        if folder.exists() and read_json(folder / "settings.json").get("fingerprint") != mark:
+            shutil.rmtree(folder)
+        write_json(folder / "settings.json", {"fingerprint": mark, **settings})
+    state.wait_for_everyone()
+    return folder
+
+
+def has_adapter(adapter_dir: Path) -> bool:
+    """Whether there are weights of an adapter."""
+    return any((adapter_dir / name).is_file() for name in ADAPTER_FILES)
+
+
+def write_adapter(
+    trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase, adapter_dir: Path, record: dict[str, Any]
+) -> None:
+    """Write adapter, tokenizer and `record` to `adapter_dir`, in this order, and remove the checkpoints in it.
+
+    What lay there before goes first, its record before its weights: a kill leaves no weights under another's record.
+    Raises BigrecError where the trainer writes no adapter. Every process has to call this.
+    """
+    state = process_state()
+    if state.is_main_process:
+        for name in (TRAINING_FILE, *ADAPTER_FILES):
+            (adapter_dir / name).unlink(missing_ok=True)
+    state.wait_for_everyone()
+    trainer.save_model(str(adapter_dir))
+    if state.is_main_process:
+        if not has_adapter(adapter_dir):
+            raise BigrecError(
+                f"the trainer wrote no adapter to {adapter_dir}; its checkpoints are kept: correct the accelerate "
+                "configuration (with ZeRO-3, zero3_save_16bit_model: true) and run the command again"
+            )
+        tokenizer.save_pretrained(adapter_dir)
+        for leftover in ("README.md", "training_args.bin"):  # PEFT's placeholder card; a pickle nobody needs
+            (adapter_dir / leftover).unlink(missing_ok=True)
+        write_json(adapter_dir / TRAINING_FILE, record)
+        shutil.rmtree(adapter_dir / CHECKPOINTS)
+    state.wait_for_everyone()

@@ -1,0 +1,81 @@
+"""Training data of the objective pairs: one history and its next title per row, tokenized to disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from bigrec_hf.common.processes import process_state
+from bigrec_hf.common.shards import share_of_rows
+from bigrec_hf.data.examples import load_examples, load_json_examples
+from bigrec_hf.settings import DataSettings, PromptSettings, SftSettings
+from bigrec_hf.sft.tokenize import count_tokens, tokenize_examples
+
+TOKENS_DIR = "_tokens"  # in the checkpoints' folder; what begins with _ the Trainer never pushes
+
+
+def tokenize_split(
+    datasets: list[str],
+    json_files: list[str],
+    split: str,
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sample: int,
+    seed: int,
+    folder: Path,
+    **limits: Any,
+) -> Dataset:
+    """`sample` examples from each prepared set or JSON file (multi-domain) as TOKENS, concatenated.
+
+    Each process tokenizes its share to a file in `folder`, unless an interrupted training of the same settings has left
+    it there, and maps the files of all into memory: a split larger than memory is trained on, in any order.
+    """
+    state, files = process_state(), []
+    for number, name in enumerate([*datasets, *json_files]):
+        if number < len(datasets):
+            examples = load_examples(name, split, sample=sample, seed=seed, cache_dir=folder)
+        else:
+            examples = load_json_examples(name, sample=sample, seed=seed)
+        for rank in range(state.num_processes):
+            share = share_of_rows(len(examples), 1, rank, state.num_processes)
+            file = folder / f"{split}-{number}-{rank}-of-{state.num_processes}.arrow"
+            if share.start == share.stop:
+                continue
+            files.append(str(file))
+            if rank == state.process_index and not file.is_file():
+                rows = examples.select(range(share.start, share.stop))
+                tokenize_examples(rows, template, tokenizer, file=file, **limits)
+    state.wait_for_everyone()
+    return concatenate_datasets([Dataset.from_file(file) for file in files])
+
+
+def load_pairs(
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptSettings,
+    sft: SftSettings,
+    *,
+    seed: int,
+    folder: Path,
+) -> tuple[Dataset, Dataset | None, dict[str, int]]:
+    """Training and validation examples as TOKENS in `folder`, one history and its next title per row; and counts."""
+    shared: dict[str, Any] = {
+        "seed": seed,
+        "folder": folder / TOKENS_DIR,
+        "max_history": prompt.max_history,
+        "max_length": prompt.max_length,
+        "completion_only": sft.completion_only,
+    }
+    template, validation = prompt.train_prompt, None
+    if (data.dataset or data.validation_json) and sft.evals_per_epoch > 0:
+        files = data.validation_json
+        validation = tokenize_split(
+            data.dataset, files, "validation", template, tokenizer, sample=sft.validation_sample, **shared
+        )
+    train = tokenize_split(data.dataset, data.train_json, "train", template, tokenizer, sample=sft.sample, **shared)
+    n_tokens, n_dropped = count_tokens(train)
+    return train, validation, {"n_train_tokens": n_tokens, "n_history_titles_dropped": n_dropped}
