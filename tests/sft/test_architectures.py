@@ -16,8 +16,8 @@ from trl import SFTConfig, SFTTrainer
 
 from bigrec_hf.sft.shared_prefix import draws_at_random
 from bigrec_hf.sft.trainer import CompletionLossTrainer, resting
+from tests.helpers.architectures import ARCHITECTURES, tiny_architecture
 from tests.helpers.tiny import tiny_tokenizer
-from tests.models.architectures import ARCHITECTURES, tiny_architecture
 
 IGNORED = -100
 SHARED, PLAIN, STOCK = (True, True), (True, False), (False, False)  # lean loss, shared prefix

@@ -20,7 +20,7 @@ from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.ground.index import open_index
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.models.encoder import encoder_name
-from bigrec_hf.models.identity import adapter_fingerprint, model_revision
+from bigrec_hf.models.identity import TRAINING_FILE, adapter_fingerprint, model_revision
 from bigrec_hf.pipeline.rankers import check_rankers, generated_files, ranking_options, run_rankers
 from bigrec_hf.pipeline.seeds import run_seeds
 from bigrec_hf.pipeline.steps import Steps
@@ -159,6 +159,7 @@ def prepare(steps: Steps, sections: RunSections) -> None:
 def train(steps: Steps, sections: RunSections) -> str | None:
     """The adapter: trained, or the one that `generate.adapter` names."""
     from bigrec_hf.sft import stage as sft_stage
+    from bigrec_hf.sft.adapter_folder import CHECKPOINTS
 
     if sections.generate.adapter is not None:
         return adapter_fingerprint(sections.generate.adapter)
@@ -168,11 +169,11 @@ def train(steps: Steps, sections: RunSections) -> str | None:
         "sft",
         lambda: sft_stage.main(*settings),
         depends=sft_stage.training_settings(*settings),
-        outputs=[folder / sft_stage.TRAINING_FILE],
+        outputs=[folder / TRAINING_FILE],
         distributed=True,
-        resumes_from=folder / sft_stage.CHECKPOINTS,
+        resumes_from=folder / CHECKPOINTS,
     )
-    training = read_json(folder / sft_stage.TRAINING_FILE)
+    training = read_json(folder / TRAINING_FILE)
     steps.manifest["training"] = {key: value for key, value in training.items() if key != "history"}
     return mark
 
