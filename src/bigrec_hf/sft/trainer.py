@@ -36,6 +36,11 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
     measured against TRL's loss first, and not taken where they differ. Trainable weights are in float32.
     """
 
+    args: SFTConfig
+    model: PreTrainedModel | PeftModel
+    train_dataset: Dataset
+    eval_dataset: Dataset | None
+
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         keep_trainable_precise(self.model)
@@ -47,7 +52,7 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
 
     def base(self) -> PreTrainedModel:
         """The model without its adapter."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     def has_plain_loss(self) -> bool:
         """Whether the loss is the mean cross-entropy of the labels and nothing else."""
@@ -81,6 +86,7 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
         reason = use_shared_attention(self.base(), self.args.max_length or batch["input_ids"].shape[1])
         if reason is None:
             merged = merge_batch(**batch, ignored=IGNORED, worthwhile=1.0)
+            assert merged is not None  # right-padded, two rows or more
             reason = difference(merged)
             if reason is None and len(merged.attended) != self.base().config.get_text_config().num_hidden_layers:
                 reason = "not all of its layers attend as transformers' common attention does"
@@ -105,7 +111,7 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
 
 
 @contextlib.contextmanager
-def resting(trainer: SFTTrainer) -> Iterator[None]:
+def resting(trainer: CompletionLossTrainer) -> Iterator[None]:
     """Evaluation mode without gradients; random states and metrics are as before afterwards."""
     metrics, training = trainer._metrics["eval"], trainer.model.training
     trainer._metrics["eval"] = defaultdict(list)
@@ -118,7 +124,7 @@ def resting(trainer: SFTTrainer) -> Iterator[None]:
         trainer._metrics["eval"] = metrics
 
 
-def longest_batch(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
+def longest_batch(trainer: CompletionLossTrainer) -> dict[str, torch.Tensor]:
     """A batch of the longest training and validation examples."""
     rows: list[tuple[int, Dataset, int]] = []
     for data in (trainer.train_dataset, trainer.eval_dataset):
@@ -129,7 +135,7 @@ def longest_batch(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
     rows.sort(key=lambda found: -found[0])
     trainer._set_signature_columns_if_needed()
     examples = [data[row] for _, data, row in rows[: 1 if trainer.padding_free else MEASURED_ROWS]]
-    wanted = trainer._signature_columns
+    wanted: list[str] = trainer._signature_columns or []
     return trainer.data_collator([{name: e[name] for name in wanted if name in e} for e in examples])
 
 
