@@ -83,7 +83,7 @@ def load_base(
     if sharded and config is not None:
         raise BigrecError(
             f"a base in {quantization} cannot be trained in shards (FSDP, ZeRO-3): train it data-parallel "
-            "(accelerate_configs/multi_gpu.yaml), or set quantization to none"
+            "(accelerate_configs/ddp.yaml), or set quantization to none"
         )
     options: dict[str, Any] = {"dtype": torch_dtype, "revision": revision}
     if attn_implementation:

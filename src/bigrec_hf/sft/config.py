@@ -29,7 +29,7 @@ def check_launcher(state: PartialState) -> None:
     if n_gpus > 1 and state.num_processes == 1:
         raise BigrecError(
             f"one process sees {n_gpus} GPUs: start one process for each with `accelerate launch --config_file "
-            "accelerate_configs/multi_gpu.yaml -m bigrec_hf.sft ...`, or choose one by CUDA_VISIBLE_DEVICES=0"
+            "accelerate_configs/ddp.yaml -m bigrec_hf.sft ...`, or choose one by CUDA_VISIBLE_DEVICES=0"
         )
     saved_as = os.environ.get("FSDP_STATE_DICT_TYPE")
     if launched_with_fsdp() and saved_as != "FULL_STATE_DICT":
