@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.score.stage import PER_EXAMPLE_FILE
+from bigrec_hf.score.users import bootstrap_users, user_codes, user_ids, user_sums
 
 BITS_AT_ONCE = 1 << 22  # signs held at a time
 MOST_ENUMERATED = 16  # non-zero differences whose sign patterns are all tried
@@ -193,8 +194,10 @@ def compare(
     found: list[tuple[str, str, float, float, float, float]] = []
     for name, (metrics, values, base) in pairs.items():
         differences = values - base
-        low, high = bootstrap_means(differences, resamples, 1.0 - alpha, seed)
-        p = permutation_test(differences, permutations, seed)
+        ids = scores[name].example_ids
+        users = user_codes(user_ids(ids), len(ids))  # whole users are resampled, whole users' differences change sign
+        low, high = bootstrap_users(differences, users, resamples, 1.0 - alpha, seed)
+        p = permutation_test(user_sums(differences, users), permutations, seed)
         found += zip([name] * len(metrics), metrics, differences.mean(axis=0), low, high, p, strict=True)
     corrected = holm([row[-1] for row in found])
     comparisons = [
