@@ -299,7 +299,7 @@ def test_patience_counts_on_after_a_kill(tmp_path, monkeypatch, killed_at):
             raise KeyboardInterrupt
 
     monkeypatch.setattr("bigrec_hf.rank.sasrec.trainer.mean_scores", scripted)
-    inputs = (sequences_of(cycle()), np.full(6, 60), ([[0, 1]], [2]))
+    inputs = (sequences_of(cycle()), np.full(6, 60), examples([[0, 1]], [2]))
     options = replace(SETTINGS, sasrec_epochs=6, sasrec_patience=2)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("transformers.trainer.rotate_checkpoints", kill)

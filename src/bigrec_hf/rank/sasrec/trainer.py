@@ -107,8 +107,7 @@ def train_sasrec(
 
     `counts` (n_items,) how often each item is a training target; `validation`: examples that stop the
     training (`sasrec_patience` epochs without a better one) and are never learned from, `excluded` their rows that are
-    no candidates. Raises BigrecError for settings
-    that do not fit, and where no sequence has two items.
+    no candidates. Raises BigrecError for settings that do not fit, and where no sequence has two items.
     """
     model = new_model(sasrec, len(counts), seed, catalog_sha256)
     inputs, labels = windows(sequences, sasrec.sasrec_max_length, sasrec.sasrec_stride, model.config.padding_id)
