@@ -1,7 +1,7 @@
-"""Ground: rank the whole catalog by the distance of its titles to the generated text (step 2 of BIGRec).
+"""Ground: rank the whole catalog by the distance between its titles and the generated text (step 2 of BIGRec).
 
-Reads `<run_dir>/<method>/generations.parquet`, builds or reuses the catalog index, writes
-`<run_dir>/<method>/rankings.parquet`: one row an example, with the settings used in the file's own metadata.
+Reads `<run_dir>/<method>/generations.parquet`, builds or reuses the catalog index, and writes
+`<run_dir>/<method>/rankings.parquet`: one row per example, with the settings in the metadata of the file.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
     from bigrec_hf.common.processes import process_state
 
     if run.run_dir is None:
-        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
     state = process_state()
     folder = Path(run.run_dir) / run.method
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
@@ -89,7 +89,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
     if table is not None:
         settings = table_settings(table) | {GENERATIONS_KEY: file}
         metadata = {METADATA_KEY: json.dumps(settings, ensure_ascii=False).encode()}
-        # parquet has its own name for what is in a list: without the cast the file would tell how it was made
+        # Parquet renames the elements of lists: without the cast the file would depend on the number of processes
         write_rankings(table.cast(RANKINGS_SCHEMA.with_metadata(metadata)), folder)
         median = int(np.median(table[C.RANK].to_numpy()))
         print(f"ground ({folder.name}): {table.num_rows} examples, {len(index)} items, median rank {median}")

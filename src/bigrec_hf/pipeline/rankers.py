@@ -1,7 +1,7 @@
-"""Rankers: what `run` does beyond the first text's distances, with the same adapter on the same examples.
+"""Rankers: further rankings that `run` makes with the same adapter, for the same examples.
 
-Each is a stage that also runs alone; here they are put in order, with what they depend on. Those that choose a
-parameter need the answers to validation examples, which `run` then generates into `<run_dir>/validation/finetuned`.
+Each is a stage that also runs alone; this module runs them in order and knows what each depends on. Rankers that choose
+a parameter need generations for validation examples, which `run` writes to `<run_dir>/validation/finetuned`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from bigrec_hf.score import stage as score_stage
 from bigrec_hf.settings import GenerateSettings, GroundSettings, RunSections
 from bigrec_hf.settings.train import RANKERS
 
-CHOOSING = ("fuse", "rerank")  # on the validation examples' first beams
+CHOOSING = ("fuse", "rerank")  # on the first beams of the validation examples
 
 
 def check_rankers(wanted: Sequence[str], rerank_weights: Sequence[str], rerank_scores: str | None) -> None:
-    """Raise BigrecError for an unknown ranker, or one whose scores nothing makes, before any work."""
+    """Raise BigrecError, before any work, for an unknown ranker, or one that needs scores which no ranker makes."""
     unknown = [name for name in wanted if name not in RANKERS]
     if unknown:
         raise BigrecError(f"unknown ranker {unknown[0]!r}: choose among {', '.join(RANKERS)}")
@@ -50,7 +50,7 @@ def generated_files(folder: Path, generate: GenerateSettings) -> list[Path]:
 
 
 def run_rankers(steps: Steps, sections: RunSections, marks: list[str | None]) -> None:
-    """Run the wanted rankers, each unless it is done. `marks`: of the fine-tuned model's scores and the index."""
+    """Run the wanted rankers that are not done. `marks`: those of the fine-tuned model's scores and of the index."""
     wanted = sections.pipeline.rankers
     if not wanted:
         return
@@ -75,7 +75,7 @@ def _results(steps: Steps, *methods: str) -> list[Path]:
 
 
 def generate_validation(steps: Steps, sections: RunSections, texts: list[Any]) -> str:
-    """The fine-tuned model's texts for validation examples."""
+    """Generate for the validation examples with the fine-tuned model."""
     from bigrec_hf.generate import stage as generate_stage
 
     folder = steps.folder / VALIDATION_DIR
@@ -105,7 +105,7 @@ def run_linear(steps: Steps, sections: RunSections, depends: list[Any]) -> str:
 
 
 def run_sasrec(steps: Steps, sections: RunSections, depends: list[Any]) -> str:
-    """The sequential baseline."""
+    """Train SASRec, rank and score."""
     from bigrec_hf.rank.sasrec import stage
 
     s = sections
@@ -118,7 +118,7 @@ def run_sasrec(steps: Steps, sections: RunSections, depends: list[Any]) -> str:
 
 
 def run_fuse(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
-    """All texts of an example in one ranking."""
+    """Rank by all texts of an example."""
     from bigrec_hf.rank.fuse import stage
 
     s = sections
@@ -132,7 +132,7 @@ def run_fuse(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
 
 
 def run_rerank(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
-    """Distances weighted by popularity or a collaborative model."""
+    """Rank by distances combined with popularity or a collaborative model."""
     from bigrec_hf.rank.rerank import stage
 
     s = sections
@@ -150,7 +150,7 @@ def run_rerank(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
 
 
 def run_constrained(steps: Steps, sections: RunSections, texts: list[Any], common: list[Any]) -> None:
-    """Beams that write catalog titles only, ranked first, the rest by distance."""
+    """Decode beams that are catalog titles; rank these first, the rest by distance."""
     from bigrec_hf.generate import stage as generate_stage
 
     s = sections
@@ -184,7 +184,7 @@ def run_constrained(steps: Steps, sections: RunSections, texts: list[Any], commo
 
 
 def run_debias(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
-    """Beams mixed with a collaborative model's scores."""
+    """Decode beams mixed with a collaborative model's scores (D3 decoding)."""
     from bigrec_hf.rank import debias as stage
 
     s = sections

@@ -1,6 +1,6 @@
 """Run: all stages from one recipe in one folder, with a manifest; stages that are done and unchanged are skipped.
 
-What makes a stage run again: `steps`.
+`steps` says what makes a stage run again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from bigrec_hf.settings.train import BASELINES
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the run starts from, as it is now: marks of the data, the base model and the encoder."""
+    """Marks of the inputs as they are when the run starts: data, base model and encoder."""
 
     data: list[str]
     base: str
@@ -49,8 +49,10 @@ def main(**sections: Any) -> None:
 
 
 def run_recipe(sections: RunSections) -> None:
-    """Run every stage that is not done, for each seed of the recipe. Raises BigrecError, before any work where the
-    settings alone show that a stage cannot run."""
+    """Run every stage that is not done, for each seed of the recipe.
+
+    Raises BigrecError; if the settings alone show that a stage cannot run, before any work.
+    """
     check_sections(sections)
     if sections.pipeline.seeds:
         return run_seeds(run_recipe, sections)
@@ -64,7 +66,7 @@ def run_recipe(sections: RunSections) -> None:
     steps.manifest["data"] = describe_data(sections.data)
     steps.manifest["names"] = hub_names(sections.data, sections.model, sections.generate, sections.ground)
     inputs = read_inputs(sections)
-    check_cutoffs(sections)  # now, not after the training
+    check_cutoffs(sections)  # before the training rather than after it
     adapter = train(steps, sections)
     by_scores = sections.ground.ranking == "scores"  # no text is embedded
     index = None if by_scores else build_index(steps, sections, inputs)
@@ -84,7 +86,7 @@ def run_recipe(sections: RunSections) -> None:
 
 
 def check_sections(sections: RunSections) -> None:
-    """Raise BigrecError for settings with which a stage could not run."""
+    """Raise BigrecError for settings with which some stage could not run."""
     from bigrec_hf.models.loading import find_model
 
     if sections.run.run_dir is None:
@@ -106,7 +108,7 @@ def check_sections(sections: RunSections) -> None:
 
 
 def check_cutoffs(sections: RunSections) -> None:
-    """Raise BigrecError for a cut-off K that the catalog is too small for."""
+    """Raise BigrecError for a cut-off K that exceeds the catalog."""
     try:
         check_ks(sections.score.ks, len(load_catalog(catalog_source(sections.data.catalog, sections.data.dataset))))
     except ValueError as error:
@@ -114,7 +116,7 @@ def check_cutoffs(sections: RunSections) -> None:
 
 
 def describe_data(data: DataSettings) -> dict[str, Any]:
-    """The facts of the first prepared set that a report shows."""
+    """Return the facts of the first prepared data set that a report shows."""
     if not data.dataset:
         return {}
     facts = load_facts(data.dataset[0])
@@ -123,7 +125,7 @@ def describe_data(data: DataSettings) -> dict[str, Any]:
 
 
 def hub_names(*sections: Any) -> dict[str, Any]:
-    """What the settings name on the Hub, each at the commit it stood for when the run began."""
+    """Return the names on the Hub in these settings, each with the commit it resolved to when the run began."""
     found: dict[str, Any] = {}
     for section in sections:
         for item in fields(section):
@@ -135,17 +137,17 @@ def hub_names(*sections: Any) -> dict[str, Any]:
 
 
 def read_inputs(sections: RunSections) -> Inputs:
-    """The marks of the data and models named. Raises BigrecError where one does not exist."""
+    """Return the marks of the data and models named. Raises BigrecError if one does not exist."""
     base = str(sections.model.base_model)
     encoder = encoder_name(sections.ground.encoder, sections.model.base_model)
     return Inputs(data_mark(sections.data), model_revision(base), model_revision(encoder))
 
 
-# --- one function per kind of step; each returns the step's mark, for those that depend on it ------------------------
+# --- one function per kind of step; each returns its mark, on which later steps depend -------------------------------
 
 
 def prepare(steps: Steps, sections: RunSections) -> None:
-    """The prepared set, where the recipe names raw files."""
+    """Prepare the data set, if the recipe names raw files."""
     settings = sections.prepare
     if settings.source:
         steps.do(
@@ -157,7 +159,7 @@ def prepare(steps: Steps, sections: RunSections) -> None:
 
 
 def train(steps: Steps, sections: RunSections) -> str | None:
-    """The adapter: trained, or the one that `generate.adapter` names."""
+    """Train the adapter, unless `generate.adapter` names one."""
     from bigrec_hf.sft import stage as sft_stage
     from bigrec_hf.sft.adapter_folder import CHECKPOINTS
 
@@ -179,7 +181,7 @@ def train(steps: Steps, sections: RunSections) -> str | None:
 
 
 def build_index(steps: Steps, sections: RunSections, inputs: Inputs) -> str:
-    """The catalog index of the run, or the one that `ground.index_dir` names."""
+    """Build the catalog index of the run, or open the one that `ground.index_dir` names."""
     settings, own = sections.ground, steps.folder / "index"
 
     def build() -> None:
@@ -196,7 +198,7 @@ def build_index(steps: Steps, sections: RunSections, inputs: Inputs) -> str:
 
 
 def generate(steps: Steps, sections: RunSections, method: str, inputs: Inputs, adapter: str | None) -> str:
-    """The texts of a method; `adapter`: the mark of its adapter, None without one."""
+    """Generate the texts of a method; `adapter`: the mark of its adapter, None without one."""
     from bigrec_hf.generate import stage as generate_stage
 
     run, data, model, prompt, settings = (
@@ -225,7 +227,7 @@ def generate(steps: Steps, sections: RunSections, method: str, inputs: Inputs, a
 
 
 def ground(steps: Steps, sections: RunSections, method: str, marks: list[str | None]) -> str:
-    """The rankings of a method's texts; `marks`: of the texts and the index."""
+    """Ground the texts of a method; `marks`: those of the texts and the index."""
     run, settings = replace(sections.run, method=method), sections.ground
     return steps.do(
         "ground",
@@ -238,7 +240,7 @@ def ground(steps: Steps, sections: RunSections, method: str, marks: list[str | N
 
 
 def rank_baseline(steps: Steps, sections: RunSections, name: str, marks: list[Any]) -> str:
-    """A baseline's rankings of the fine-tuned model's examples; `marks`: of that model's rankings and the data."""
+    """Rank the fine-tuned model's examples by a baseline; `marks`: those of that model's rankings and the data."""
     data, options, seed = sections.data, sections.ground.options, sections.run.seed
 
     def rank() -> None:
@@ -255,7 +257,7 @@ def rank_baseline(steps: Steps, sections: RunSections, name: str, marks: list[An
 
 
 def score(steps: Steps, sections: RunSections, name: str, mark: str) -> str:
-    """The scores of a method or baseline; `mark`: of its rankings."""
+    """Score a method or baseline; `mark`: that of its rankings."""
     folder, settings, seed = steps.folder / name, sections.score, sections.run.seed
     return steps.do(
         "score",

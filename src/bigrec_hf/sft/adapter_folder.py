@@ -1,4 +1,4 @@
-"""The folder of an adapter: its checkpoints while it is trained, then its weights, tokenizer and record."""
+"""The folder of an adapter: checkpoints during training, then weights, tokenizer and record."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CHECKPOINTS = "checkpoints"  # in the adapter's folder, until the training is do
 
 
 def finished(adapter_dir: Path, mark: str) -> dict[str, Any] | None:
-    """The record of the adapter in `adapter_dir`, where one of the fingerprint `mark` is complete."""
+    """Return the record of the adapter in `adapter_dir` if it is complete and its fingerprint is `mark`."""
     record = read_json(adapter_dir / TRAINING_FILE)
     return record if record.get("fingerprint") == mark and has_adapter(adapter_dir) else None
 
 
 def open_checkpoints(adapter_dir: Path, mark: str, settings: dict[str, Any]) -> Path:
-    """The folder of a training's checkpoints; those of other settings are removed. Every process has to call this."""
+    """Return the folder of checkpoints; those of other settings are removed. Every process must call this."""
     folder, state = adapter_dir / CHECKPOINTS, process_state()
     if state.is_main_process:
         if folder.exists() and read_json(folder / "settings.json").get("fingerprint") != mark:
@@ -35,7 +35,7 @@ def open_checkpoints(adapter_dir: Path, mark: str, settings: dict[str, Any]) -> 
 
 
 def has_adapter(adapter_dir: Path) -> bool:
-    """Whether there are weights of an adapter."""
+    """Return whether the folder has weights of an adapter."""
     return any((adapter_dir / name).is_file() for name in ADAPTER_FILES)
 
 
@@ -44,8 +44,8 @@ def write_adapter(
 ) -> None:
     """Write adapter, tokenizer and `record` to `adapter_dir`, in this order, and remove the checkpoints in it.
 
-    What lay there before goes first, its record before its weights: a kill leaves no weights under another's record.
-    Raises BigrecError where the trainer writes no adapter. Every process has to call this.
+    An earlier adapter is removed first, its record before its weights: if the process is killed, no weights remain
+    under the record of others. Raises BigrecError if the trainer writes no adapter. Every process must call this.
     """
     state = process_state()
     if state.is_main_process:
@@ -60,7 +60,7 @@ def write_adapter(
                 "configuration (with ZeRO-3, zero3_save_16bit_model: true) and run the command again"
             )
         tokenizer.save_pretrained(adapter_dir)
-        for leftover in ("README.md", "training_args.bin"):  # PEFT's placeholder card; a pickle nobody needs
+        for leftover in ("README.md", "training_args.bin"):  # PEFT's placeholder card, and a pickle that nobody needs
             (adapter_dir / leftover).unlink(missing_ok=True)
         write_json(adapter_dir / TRAINING_FILE, record)
         shutil.rmtree(adapter_dir / CHECKPOINTS)

@@ -1,4 +1,4 @@
-"""A prepared set as the dense objective trains on it."""
+"""Training data of the dense objective, from a prepared data set."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_dense(
     """The segments of a prepared set's training split, for all epochs in order, and its validation examples.
 
     Nothing but the training split's examples is read for the segments (`data.sequences`). `sft.sample` > 0 keeps that
-    many users' sequences, drawn with the seed. Raises BigrecError where max_length leaves no room for a title.
+    many users' sequences, drawn with the seed. Raises BigrecError if max_length leaves no room for a title.
     """
     titles, facts = load_titles(dataset).tolist(), load_facts(dataset)
     lists = title_lists(tokenizer, titles, short=prompt.short_titles)

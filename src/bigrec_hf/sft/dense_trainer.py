@@ -17,7 +17,7 @@ from bigrec_hf.models.trie_loss import token_columns, trie_losses
 
 
 class DenseTrainer(ExactResume, SFTTrainer):
-    """Batches of a `sft.dense.DenseCollator`. Logits are computed where there is a loss and nowhere else.
+    """Batches of a `sft.dense.DenseCollator`. Logits are computed only where there is a loss.
 
     The loss of a step is the sum over its targets divided by their number, that of an evaluation the mean over its
     targets, one per row.

@@ -1,6 +1,6 @@
-"""One sequence for a whole batch: what all its prompts begin with is computed once, nothing is padded.
+"""One sequence for a whole batch: the common beginning of its prompts is computed once, and nothing is padded.
 
-Every prompt of a data set opens with the same words (template, instruction). In a causal model the states of that
+Every prompt of a data set begins with the same words (template, instruction). In a causal model the states of that
 common prefix do not depend on what follows, so a batch of B rows of lengths n_b with a common prefix of p tokens can be
 run as one row of p + sum(n_b - p) tokens in which every row's own part sees the prefix and itself. Loss and gradients
 are those of the padded batch.
@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "shared_prompt"  # name of `attend` among transformers' attention functions
-WORTHWHILE = 0.9  # merge only where it leaves at most this share of the padded batch's tokens
+WORTHWHILE = 0.9  # merge only if at most this fraction of the padded batch's tokens is left
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class MergedBatch:
 
     input_ids: torch.Tensor  # (1, L) int64
     position_ids: torch.Tensor  # (1, L) int64
-    prefix: int  # tokens all rows begin with, p
-    own: torch.Tensor  # (B, n) int64, where every row's own tokens lie in the merged row; -1 = padding
+    prefix: int  # length p of the common prefix, in tokens
+    own: torch.Tensor  # (B, n) int64, positions of every row's own tokens in the merged row; -1 = padding
     positions: torch.Tensor
     pair_position: torch.Tensor  # (Q,) int64
     pair_target: torch.Tensor  # (Q,) int64
@@ -105,7 +105,7 @@ def attend(
     `query` (1, heads, L, d), `key` (1, key heads, L, d), `value` (1, key heads, L, e); gives (1, L, heads, e). p x p
     and B x n x (p + n) scores, n the longest own part, instead of L x L; the latter by plain products: with a mask the
     CPU's fused kernel takes 2.5 times as long in bfloat16. Rows are padded by indices: slices would copy everything
-    once a row in the backward pass.
+    once per row in the backward pass.
     """
     if shared is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -119,7 +119,7 @@ def attend(
     own_index = own.clamp(min=p)  # what stands at a padded place is cut off below, or lies behind every query
     seen_index = torch.cat([torch.arange(p, device=own.device).expand(n_rows, -1), own_index], dim=1).flatten()
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, d)
-    # heads that share a key stand below one another, so that keys need not be repeated: (B, key heads, group * n, d)
+    # heads that share a key are stacked, so that keys need not be repeated: (B, key heads, group * n, d)
     q = (q.index_select(0, own_index.flatten()) * scale).view(n_rows, n, key_heads, -1, d)
     q = q.permute(0, 2, 3, 1, 4).reshape(n_rows, key_heads, -1, d)
     k, v = (x.index_select(0, seen_index).view(n_rows, p + n, key_heads, -1).transpose(1, 2) for x in (k, v))
@@ -147,7 +147,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def common_prefix(input_ids: torch.Tensor, lengths: torch.Tensor) -> int:
-    """Tokens with which all rows of (B, T) begin; at least the last token of every row is its own."""
+    """Return the number of tokens with which all rows of (B, T) begin; the last token of a row never counts."""
     same = (input_ids == input_ids[:1]).all(dim=0)[: int(lengths.min()) - 1]
     return int(same.long().cumprod(dim=0).sum())
 

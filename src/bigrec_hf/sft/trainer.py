@@ -55,7 +55,7 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
         return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     def has_plain_loss(self) -> bool:
-        """Whether the loss is the mean cross-entropy of the labels and nothing else."""
+        """Return whether the loss is the mean cross-entropy of the labels and nothing else."""
         changed = self.args.loss_type != "nll" or self.args.label_smoothing_factor > 0 or self.aux_loss_enabled
         return not changed and self.compute_loss_func is None
 
@@ -169,10 +169,10 @@ def train_adapter(
     trainer_class: Callable[..., SFTTrainer] = CompletionLossTrainer,
     collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
 ) -> tuple[SFTTrainer, dict[str, Any]]:
-    """Train (or go on from the last checkpoint in `config.output_dir`) and return the trainer and its record.
+    """Train (or resume from the last checkpoint in `config.output_dir`) and return the trainer and its record.
 
-    With a validation set the adapter of the best evaluation loss is loaded at the end; `patience` evaluations without a
-    better one stop the training (0 = never).
+    With a validation set the adapter of the best evaluation loss is loaded at the end; `patience` evaluations without
+    improvement stop the training (0 = never).
     """
     set_seed(config.seed)
     callbacks = [EarlyStoppingCallback(patience)] if patience > 0 and config.load_best_model_at_end else []

@@ -9,7 +9,7 @@ better, is
 - `keywords`: a * rank(i) + b * keyword_rank(i), 0-based ranks by the first text and by its keywords in a keyword index
   (the reference's merged evaluation).
 
-Equal costs stand in catalog order. Empty texts are left out; an example without any other text is a miss. `beams`,
+Equal costs are in catalog order. Empty texts are skipped; an example without any other text is a miss. `beams`,
 `k0`, `a` and `b` are parameters: `choose` takes the best ones on the examples it is given.
 """
 
@@ -33,7 +33,7 @@ from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.rank.model_selection import mean_metrics, split_key
 
 FUSIONS = ("min", "rrf", "keywords")
-RRF_UNIT = 2.0**44  # sums of up to 512 such terms are whole numbers below 2^53: exact in any order
+RRF_UNIT = 2.0**44  # sums of up to 512 such terms are whole numbers below 2^53, so they are exact in any order
 MIX_STEPS = 10  # a + b of the keyword mix
 
 Parameters = dict[str, float | int]
@@ -41,7 +41,7 @@ Parameters = dict[str, float | int]
 
 @dataclass(frozen=True)
 class Beams:
-    """The texts of n examples, as places among the distinct ones."""
+    """The texts of n examples, as positions among the distinct texts."""
 
     texts: list[str]  # distinct, cleaned (titles.clean_title), none empty
     places: np.ndarray  # (n, B) int32, index into `texts`, best text first; -1 = empty or absent
@@ -61,16 +61,16 @@ def gather_beams(texts: Sequence[Sequence[str | None]]) -> Beams:
 
 @dataclass(frozen=True)
 class Fused:
-    """Fused costs of n examples, computed when asked for: `ground`'s distances of a method that reads several texts."""
+    """Fused costs of n examples, computed on demand: what `ground`'s distances are for a single text."""
 
     costs: Callable[[int, int], np.ndarray]  # (start, stop) -> (stop - start, n_items) float64, finite, ascending
-    empty: np.ndarray  # (n,) bool: no text to use; its costs are all 0 and it counts as a miss
+    empty: np.ndarray  # (n,) bool: no text to use; such an example has costs 0 and counts as a miss
     n_items: int
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the texts of n examples say about every item of a catalog; large arrays may lie on disk (`row_store`)."""
+    """Distances of every item of a catalog to the texts of n examples; large arrays may be on disk (`row_store`)."""
 
     beams: Beams
     distances: np.ndarray  # (distinct texts, n_items) float64, Euclidean
@@ -81,7 +81,7 @@ class Evidence:
 
     @cached_property
     def ranks(self) -> np.ndarray:
-        """(distinct texts, n_items) int32, 0-based, ties by row."""
+        """Ranks of all items by distance, (distinct texts, n_items) int32, 0-based, ties by row."""
         return row_ranks(self.distances, self.memory_mib, self.spill_dir)
 
     @cached_property
@@ -93,8 +93,11 @@ class Evidence:
 
 
 def row_store(shape: tuple[int, int], dtype: Any, memory_mib: int, spill_dir: str | Path | None = None) -> np.ndarray:
-    """An array of that shape, in memory where it takes at most `memory_mib`, else mapped to an unnamed file in
-    `spill_dir` (the system's temporary folder by default) that vanishes with the array, even after a kill."""
+    """Return an empty array, in memory if it needs at most `memory_mib`, otherwise mapped to an unnamed file.
+
+    The file is in `spill_dir` (by default the temporary folder of the system) and disappears with the array, even if
+    the process is killed.
+    """
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if n_bytes <= memory_mib * 2**20:
         return np.empty(shape, dtype)
@@ -110,10 +113,10 @@ def text_distances(
     *,
     quiet: bool = True,
 ) -> np.ndarray:
-    """(t, m) float64, Euclidean distance of every text to every item: the float64 distance that defines a rank
-    (ndcg_hr/distances.py), from differences of the given vectors, so that nothing cancels and equal vectors tie.
+    """Return the Euclidean distance of every text to every item, (t, m) float64: the distance that defines ranks.
 
-    `vectors` (t, d), `items` (m, d) float32.
+    It is computed from the differences of the vectors (ndcg_hr/distances.py), so that nothing cancels and equal vectors
+    tie. `vectors` (t, d), `items` (m, d) float32.
     """
     out = row_store((len(vectors), len(items)), np.float64, memory_mib, spill_dir)
     rows = np.arange(len(items))
@@ -123,7 +126,7 @@ def text_distances(
 
 
 def row_ranks(costs: np.ndarray, memory_mib: int = 256, spill_dir: str | Path | None = None) -> np.ndarray:
-    """(t, m) int32, the 0-based rank of every item by ascending cost, ties by row. `costs` (t, m) float64."""
+    """Return the 0-based rank of every item by ascending cost, ties by row, (t, m) int32. `costs` (t, m) float64."""
     out = row_store(costs.shape, np.int32, memory_mib, spill_dir)
     places = np.arange(costs.shape[1], dtype=np.int32)
     for row, cost in zip(out, costs, strict=True):
@@ -205,9 +208,9 @@ def rank_fused(
     top_k: int = 50,
     exclude: Sequence[Sequence[int]] | None = None,
 ) -> Ranking:
-    """Exact ranks by ascending fused cost, ties by row; examples without a text are misses (rank n_items, no rows).
+    """Return exact ranks by ascending fused cost, ties by row; an example without a text is a miss (rank n_items).
 
-    `top_distances` holds the costs. `targets` and `exclude` as in `baselines.rank_scores`.
+    `top_distances` holds the costs. `targets` and `exclude` as in `from_scores.rank_scores`.
     """
     ranking = rank_scores(lambda start, stop: -fused.costs(start, stop), targets, fused.n_items, top_k, exclude)
     ranking.rank[fused.empty] = fused.n_items
@@ -217,7 +220,7 @@ def rank_fused(
 
 
 def parameter_grid(name: str, n_beams: int, k0s: Sequence[int] = (60,)) -> list[Parameters]:
-    """Every setting to be tried for one fusion, the plain first text (or few texts) first."""
+    """Return every combination of parameters to try for one fusion, those with the fewest texts first."""
     if any(k0 < 0 for k0 in k0s):
         raise BigrecError(f"rrf constants {list(k0s)} must be at least 0")
     beams = range(1, n_beams + 1)
@@ -240,14 +243,16 @@ def choose(
     *,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """The first best setting of the grid on these examples: {"parameters", "value", "table"}; call it with validation
-    examples. The table holds every setting with its `metric`."""
-    split_key(metric)  # an unknown metric is told before the search
+    """Return the first best combination of the grid on these (validation) examples: {"parameters", "value", "table"}.
+
+    The table holds every combination with its `metric`.
+    """
+    split_key(metric)  # report an unknown metric before the search
     if not grid:
-        raise BigrecError(f"the grid of fusion {name!r} is empty: give at least one value a parameter")
+        raise BigrecError(f"the grid of fusion {name!r} is empty: give at least one value per parameter")
     table = []
     for parameters in tqdm(grid, desc=f"choose {name}", unit=" settings", disable=quiet):
         ranks = rank_fused(fuse(name, parameters, evidence, exclude), targets, 0, exclude).rank
         table.append({**parameters, metric: float(mean_metrics(ranks[:, None], metric)[0])})
-    best = max(range(len(table)), key=lambda i: table[i][metric])  # max keeps the first of equals
+    best = max(range(len(table)), key=lambda i: table[i][metric])  # max returns the first of equals
     return {"parameters": dict(grid[best]), "value": table[best][metric], "table": table}
