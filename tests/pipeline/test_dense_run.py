@@ -70,3 +70,9 @@ def test_a_narrow_walk_keeps_the_first_title_and_a_second_run_keeps_everything(r
 def test_exact_scores_and_their_ranking_go_together(run_dir, flags, capsys):
     assert cli.main(["run", "--config", str(run_dir / "recipe.yaml"), *flags]) == 2
     assert "set both or neither" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["run", "adapter"])
+def test_publishing_says_what_cannot_be_published(run_dir, kind, capsys):
+    assert cli.main(["publish", kind, "--run_dir", str(run_dir), "--repo_id", "user/movies", "--dry_run"]) == 2
+    assert "publish a run trained on pairs" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from typing import Any
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id
+from bigrec_hf.data.prompts import TITLE_LIST
 from bigrec_hf.ground.index import INDEX_FILES, CatalogIndex, load_index
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.settings import GenerateSettings, GroundSettings
@@ -110,6 +111,15 @@ def _place(name: str, run_dir: Path, folder: str) -> str:
     return str(run_dir / folder)
 
 
+def check_grounded(template: str, place: str) -> None:
+    """Raise BigrecError for a model that scores titles: a Recommender generates one and grounds it."""
+    if template == TITLE_LIST:
+        raise BigrecError(
+            f"{place} ranks by the probabilities of titles (prompt {TITLE_LIST}), which a published Recommender cannot "
+            "do yet: publish a run trained on pairs, or the data alone with `publish dataset --dataset FOLDER`"
+        )
+
+
 def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
     """The recommender of a run's fine-tuned model. Raises BigrecError unless generate and ground are done."""
     import pyarrow.parquet as pq
@@ -127,6 +137,7 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
         )
     if not facts["adapter"]:
         raise BigrecError(f"{run_dir}/{METHOD} was generated without an adapter: train one to recommend with")
+    check_grounded(facts["prompt"]["inference_prompt"] or facts["prompt"]["train_prompt"], str(run_dir))
     grounding = table_settings(pq.read_table(rankings, columns=[]))
     recipe = read_recipe(run_dir / RECIPE_FILE).get("ground", {})
     ground = GroundSettings(**recipe)
@@ -198,6 +209,7 @@ def _from_training(folder: Path) -> Source:
         raise BigrecError(
             f"{folder} has neither {CONFIG_FILE} nor a training.json that names its data: give a run folder"
         )
+    check_grounded(training["train_prompt"], str(folder))
     dataset = _place(training["dataset"][0], folder.parent, "data")
     instruction, prefix, licence = _task({"test_json": [], "dataset": [dataset]}, folder.parent)
     ground = GroundSettings()
