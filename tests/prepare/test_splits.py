@@ -22,7 +22,7 @@ from bigrec_hf.prepare.protocols import (
     resolve_protocol,
     shuffled,
 )
-from bigrec_hf.prepare.splits import Examples, build_sequences, repeated_targets, split_examples, user_time_order
+from bigrec_hf.prepare.splits import ExampleRanges, build_sequences, repeated_targets, split_examples, user_time_order
 
 
 def sequences_of(users, rows, times):
@@ -160,11 +160,11 @@ def test_training_sample_is_that_of_datasets(n, size):
 
 def test_repeated_targets_look_only_into_their_own_window():
     sequences = sequences_of([0, 0, 0, 0, 1, 1], [5, 6, 7, 5, 5, 5], range(6))
-    whole = Examples(np.array([0, 4]), np.array([3, 5]))
+    whole = ExampleRanges(np.array([0, 4]), np.array([3, 5]))
     assert np.flatnonzero(repeated_targets(sequences, [whole])).tolist() == [3, 5]
-    shorter, other = Examples(np.array([1]), np.array([3])), Examples(np.array([4]), np.array([5]))
+    shorter, other = ExampleRanges(np.array([1]), np.array([3])), ExampleRanges(np.array([4]), np.array([5]))
     assert np.flatnonzero(repeated_targets(sequences, [shorter, other])).tolist() == [5]
-    assert not repeated_targets(sequences, [Examples(np.array([], int), np.array([], int))]).any()
+    assert not repeated_targets(sequences, [ExampleRanges(np.array([], int), np.array([], int))]).any()
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3)), max_size=40), st.sampled_from([0, 2**40, 2**61]))

@@ -22,7 +22,7 @@ from bigrec_hf.rank.fuse.formulas import (
     Beams,
     Evidence,
     candidate_ranks,
-    choose,
+    choose_parameters,
     fuse,
     gather_beams,
     parameter_grid,
@@ -95,10 +95,10 @@ class TestByHand:
         assert parameter_grid("rrf", 2, k0s=[0, 60]) == [{"beams": b, "k0": k} for b in (1, 2) for k in (0, 60)]
         assert parameter_grid("keywords", 4)[0] == {"a": 10, "b": 0} and len(parameter_grid("keywords", 4)) == 11
         evidence = evidence_of([["four", "ten"]])
-        found = choose("min", parameter_grid("min", 2), evidence, [[4]], "hr@1")
+        found = choose_parameters("min", parameter_grid("min", 2), evidence, [[4]], "hr@1")
         assert found["parameters"] == {"beams": 2} and found["value"] == 1.0
         assert found["table"] == [{"beams": 1, "hr@1": 0.0}, {"beams": 2, "hr@1": 1.0}]
-        nothing = choose("rrf", parameter_grid("rrf", 2, [5, 1]), evidence, [[0]], "ndcg@1")
+        nothing = choose_parameters("rrf", parameter_grid("rrf", 2, [5, 1]), evidence, [[0]], "ndcg@1")
         assert nothing["parameters"] == {"beams": 1, "k0": 5}  # nothing hits: the first of equals
 
 
@@ -225,11 +225,11 @@ def test_faults_of_values():
         fuse("keywords", {"a": 5, "b": 5}, evidence)
     for metric in ("ndcg", "hr@0", "mrr@10", "hr@ten"):
         with pytest.raises(BigrecError, match="such as ndcg@10"):
-            choose("min", [{"beams": 1}], evidence, [[0]], metric)
+            choose_parameters("min", [{"beams": 1}], evidence, [[0]], metric)
     with pytest.raises(BigrecError, match="at least 0"):
         parameter_grid("rrf", 2, k0s=[-1])
     with pytest.raises(BigrecError, match="grid of fusion 'rrf' is empty"):
-        choose("rrf", parameter_grid("rrf", 2, k0s=[]), evidence, [[0]], "hr@1")
+        choose_parameters("rrf", parameter_grid("rrf", 2, k0s=[]), evidence, [[0]], "hr@1")
 
 
 def write_generations(path, targets, texts, scores=None, *, name="t", adapter="a"):

@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.rank.baselines.linear import Fitted, choose, history_matrix, linear_scores
+from bigrec_hf.rank.baselines.linear import Fitted, choose_model, history_matrix, linear_scores
 
 COUNTS = np.array([0, 3, 1, 9])
 
@@ -40,19 +40,19 @@ def test_choice_by_hand():
     to_next = model(1, [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
     to_none = model(0, np.zeros((4, 4)))
     histories, targets = [[0, 1], [1, 2]], [[2], [3]]
-    chosen = choose([to_none, to_next], [0.5, 2.0], histories, targets, COUNTS, metric="hr@1")
+    chosen = choose_model([to_none, to_next], [0.5, 2.0], histories, targets, COUNTS, metric="hr@1")
     # with a decay of 2 the older item counts more: its successor, already in the history, comes first
     assert chosen.parameters == {"name": 1, "decay": 0.5} and chosen.value == 1.0
     assert [row["hr@1"] for row in chosen.table] == [0.5, 0.5, 1.0, 0.0]
-    left_out = choose([to_next], [2.0, 0.5], histories, targets, COUNTS, metric="hr@1", exclude=histories)
+    left_out = choose_model([to_next], [2.0, 0.5], histories, targets, COUNTS, metric="hr@1", exclude=histories)
     assert left_out.parameters == {"name": 1, "decay": 2.0}  # the first of two that are equally good
-    one = choose([to_next], [1.0], [[1, 0]], [[2]], COUNTS, metric="hr@1", last=1)
+    one = choose_model([to_next], [1.0], [[1, 0]], [[2]], COUNTS, metric="hr@1", last=1)
     assert one.value == 0.0  # the only item it sees leads to 1
 
 
 def test_faults():
     with pytest.raises(BigrecError, match="no validation example"):
-        choose([model(0, np.zeros((4, 4)))], [1.0], [], [], COUNTS)
+        choose_model([model(0, np.zeros((4, 4)))], [1.0], [], [], COUNTS)
     for models, decays in (([], [1.0]), ([model(0, np.zeros((4, 4)))], [])):
         with pytest.raises(BigrecError, match="no parameters to choose from"):
-            choose(models, decays, [[0]], [[1]], COUNTS)
+            choose_model(models, decays, [[0]], [[1]], COUNTS)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 GENERATIONS_FILE = "generations.parquet"
+GENERATE_FILE = "generate.json"  # beside it: settings, fingerprints, counts
 GENERATIONS_SCHEMA = pa.schema(
     [
         (C.EXAMPLE_ID, pa.string()),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from bigrec_hf.data.trie import TitleTrie
     from bigrec_hf.generate.constrained import Constraint
 
-Answers = tuple[list[list[str]], list[list[float]]]  # texts and scores of each prompt, best first
+Decoded = tuple[list[list[str]], list[list[float]]]  # texts and scores of each prompt, best first
 
 
 def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -120,7 +120,7 @@ class Decoder:
         )
 
     @torch.inference_mode()
-    def decode(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]) -> Answers:
+    def decode(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]) -> Decoded:
         """Answers to a batch of prompts (token ids): texts and scores, `n_texts` each, best first.
 
         A score is the sum of the answer's log-probabilities, its end token included, over its number of tokens (for
@@ -144,7 +144,7 @@ class Decoder:
             scores += found[1]
         return texts, scores
 
-    def _decode_some(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]) -> Answers:
+    def _decode_some(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]) -> Decoded:
         """Answers to as many of the first prompts as fit into memory, none where it ran out and fewer are tried next.
 
         Raises BigrecError where not even one fits.
@@ -203,7 +203,7 @@ class Decoder:
                 self.prefix_cache = prefix_cache(self.model, self.prefix)
         return route.name
 
-    def _decode(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str], route: str) -> Answers:
+    def _decode(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str], route: str) -> Decoded:
         copies = self.decoding.rows_per_prompt
         ids, mask = pad_prompts(prompts, len(self.prefix), self.tokenizer.pad_token_id, self.model.device)
         width = ids.shape[1]
@@ -248,7 +248,7 @@ class Decoder:
             grouped_scores.append([scores[row] for row in order])
         return grouped_texts, grouped_scores
 
-    def _titles(self, titles: TitleTrie, leaves: list[list[int]], totals: list[list[float]]) -> Answers:
+    def _titles(self, titles: TitleTrie, leaves: list[list[int]], totals: list[list[float]]) -> Decoded:
         """Texts and scores of constrained beams, best first, from their leaves and summed log-probabilities."""
         n = self.decoding.n_texts
         texts, scores = [], []

@@ -16,7 +16,7 @@ from bigrec_hf.common.files import read_json, write_json
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.common.shards import ShardFolder, processes
 from bigrec_hf.common.version import __version__
-from bigrec_hf.data.generations import print_summary
+from bigrec_hf.data.generations import GENERATE_FILE, print_summary
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.models.identity import adapter_fingerprint, check_same_base, model_revision
 from bigrec_hf.models.loading import find_model, load_generator
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
 
     Work = Callable[[ShardFolder, Sequence[int]], None]  # writes the shards of the batches of these numbers
-
-FACTS_FILE = "generate.json"
 
 
 def settings_facts(
@@ -93,7 +91,7 @@ class Job:
     """Examples and prompts (token ids), planned as batches of positions; `facts`: what the outputs depend on."""
 
     folder: Path
-    outputs: tuple[str, ...]  # files that the job writes to the folder, beside FACTS_FILE
+    outputs: tuple[str, ...]  # files that the job writes to the folder, beside GENERATE_FILE
     state: PartialState
     facts: dict[str, Any]
     example_ids: list[str]
@@ -106,7 +104,7 @@ class Job:
         questions = hashlib.sha256(json.dumps([self.example_ids, self.prompts]).encode()).hexdigest()
         facts = {**self.facts, "prompts_sha256": questions}
         key = fingerprint(facts)
-        record = self.folder / FACTS_FILE
+        record = self.folder / GENERATE_FILE
         if read_json(record).get("fingerprint") == key and all((self.folder / name).is_file() for name in self.outputs):
             what = Path(self.outputs[0]).stem
             self.state.print(f"{what} in {self.folder} are done and their settings are unchanged: kept")

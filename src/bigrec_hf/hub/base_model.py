@@ -8,20 +8,20 @@ from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.hub_names import hub_errors, is_hub_id
-from bigrec_hf.hub.bundle import Source
+from bigrec_hf.hub.bundle import Bundle
 from bigrec_hf.hub.commit import retry
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 
-WEIGHTS = (".safetensors", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
-def find_base(source: Source, named: str | None, dry: bool) -> dict[str, Any]:
+def find_base(bundle: Bundle, named: str | None, dry: bool) -> dict[str, Any]:
     """The base model by its Hub name: repo_id, revision, weights (same, differ, not compared), local.
 
     A base model from the Hub is used as recorded. A local folder needs `named`; its weight files are compared with that
     repository's by sha256 (a `dry` run goes on if the Hub cannot be reached). Raises BigrecError if a name is missing.
     """
-    name = source.config.base_model
+    name = bundle.config.base_model
     recorded, commit = split_revision(name)
     if is_hub_id(name, bare=True):
         return {"repo_id": recorded, "revision": commit, "weights": "same", "local": False}
@@ -44,7 +44,7 @@ def find_base(source: Source, named: str | None, dry: bool) -> dict[str, Any]:
         return unknown
     if not Path(recorded).is_dir():
         return unknown | {"revision": commit}
-    own = {file.name: file for file in Path(recorded).iterdir() if file.suffix in WEIGHTS}
+    own = {file.name: file for file in Path(recorded).iterdir() if file.suffix in WEIGHT_SUFFIXES}
     same = bool(own) and all(there.get(name) == sha256(file) for name, file in own.items())
     return unknown | {"revision": commit, "weights": "same" if same else "differ"}
 

@@ -15,6 +15,7 @@ from typing import Any
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id
+from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.data.prompts import TITLE_LIST
 from bigrec_hf.ground.index import INDEX_FILES, CatalogIndex, load_index
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
@@ -59,7 +60,7 @@ class RecommenderConfig:
 
 
 @dataclass(frozen=True)
-class Source:
+class Bundle:
     """Where a recommender's parts are: adapter (folder or Hub id), index (likewise), and the run they come from."""
 
     config: RecommenderConfig
@@ -68,7 +69,7 @@ class Source:
     run_dir: Path | None = None
 
 
-def locate(name: str) -> Source:
+def locate(name: str) -> Bundle:
     """The parts of a recommender: a run folder, an adapter folder (in a run, or published) or a Hub id.
 
     Raises BigrecError if the name is none of these.
@@ -85,7 +86,7 @@ def locate(name: str) -> Source:
     raise BigrecError(f"{name!r} is neither a run folder ({RECIPE_FILE}) nor an adapter ({CONFIG_FILE}): train one")
 
 
-def _published(name: str) -> Source:
+def _published(name: str) -> Bundle:
     file = fetch_file(name, CONFIG_FILE, "model")
     if file is None:
         raise BigrecError(
@@ -101,7 +102,7 @@ def _published(name: str) -> Source:
     index = config.index
     if index == INDEX_FOLDER:
         index = str(local / INDEX_FOLDER) if local.is_dir() else None  # inside the repository: fetched with it
-    return Source(config, name, index)
+    return Bundle(config, name, index)
 
 
 def _place(name: str, run_dir: Path, folder: str) -> str:
@@ -120,7 +121,7 @@ def check_grounded(template: str, place: str) -> None:
         )
 
 
-def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
+def from_run(run_dir: Path, adapter: Path | None = None) -> Bundle:
     """The recommender of a run's fine-tuned model. Raises BigrecError unless generate and ground are done."""
     import pyarrow.parquet as pq
 
@@ -129,7 +130,7 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
 
     if not (run_dir / METHOD).is_dir() and seed_folders(run_dir) != [run_dir]:
         raise BigrecError(f"{run_dir} contains several seeds: give one of them, such as {seed_folders(run_dir)[0]}")
-    facts = read_json(run_dir / METHOD / "generate.json")
+    facts = read_json(run_dir / METHOD / GENERATE_FILE)
     rankings = run_dir / METHOD / RANKINGS_FILE
     if not facts or not rankings.is_file():
         raise BigrecError(
@@ -165,7 +166,7 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Source:
     )
     index = ground.index_dir or str(run_dir / INDEX_FOLDER)
     own = facts["generate"]["adapter"] or str(run_dir / "adapter")  # as `generate` finds it
-    return Source(config, str(adapter) if adapter else own, index, run_dir)
+    return Bundle(config, str(adapter) if adapter else own, index, run_dir)
 
 
 def _encoder_name(grounding: dict[str, Any]) -> str:
@@ -202,7 +203,7 @@ def _task(data: dict[str, Any], run_dir: Path) -> tuple[str, str, dict[str, str]
     return instruction, build_input_prefix(facts["noun"], facts["verb"]), facts.get("licence")
 
 
-def _from_training(folder: Path) -> Source:
+def _from_training(folder: Path) -> Bundle:
     """An adapter from `bigrec-hf sft` alone: prompt and base model as recorded, decoding and grounding by default."""
     training = read_json(folder / "training.json").get("settings")
     if not training or not training["dataset"]:
@@ -233,7 +234,7 @@ def _from_training(folder: Path) -> Source:
         catalog=dataset,
         licence=licence,
     )
-    return Source(config, str(folder), None)
+    return Bundle(config, str(folder), None)
 
 
 ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.*", "tokenizer*", "special_tokens_map.json", "*.jinja")

@@ -14,7 +14,7 @@ from bigrec_hf.report.published import published_table
 from bigrec_hf.report.rows import METHODS, METRICS, Row, cutoffs
 from bigrec_hf.report.stage import cell_notes, score_tables
 
-TEMPLATES = Path(__file__).parent / "templates"
+CARD_TEMPLATES = Path(__file__).parent / "templates"
 TAGS = ["recommendation", "sequential-recommendation", "bigrec", "lora"]
 PUBLISHED = {"movies": "movie", "video games": "game"}  # noun of the data -> published rows
 HYPER_PARAMETERS = (  # settings in training.json that a card shows; names of folders and data sets are not among them
@@ -64,7 +64,7 @@ def cell(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def rows(record: dict[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
+def card_rows(record: dict[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
     """(label, value) of each recorded entry, in the order of `names`."""
     return [
         (LABELS.get(name, name).replace("_", " "), cell(record[name]))
@@ -151,7 +151,7 @@ def model_card(
         facts.append(("data set", f"[`{dataset_id}`]({link(dataset_id, 'datasets')}){at}"))
     elif name:
         facts.append(("data set", cell(name)))
-    facts += rows(data, ("preset", "users", "items"))
+    facts += card_rows(data, ("preset", "users", "items"))
     if index_repo:
         index_id, index_commit = split_revision(index_repo)
         at = f" at `{index_commit}`" if index_commit else ""
@@ -176,7 +176,7 @@ def model_card(
     domain = PUBLISHED.get(str(data.get("noun")))
     card = ModelCard.from_template(
         ModelCardData(**{key: value for key, value in fields.items() if value is not None}),
-        template_path=str(TEMPLATES / "model_card.md"),
+        template_path=str(CARD_TEMPLATES / "model_card.md"),
         repo_id=repo_id,
         title=repo_id.split("/")[-1],
         versions=packages,
@@ -189,10 +189,10 @@ def model_card(
         tables=[*cell_notes(scored), *legend(scored, compared), *score_tables(scored, compared)],
         remarks=remarks(own_row, scored),
         published=published_table(domain) if domain else None,
-        settings=rows(training.get("settings", {}), HYPER_PARAMETERS) + rows(training, COUNTS),
-        environment=rows(environment, ("python", "platform", "cpus", "gpus", "git_commit"))
+        settings=card_rows(training.get("settings", {}), HYPER_PARAMETERS) + card_rows(training, COUNTS),
+        environment=card_rows(environment, ("python", "platform", "cpus", "gpus", "git_commit"))
         + [(name, cell(version)) for name, version in packages.items()],
-        inference=rows({"encoder": "the base model", **config}, INFERENCE) + decoding_rows(config["decoding"]),
+        inference=card_rows({"encoder": "the base model", **config}, INFERENCE) + decoding_rows(config["decoding"]),
         licence=data.get("licence"),
     )
     return str(card).rstrip() + "\n"
@@ -202,7 +202,7 @@ def decoding_rows(decoding: dict[str, Any]) -> list[tuple[str, str]]:
     """The decoding settings that apply to their strategy."""
     beams = ("num_beams", "length_penalty")
     own = {"sample": ("temperature", "top_p", "top_k", "seed"), "greedy": ()}
-    return rows(decoding, ("strategy", "max_new_tokens", *own.get(decoding["strategy"], beams)))
+    return card_rows(decoding, ("strategy", "max_new_tokens", *own.get(decoding["strategy"], beams)))
 
 
 def index_card(
@@ -212,7 +212,7 @@ def index_card(
     from huggingface_hub import DatasetCard, DatasetCardData
 
     facts = [("encoder", f"[`{fingerprint['encoder']}`]({link(fingerprint['encoder'])})")]
-    facts += rows(fingerprint, ("revision", "kind", "dtype", "template", "catalog_sha256"))
+    facts += card_rows(fingerprint, ("revision", "kind", "dtype", "template", "catalog_sha256"))
     if dataset_repo:
         dataset_id, commit = split_revision(dataset_repo)
         at = f" at `{commit}`" if commit else ""
@@ -230,7 +230,7 @@ def index_card(
             tags=["recommendation", "bigrec", "catalog-index"],
             configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "catalog.parquet"}]}],
         ),
-        template_path=str(TEMPLATES / "index_card.md"),
+        template_path=str(CARD_TEMPLATES / "index_card.md"),
         repo_id=repo_id,
         title=repo_id.split("/")[-1],
         fingerprint=fingerprint,

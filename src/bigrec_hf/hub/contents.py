@@ -14,6 +14,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_json
 from bigrec_hf.common.hub_names import SECRET, fetch_folder, known_tokens
 from bigrec_hf.data.examples import load_facts
+from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.ground.index import FINGERPRINT_FILE, CatalogIndex, write_index
 from bigrec_hf.hub.bundle import (
     ADAPTER_PATTERNS,
@@ -21,7 +22,7 @@ from bigrec_hf.hub.bundle import (
     INDEX_FOLDER,
     METHOD,
     TOKENIZER_PATTERNS,
-    Source,
+    Bundle,
     load_source_index,
     write_config,
 )
@@ -63,14 +64,14 @@ def dataset_folder(
     return facts
 
 
-def published_index(source: Source, base: dict[str, Any]) -> CatalogIndex:
+def published_index(bundle: Bundle, base: dict[str, Any]) -> CatalogIndex:
     """A run's index, with a fingerprint that contains no local paths: the encoder is named by its Hub id.
 
     If the local copy equals the repository, the copy's digest is replaced by the commit. Raises BigrecError for an
     encoder that is a local folder of its own.
     """
-    index = load_source_index(str(source.index))
-    encoder = source.config.encoder
+    index = load_source_index(str(bundle.index))
+    encoder = bundle.config.encoder
     name = base["repo_id"] if encoder is None else split_revision(encoder)[0]
     if Path(name).exists() or name.startswith((".", "/", "~")):
         raise BigrecError(f"the encoder {name!r} is a local folder: to publish the index, use an encoder from the Hub")
@@ -108,7 +109,7 @@ def index_folder(
 
 
 def adapter_folder(
-    source: Source,
+    bundle: Bundle,
     folder: Path,
     repo_id: str,
     base: dict[str, Any],
@@ -124,24 +125,24 @@ def adapter_folder(
 
     Raises BigrecError if the run's results are those of another adapter.
     """
-    run_dir = Path(str(source.run_dir))
-    generate = read_json(run_dir / METHOD / "generate.json")
-    if adapter_fingerprint(source.adapter) != generate["adapter_sha256"]:
+    run_dir = Path(str(bundle.run_dir))
+    generate = read_json(run_dir / METHOD / GENERATE_FILE)
+    if adapter_fingerprint(bundle.adapter) != generate["adapter_sha256"]:
         raise BigrecError(
             f"the adapter of {run_dir} is newer than its results: run `bigrec-hf run` again, then publish"
         )
-    copy_adapter(source.adapter, folder, base)
-    training = published_training(run_dir, source, base, dataset_repo)
+    copy_adapter(bundle.adapter, folder, base)
+    training = published_training(run_dir, bundle, base, dataset_repo)
     scored = load_rows([run_dir])
     results = {row.method: dict(row.results[0]) for row in scored}
     for values in results.values():  # an encoder in a local folder is recorded by its path
-        if "encoder" in values and source.config.encoder is None:
+        if "encoder" in values and bundle.config.encoder is None:
             values["encoder"] = base["repo_id"]
     if training:
         write_json(folder / "training.json", training)
     write_json(folder / "results.json", results)
     config = replace(
-        source.config,
+        bundle.config,
         base_model=hub_name(base),
         index=INDEX_FOLDER if index is not None else index_repo,
         catalog=dataset_repo if index is None and index_repo is None else None,
@@ -151,8 +152,8 @@ def adapter_folder(
     titles: list[str] = []
     if index is not None:
         save_index(index, folder / INDEX_FOLDER)
-    if source.index is not None:
-        titles = load_source_index(source.index).catalog.titles[:2]
+    if bundle.index is not None:
+        titles = load_source_index(bundle.index).catalog.titles[:2]
     card = model_card(
         repo_id=repo_id,
         base=base,
@@ -192,9 +193,9 @@ def name_base(folder: Path, base: dict[str, Any]) -> None:
     write_json(folder / "adapter_config.json", config)
 
 
-def published_training(run_dir: Path, source: Source, base: dict[str, Any], dataset_repo: str | None) -> dict[str, Any]:
+def published_training(run_dir: Path, bundle: Bundle, base: dict[str, Any], dataset_repo: str | None) -> dict[str, Any]:
     """training.json without local paths: base model and data are named as on the Hub, if they are there."""
-    record = read_json(Path(split_revision(source.adapter)[0]) / "training.json")
+    record = read_json(Path(split_revision(bundle.adapter)[0]) / "training.json")
     if not record:
         return {}
     settings = {name: record["settings"][name] for name in HYPER_PARAMETERS if name in record["settings"]}

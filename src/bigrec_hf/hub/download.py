@@ -38,7 +38,7 @@ def named(
             yield setting, name, repo_type
 
 
-def fetch(
+def download_repository(
     name: str,
     repo_type: str,
     *,
@@ -114,7 +114,7 @@ def main(
             "nothing to download: no setting names a Hub repository (give --config RECIPE or --base_model)"
         )
     for setting, name, repo_type in found:  # grows on the way: an adapter names more repositories
-        folder = fetch(
+        folder = download_repository(
             name,
             repo_type,
             include=download.include_files if repo_type == "model" else (),

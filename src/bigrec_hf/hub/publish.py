@@ -17,9 +17,10 @@ from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import check_repo_id, is_hub_id, pin_name
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.examples import load_facts
+from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.hub import contents as folders
 from bigrec_hf.hub.base_model import find_base
-from bigrec_hf.hub.bundle import Source, from_run
+from bigrec_hf.hub.bundle import Bundle, from_run
 from bigrec_hf.hub.commit import Pushed, local_files, push_folder
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.settings import PublishSettings
@@ -139,10 +140,10 @@ def push_metric(publisher: Publisher, repo_id: str) -> str | None:
     return publisher.send(folder, repo_id, "space", None, "metric")
 
 
-def run_data(source: Source, settings: PublishSettings) -> tuple[str | None, dict[str, Any]]:
+def run_data(bundle: Bundle, settings: PublishSettings) -> tuple[str | None, dict[str, Any]]:
     """The run's prepared set (folder or Hub id) and its facts; (None, {}) for a run from JSON files."""
-    run_dir = Path(str(source.run_dir))
-    names = read_json(run_dir / "finetuned" / "generate.json")["data"]["dataset"]
+    run_dir = Path(str(bundle.run_dir))
+    names = read_json(run_dir / "finetuned" / GENERATE_FILE)["data"]["dataset"]
     name = settings.published_dataset or (names[0] if names else None)
     if name is None:
         return None, {}
@@ -152,23 +153,23 @@ def run_data(source: Source, settings: PublishSettings) -> tuple[str | None, dic
 
 
 def push_index(
-    publisher: Publisher, source: Source, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
+    publisher: Publisher, bundle: Bundle, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
 ) -> str | None:
     """Publish a run's catalog index with its card. `base` as of `find_base`; `dataset`: a Hub id for the card.
 
     Returns as `Publisher.send`. Raises BigrecError where the data's terms forbid publishing the titles.
     """
-    check_terms(source.config.licence, publisher.settings, "the index (it holds the catalog)")
+    check_terms(bundle.config.licence, publisher.settings, "the index (it holds the catalog)")
     folder = publisher.build(repo_id, "dataset")
-    index = folders.published_index(source, base)
-    weights = base["weights"] if base["local"] and source.config.encoder is None else None
+    index = folders.published_index(bundle, base)
+    weights = base["weights"] if base["local"] and bundle.config.encoder is None else None
     folders.index_folder(index, folder, repo_id, weights=weights, data=data, dataset_repo=dataset)
-    return publisher.send(folder, repo_id, "dataset", source.config.licence, "index")
+    return publisher.send(folder, repo_id, "dataset", bundle.config.licence, "index")
 
 
 def push_adapter(
     publisher: Publisher,
-    source: Source,
+    bundle: Bundle,
     base: dict[str, Any],
     repo_id: str,
     data: dict[str, Any],
@@ -185,21 +186,21 @@ def push_adapter(
     settings = publisher.settings
     with_index = index_repo is None and settings.with_index
     if with_index:
-        check_terms(source.config.licence, settings, "the adapter's index")
+        check_terms(bundle.config.licence, settings, "the adapter's index")
     folder = publisher.build(repo_id, "model")
     folders.adapter_folder(
-        source,
+        bundle,
         folder,
         repo_id,
         base,
         data=data,
         dataset_repo=dataset,
         metric_repo=metric,
-        index=folders.published_index(source, base) if with_index else None,
+        index=folders.published_index(bundle, base) if with_index else None,
         index_repo=index_repo,
         license=settings.model_license,
     )
-    licence = source.config.licence if with_index else None
+    licence = bundle.config.licence if with_index else None
     return publisher.send(folder, repo_id, "model", licence, "adapter")
 
 
@@ -229,25 +230,25 @@ def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
         return push_dataset(publisher, settings.published_dataset, repo_id, [])
     if not settings.published_run:
         raise BigrecError(f"nothing to publish: give --run_dir{' or --dataset' if kind == 'dataset' else ''}")
-    source = from_run(Path(settings.published_run))
-    publisher.paths += [source.config.base_model, source.adapter, source.index]
-    dataset, data = run_data(source, settings)
+    bundle = from_run(Path(settings.published_run))
+    publisher.paths += [bundle.config.base_model, bundle.adapter, bundle.index]
+    dataset, data = run_data(bundle, settings)
     if kind == "dataset":
         if dataset is None:
             raise BigrecError(f"{settings.published_run} was made from JSON files: it has no prepared set to publish")
         return push_dataset(publisher, dataset, repo_id, [])
-    base = find_base(source, settings.published_base, publisher.dry)
+    base = find_base(bundle, settings.published_base, publisher.dry)
     named = settings.dataset_repo_id or (dataset if dataset and is_hub_id(dataset) else None)
     if kind == "index":
-        return push_index(publisher, source, base, repo_id, data, named)
+        return push_index(publisher, bundle, base, repo_id, data, named)
     if kind == "adapter":
-        own = source.index if source.index and is_hub_id(source.index) else None  # the run used an index from the Hub
+        own = bundle.index if bundle.index and is_hub_id(bundle.index) else None  # the run used an index from the Hub
         pinned = [pin_name(name, "dataset") if name else None for name in (named, settings.index_repo_id or own)]
         metric = settings.metric_repo_id
         return push_adapter(
-            publisher, source, base, repo_id, data, dataset=pinned[0], metric=metric, index_repo=pinned[1]
+            publisher, bundle, base, repo_id, data, dataset=pinned[0], metric=metric, index_repo=pinned[1]
         )
-    return push_run(publisher, source, base, repo_id, data, dataset)
+    return push_run(publisher, bundle, base, repo_id, data, dataset)
 
 
 def names_of_run(settings: PublishSettings) -> dict[str, str]:
@@ -260,7 +261,7 @@ def names_of_run(settings: PublishSettings) -> dict[str, str]:
 
 
 def push_run(
-    publisher: Publisher, source: Source, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
+    publisher: Publisher, bundle: Bundle, base: dict[str, Any], repo_id: str, data: dict[str, Any], dataset: str | None
 ) -> str | None:
     """Publish everything in a run; the adapter comes last, because its card names the commits of the others."""
     settings = publisher.settings
@@ -272,8 +273,8 @@ def push_run(
     names = names_of_run(settings)
     metric, index_repo = names["--metric_repo_id"], names["--index_repo_id"]
     push_metric(publisher, metric)
-    index_repo = push_index(publisher, source, base, index_repo, data, named) or index_repo
-    return push_adapter(publisher, source, base, repo_id, data, dataset=named, metric=metric, index_repo=index_repo)
+    index_repo = push_index(publisher, bundle, base, index_repo, data, named) or index_repo
+    return push_adapter(publisher, bundle, base, repo_id, data, dataset=named, metric=metric, index_repo=index_repo)
 
 
 def options_to_settings(options: dict[str, Any]) -> PublishSettings:
@@ -302,19 +303,19 @@ def publish_saved(folder: Path, repo_id: str, *, base_model: str | None = None, 
     from bigrec_hf.hub.bundle import locate, write_config
 
     settings = replace(options_to_settings(options), repo_id=repo_id, publish_kind="adapter")
-    source = locate(str(folder))
+    bundle = locate(str(folder))
     if not (folder / "README.md").is_file():
         raise BigrecError("this recommender has no card: load it from its run folder, whose results the card shows")
     with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
         publisher = Publisher(settings, temporary)
-        publisher.paths.append(source.config.base_model)
-        base = find_base(source, base_model, publisher.dry)
-        check_terms(source.config.licence, settings, "the adapter's index")
+        publisher.paths.append(bundle.config.base_model)
+        base = find_base(bundle, base_model, publisher.dry)
+        check_terms(bundle.config.licence, settings, "the adapter's index")
         built = publisher.build(repo_id, "model")
         shutil.copytree(folder, built, dirs_exist_ok=True)
         folders.name_base(built, base)
-        write_config(replace(source.config, base_model=folders.hub_name(base)), built)
-        return _commit(publisher.send(built, repo_id, "model", source.config.licence, "adapter"))
+        write_config(replace(bundle.config, base_model=folders.hub_name(base)), built)
+        return _commit(publisher.send(built, repo_id, "model", bundle.config.licence, "adapter"))
 
 
 def _commit(pushed: str | None) -> str:

@@ -38,8 +38,8 @@ from bigrec_hf.hub.bundle import (
     CONFIG_FILE,
     INDEX_FOLDER,
     TOKENIZER_PATTERNS,
+    Bundle,
     RecommenderConfig,
-    Source,
     load_source_index,
     locate,
     write_config,
@@ -90,11 +90,11 @@ class Recommender:
         tokenizer: PreTrainedTokenizerBase,
         index: CatalogIndex,
         encode: Encode,
-        source: Source,
+        bundle: Bundle,
     ) -> None:
         """Use `from_pretrained`. `encode`: texts -> (n, d) float32, by the encoder that made the index."""
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.index, self.encode, self.source = index, encode, source
+        self.index, self.encode, self.bundle = index, encode, bundle
         self._constraint: Constraint | None = None  # the catalog's titles as a trie, built when first needed
         self._generation_config = copy.deepcopy(model.generation_config)  # the Decoder clears the model's own
 
@@ -115,18 +115,18 @@ class Recommender:
         `attn_implementation` default to those the run generated with. `base_model`: another location of the same base
         model. Raises BigrecError if the name is none of the three, or if the index was made by another encoder.
         """
-        source = locate(pin_name(str(name), "model"))
+        bundle = locate(pin_name(str(name), "model"))
         changes: dict[str, Any] = {
             "quantization": quantization,
             "dtype": dtype,
             "attn_implementation": attn_implementation,
         }
-        config = replace(source.config, **{key: value for key, value in changes.items() if value is not None})
+        config = replace(bundle.config, **{key: value for key, value in changes.items() if value is not None})
         base = base_model or config.base_model
         encoder = config.encoder or base
         encode = lazy_encode(encoder, config.encoder_dtype, config.encode_batch_tokens, device)
         expected = encoder_fingerprint(encoder, config.encoder_dtype)
-        index = _open_index(source, encode, expected)
+        index = _open_index(bundle, encode, expected)
         wrong = [name for name in differences(index.fingerprint, expected) if name != "encoder"]
         if wrong == ["revision"] and config.base_weights in ("differ", "not compared"):
             warnings.warn(
@@ -143,13 +143,13 @@ class Recommender:
         tokenizer = load_tokenizer(base, padding_side="left")
         model = load_generator(
             base,
-            source.adapter,
+            bundle.adapter,
             dtype=config.dtype,
             quantization=config.quantization,
             attn_implementation=config.attn_implementation,
             device=device,
         )
-        return cls(config, model, tokenizer, index, encode, source)
+        return cls(config, model, tokenizer, index, encode, bundle)
 
     # the overloads overlap for a str, which is a Sequence[str] to a type checker; `as_histories` refuses it
     @overload
@@ -268,7 +268,7 @@ class Recommender:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         patterns = [*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS]
-        origin = fetch_folder(self.source.adapter, "model", [*patterns, *RECORDS, CONFIG_FILE])
+        origin = fetch_folder(self.bundle.adapter, "model", [*patterns, *RECORDS, CONFIG_FILE])
         if (origin / CONFIG_FILE).is_file():  # published: unlike a run's, its records contain no local paths
             patterns += RECORDS
         for file in (file for pattern in patterns for file in origin.glob(pattern)):
@@ -278,7 +278,7 @@ class Recommender:
             self.tokenizer.save_pretrained(folder)
         (folder / INDEX_FOLDER).mkdir(exist_ok=True)
         write_index(folder / INDEX_FOLDER, self.index.catalog, self.index.embeddings, self.index.fingerprint)
-        write_config(replace(self.source.config, index=INDEX_FOLDER, catalog=None), folder)
+        write_config(replace(self.bundle.config, index=INDEX_FOLDER, catalog=None), folder)
         return folder
 
     def push_to_hub(self, repo_id: str, *, base_model: str | None = None, **options: Any) -> str:
@@ -290,8 +290,8 @@ class Recommender:
         """
         from bigrec_hf.hub.publish import publish_adapter, publish_saved
 
-        if self.source.run_dir is not None:
-            return publish_adapter(str(self.source.run_dir), repo_id, base_model=base_model, **options)
+        if self.bundle.run_dir is not None:
+            return publish_adapter(str(self.bundle.run_dir), repo_id, base_model=base_model, **options)
         with tempfile.TemporaryDirectory() as temporary:
             return publish_saved(self.save_pretrained(temporary), repo_id, base_model=base_model, **options)
 
@@ -300,13 +300,13 @@ def _history_id(titles: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(titles, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _open_index(source: Source, encode: Encode, encoder: dict[str, str]) -> CatalogIndex:
-    """The source's index; if it has none, one built from its catalog."""
-    if source.index is not None:
-        return load_source_index(source.index)
-    if source.config.index == INDEX_FOLDER:  # in the adapter's own repository
-        return load_index(fetch_folder(source.adapter, "model", [f"{INDEX_FOLDER}/*"]) / INDEX_FOLDER)
-    if source.config.catalog is None:
-        raise BigrecError(f"{source.adapter} names neither an index nor a catalog: publish its index with it")
+def _open_index(bundle: Bundle, encode: Encode, encoder: dict[str, str]) -> CatalogIndex:
+    """The bundle's index; if it has none, one built from its catalog."""
+    if bundle.index is not None:
+        return load_source_index(bundle.index)
+    if bundle.config.index == INDEX_FOLDER:  # in the adapter's own repository
+        return load_index(fetch_folder(bundle.adapter, "model", [f"{INDEX_FOLDER}/*"]) / INDEX_FOLDER)
+    if bundle.config.catalog is None:
+        raise BigrecError(f"{bundle.adapter} names neither an index nor a catalog: publish its index with it")
     with tempfile.TemporaryDirectory() as temporary:
-        return build_index(temporary, load_catalog(source.config.catalog), encode, encoder)
+        return build_index(temporary, load_catalog(bundle.config.catalog), encode, encoder)

@@ -15,7 +15,7 @@ from bigrec_hf.common.hub_names import fetch_file, is_hub_id, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-TRAINING_FILE = "training.json"  # in an adapter folder, written by `sft`
+TRAINING_FILE = "training.json"  # the record of a training, in the folder of the adapter or of SASRec
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 
 

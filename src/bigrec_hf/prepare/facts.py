@@ -12,7 +12,7 @@ import numpy as np
 
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.prepare.splits import Examples, Sequences, repeated_targets
+from bigrec_hf.prepare.splits import ExampleRanges, Sequences, repeated_targets
 
 
 def sha256_of(files: Iterable[Path]) -> dict[str, str]:
@@ -50,7 +50,7 @@ def _iso(seconds: int) -> str:
 
 
 def describe_splits(
-    sequences: Sequences, splits: dict[str, Examples], catalog: Catalog, time_divisor: int
+    sequences: Sequences, splits: dict[str, ExampleRanges], catalog: Catalog, time_divisor: int
 ) -> dict[str, object]:
     """The facts that follow from sequences, splits and catalog alone."""
     n_users = len(sequences.starts) - 1

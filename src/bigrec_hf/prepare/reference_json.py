@@ -25,7 +25,7 @@ from bigrec_hf.data.prompts import build_input, build_instruction, build_output,
 from bigrec_hf.data.samples import evaluation_sample
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prepare.sources.base import require_folder
-from bigrec_hf.prepare.splits import Examples, Sequences
+from bigrec_hf.prepare.splits import ExampleRanges, Sequences
 from bigrec_hf.prepare.tables import join_titles
 
 FILES_OF = {
@@ -64,7 +64,7 @@ class ReferenceSet:
     catalog: Catalog
     user_ids: pl.Series
     sequences: Sequences
-    splits: dict[str, Examples]
+    splits: dict[str, ExampleRanges]
     facts: dict[str, Any]
 
 
@@ -134,7 +134,7 @@ def load_reference_json(
     )
     bounds = np.cumsum([0, *n_examples.values()])
     splits = {
-        split: Examples(starts[:-1][low:high], starts[1:][low:high] - 1)
+        split: ExampleRanges(starts[:-1][low:high], starts[1:][low:high] - 1)
         for split, low, high in zip(n_examples, bounds[:-1], bounds[1:], strict=True)
     }
     words = PREFIX.fullmatch(prefix)

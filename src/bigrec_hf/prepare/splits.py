@@ -57,7 +57,7 @@ def user_time_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Examples:
+class ExampleRanges:
     """History -> target pairs as indices into `Sequences`: the history is `begins[i] .. targets[i] - 1`."""
 
     begins: np.ndarray  # (m,) int64
@@ -67,14 +67,14 @@ class Examples:
         """Number of examples."""
         return len(self.targets)
 
-    def take(self, indices: np.ndarray) -> Examples:
+    def take(self, indices: np.ndarray) -> ExampleRanges:
         """The examples at `indices`  # (k,) int, in that order."""
-        return Examples(self.begins[indices], self.targets[indices])
+        return ExampleRanges(self.begins[indices], self.targets[indices])
 
-    def chunks(self, size: int) -> Iterator[Examples]:
+    def chunks(self, size: int) -> Iterator[ExampleRanges]:
         """Consecutive parts of at most `size` examples."""
         for start in range(0, len(self), size):
-            yield Examples(self.begins[start : start + size], self.targets[start : start + size])
+            yield ExampleRanges(self.begins[start : start + size], self.targets[start : start + size])
 
     def history(self) -> tuple[np.ndarray, np.ndarray]:
         """Arrow-style lists: (m + 1,) int32 offsets, and the flat int64 indices of all histories."""
@@ -84,7 +84,7 @@ class Examples:
         return offsets.astype(np.int32), flat
 
 
-def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, Examples]:
+def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, ExampleRanges]:
     """Examples of train, validation and test, in their final order.
 
     Time protocols: the examples of all users are sorted (stably) by target time and cut at the fractions (by default
@@ -111,12 +111,12 @@ def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, Exampl
         first, second = int(len(targets) * protocol.train_fraction), int(len(targets) * upto)
         parts = {"train": targets[:first], "validation": targets[first:second], "test": targets[second:]}
     return {
-        split: Examples(np.maximum(sequences.starts[sequences.users[at]], at - protocol.window), at)
+        split: ExampleRanges(np.maximum(sequences.starts[sequences.users[at]], at - protocol.window), at)
         for split, at in parts.items()
     }
 
 
-def repeated_targets(sequences: Sequences, splits: Iterable[Examples]) -> np.ndarray:
+def repeated_targets(sequences: Sequences, splits: Iterable[ExampleRanges]) -> np.ndarray:
     """(n,) bool: the entries that are the target of an example whose history already contains their row.
 
     No entry may be the target of two examples.

@@ -28,7 +28,7 @@ from bigrec_hf.prepare.reference_json import export_reference_json, load_referen
 from bigrec_hf.prepare.replace import check_replaceable, put_in_place, remove_stale, temporary_sibling
 from bigrec_hf.prepare.sources.archives import download_movielens
 from bigrec_hf.prepare.sources.base import RawData
-from bigrec_hf.prepare.splits import Examples, Sequences, build_sequences, split_examples
+from bigrec_hf.prepare.splits import ExampleRanges, Sequences, build_sequences, split_examples
 from bigrec_hf.settings import PrepareSettings
 from bigrec_hf.settings.field import check_limits
 
@@ -180,7 +180,7 @@ def write_configs(
     folder: Path,
     kept: RawData,
     sequences: Sequences,
-    splits: dict[str, Examples],
+    splits: dict[str, ExampleRanges],
     text_sample: int,
     words: dict[str, str],
 ) -> dict[str, int]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from bigrec_hf.common.columns import Columns
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.prompts import build_input, build_instruction, build_output
-from bigrec_hf.prepare.splits import Examples, Sequences
+from bigrec_hf.prepare.splits import ExampleRanges, Sequences
 
 CHUNK = 250_000  # rows per row group: bounds memory
 SPLITS = ("train", "validation", "test")
@@ -75,7 +75,7 @@ def _optional(values: np.ndarray | None, n: int, kind: pa.DataType) -> pa.Array:
     return pa.nulls(n, kind) if values is None else pa.array(values, kind)
 
 
-def example_ids(user_ids: pa.Array, sequences: Sequences, examples: Examples) -> pa.Array:
+def example_ids(user_ids: pa.Array, sequences: Sequences, examples: ExampleRanges) -> pa.Array:
     """`{user_id}:{position of the target in the user's sequence}`, one string per example."""
     codes = sequences.users[examples.targets]
     position = examples.targets - sequences.starts[codes]
@@ -83,7 +83,7 @@ def example_ids(user_ids: pa.Array, sequences: Sequences, examples: Examples) ->
 
 
 def example_tables(
-    user_ids: pa.Array, sequences: Sequences, examples: Examples, time_divisor: int
+    user_ids: pa.Array, sequences: Sequences, examples: ExampleRanges, time_divisor: int
 ) -> Iterator[pa.Table]:
     """The `default` config of one split, chunk by chunk."""
     for part in examples.chunks(CHUNK):
@@ -162,7 +162,7 @@ def join_titles(quoted_titles: pl.Series, offsets: np.ndarray, rows: np.ndarray,
 def text_tables(
     user_ids: pa.Array,
     sequences: Sequences,
-    examples: Examples,
+    examples: ExampleRanges,
     catalog: Catalog,
     *,
     noun: str,

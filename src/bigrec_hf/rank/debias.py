@@ -27,6 +27,7 @@ from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.generate import stage as generate_stage
 from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.rank.model_selection import (
+    CHOICE_FILE,
     Choice,
     check_disjoint,
     check_same_adapter,
@@ -35,7 +36,6 @@ from bigrec_hf.rank.model_selection import (
     save_curves,
     split_key,
 )
-from bigrec_hf.rank.rerank.apply import CHOICE_FILE
 from bigrec_hf.score.stage import results_table, score_folder
 from bigrec_hf.settings import RunSections
 

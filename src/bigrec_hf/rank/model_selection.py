@@ -18,12 +18,14 @@ from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_table
 from bigrec_hf.data.examples import load_config
+from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks, hr_per_example, ndcg_per_example
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings
 
+CHOICE_FILE = "choice.json"  # what was tried and chosen, in a method's folder
 CURVE_FILE = "curve.parquet"
 PRIMARY = "ndcg@10"  # where one choice must represent all
 GRIDS = {  # those of the reference's scripts, and 0, 0.01 .. 1 for a weight
@@ -119,7 +121,7 @@ def check_disjoint(validation_ids: Sequence[str], test_ids: Sequence[str]) -> No
 
 def check_same_adapter(validation: Path, test: Path) -> None:
     """Raise BigrecError if two generations files were written by different adapters, according to generate.json."""
-    facts = [read_json(path.with_name("generate.json")) for path in (validation, test)]
+    facts = [read_json(path.with_name(GENERATE_FILE)) for path in (validation, test)]
     if all(facts) and facts[0].get("adapter_sha256") != facts[1].get("adapter_sha256"):
         raise BigrecError(
             f"{validation} and {test} were written by different adapters: generate the validation examples again"

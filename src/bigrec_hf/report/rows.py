@@ -11,6 +11,7 @@ import numpy as np
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
+from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.data.run_folder import run_name, seed_folders
 
 RESULTS_FILE = "results.json"
@@ -80,7 +81,7 @@ def load_rows(run_dirs: Sequence[str | Path]) -> list[Row]:
 
 def _results(folder: Path) -> dict[str, Any]:
     """A method's results and its number of distinct generations: low if everyone gets the same few titles."""
-    return read_json(folder / RESULTS_FILE) | {"n_distinct": read_json(folder / "generate.json").get("n_distinct")}
+    return read_json(folder / RESULTS_FILE) | {"n_distinct": read_json(folder / GENERATE_FILE).get("n_distinct")}
 
 
 def row_labels(rows: Sequence[Row]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.data.catalog import catalog_source, load_catalog
-from bigrec_hf.data.generations import GENERATIONS_FILE
+from bigrec_hf.data.generations import GENERATE_FILE, GENERATIONS_FILE
 from bigrec_hf.data.rankings import RANKINGS_FILE
 
 SHOWN_HISTORY = 5  # latest titles
@@ -24,7 +24,7 @@ def sample_recommendations(folder: str | Path, n: int = 3) -> list[str]:
     """
     folder = Path(folder)
     files = folder / GENERATIONS_FILE, folder / RANKINGS_FILE
-    data = read_json(folder / "generate.json").get("data", {})
+    data = read_json(folder / GENERATE_FILE).get("data", {})
     if not all(file.is_file() for file in files) or not data:
         return []
     try:

@@ -38,7 +38,7 @@ def download_movielens(name: str, raw_dir: str | Path | None) -> Path:
     archive = folder / f"{ARCHIVES[name]}.zip"
     if not archive.is_file():
         md5 = fetch_md5(f"{base}/{archive.name}.md5") if name in CHECKSUM_PUBLISHED else None
-        fetch(f"{base}/{archive.name}", archive, md5)
+        download_file(f"{base}/{archive.name}", archive, md5)
     return unpack(archive, folder)
 
 
@@ -57,7 +57,7 @@ def fetch_md5(url: str) -> str:
     return found[0]
 
 
-def fetch(url: str, target: Path, md5: str | None = None) -> None:
+def download_file(url: str, target: Path, md5: str | None = None) -> None:
     """Download `url` to `target.part`, resuming a partial file; verify it, then rename it to `target`.
 
     Raises BigrecError if the download fails repeatedly or the checksum differs.

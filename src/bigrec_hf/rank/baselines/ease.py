@@ -67,7 +67,7 @@ def ease_weights(matrix: csr_array, ridge: float) -> np.ndarray:
 def ease_models(
     sequences: ItemSequences, n_items: int, lambdas: Sequence[float], most: int = MOST_ITEMS
 ) -> list[Fitted]:
-    """Return one model for each lambda, for `linear.choose`; a matrix is inverted only when its weights are needed."""
+    """Return one model for each lambda, for `linear.choose_model`; matrices are inverted only when needed."""
     check_size(n_items, most)
     matrix = interaction_matrix(sequences, n_items)
     return [Fitted({"lambda": ridge}, partial(ease_weights, matrix, ridge)) for ridge in lambdas]

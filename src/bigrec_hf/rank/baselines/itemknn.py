@@ -80,7 +80,7 @@ def nearest_neighbors(matrix: csr_array, k: int, shrinkage: float) -> ItemNeighb
 def itemknn_models(
     sequences: ItemSequences, n_items: int, neighbors: Sequence[int], shrinkages: Sequence[float]
 ) -> list[Fitted]:
-    """Return one model for each shrinkage and number of neighbors, for `linear.choose`."""
+    """Return one model for each shrinkage and number of neighbors, for `linear.choose_model`."""
     matrix = interaction_matrix(sequences, n_items)
     models: list[Fitted] = []
     for shrinkage in shrinkages:

@@ -85,7 +85,7 @@ def linear_scores(inputs: csr_array, weights: Weights, train_counts: np.ndarray)
     return scores
 
 
-def choose(
+def choose_model(
     models: Iterable[Fitted],
     decays: Sequence[float],
     histories: Sequence[Sequence[int]],

@@ -26,13 +26,13 @@ from bigrec_hf.data.sequences import ItemSequences, training_sequences
 from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.rank.baselines.ease import ease_models
 from bigrec_hf.rank.baselines.itemknn import itemknn_models
-from bigrec_hf.rank.baselines.linear import Fitted, choose, history_matrix, linear_scores
+from bigrec_hf.rank.baselines.linear import Fitted, choose_model, history_matrix, linear_scores
+from bigrec_hf.rank.model_selection import CHOICE_FILE
 from bigrec_hf.score.stage import results_table, score_folder
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, GroundSettings, LinearSettings, RunSettings, ScoreSettings
 
-CHOICE_FILE = "choice.json"
 VALIDATION_SAMPLE = 5000  # validation examples that choose the parameters, at most
 MODELS: dict[str, Callable[[ItemSequences, int, LinearSettings], Sequence[Fitted]]] = {
     "ease": lambda sequences, n_items, s: ease_models(sequences, n_items, s.ease_lambdas, s.ease_max_items),
@@ -61,7 +61,7 @@ def main(
     chooses = with_seen(sample_examples(dataset, "validation", VALIDATION_SAMPLE), ground.options, data)
     results: dict[str, dict[str, Any]] = {}
     for name in linear.linear_models:
-        chosen = choose(
+        chosen = choose_model(
             MODELS[name](sequences, len(catalog), linear),
             linear.linear_decays,
             chooses.histories,

@@ -10,7 +10,7 @@ better, is
   (the reference's merged evaluation).
 
 Equal costs are in catalog order. Empty texts are skipped; an example without any other text is a miss. `beams`,
-`k0`, `a` and `b` are parameters: `choose` takes the best ones on the examples it is given.
+`k0`, `a` and `b` are parameters: `choose_parameters` takes the best ones on the examples it is given.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def parameter_grid(name: str, n_beams: int, k0s: Sequence[int] = (60,)) -> list[
     raise BigrecError(f"fusion is {name!r}: choose one of {', '.join(FUSIONS)}")
 
 
-def choose(
+def choose_parameters(
     name: str,
     grid: Sequence[Parameters],
     evidence: Evidence,

@@ -40,7 +40,7 @@ from bigrec_hf.rank.fuse.formulas import (
     FUSIONS,
     Evidence,
     Parameters,
-    choose,
+    choose_parameters,
     fuse,
     gather_beams,
     parameter_grid,
@@ -143,7 +143,7 @@ def fuse_method(
     n_beams = min(n_beams, max_beams or n_beams)
     chosen: dict[str, Parameters] = {}
     for name in fusions:
-        result = choose(
+        result = choose_parameters(
             name,
             parameter_grid(name, n_beams, k0s),
             evidence,

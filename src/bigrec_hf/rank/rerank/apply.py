@@ -30,6 +30,7 @@ from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.encoder import Encode
 from bigrec_hf.rank.model_selection import (
+    CHOICE_FILE,
     PRIMARY,
     Choice,
     check_disjoint,
@@ -40,7 +41,6 @@ from bigrec_hf.rank.rerank.costs import closest_costs, distance_costs
 from bigrec_hf.rank.rerank.formulas import PARAMETERS, ItemValues, chunk_size, combine, min_max, parts, ranks_on_grid
 from bigrec_hf.settings import RankOptions
 
-CHOICE_FILE = "choice.json"
 WEIGHTINGS = ("popularity", "scores", "both")
 
 

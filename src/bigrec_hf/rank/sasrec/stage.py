@@ -28,6 +28,7 @@ from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.data.sequences import training_sequences
 from bigrec_hf.ground.from_scores import baseline_rankings
+from bigrec_hf.models.identity import TRAINING_FILE
 from bigrec_hf.rank.sasrec.model import SasRecModel
 from bigrec_hf.rank.sasrec.trainer import score_histories, train_sasrec
 from bigrec_hf.score.stage import results_table, score_folder
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 
 NAME = "sasrec"
-TRAINING_FILE = "training.json"
 VALIDATION_SAMPLE = 5000  # validation examples that choose the epoch, at most
 
 
