@@ -1,10 +1,13 @@
 """The catalog index: built, reused, refused, rebuilt, resumed."""
 
 import json
+import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import bigrec_hf.ground.index as index_module
 from bigrec_hf.common.errors import BigrecError
@@ -103,6 +106,64 @@ def test_faults(tmp_path):
     file.write_text(json.dumps({**index.fingerprint, "dim": 3}))
     with pytest.raises(BigrecError, match="is damaged"):
         load_index(tmp_path / "damaged")
+
+
+def rewrite(folder, change):
+    """Change the embeddings on disk."""
+    save_file({"embeddings": change(load_file(folder / "embeddings.safetensors")["embeddings"])}, folder / "e")
+    (folder / "e").replace(folder / "embeddings.safetensors")
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def other_titles(folder):
+    table = pq.read_table(folder / "catalog.parquet")
+    titles = pa.array(["x", *table["title"].to_pylist()[1:]])
+    pq.write_table(table.set_column(2, "title", titles), folder / "catalog.parquet")
+
+
+DAMAGES = {
+    "other numbers": (lambda f: rewrite(f, lambda e: e + 1), "embeddings.safetensors was changed"),
+    "rows swapped": (lambda f: rewrite(f, lambda e: e[::-1]), "embeddings.safetensors was changed"),
+    "another type": (lambda f: rewrite(f, lambda e: e.astype(np.float64)), "are float64, not float32"),
+    "another shape": (lambda f: rewrite(f, lambda e: e[:, :1]), r"its fingerprint says \(4, 2\)"),
+    "embeddings cut": (lambda f: truncate(f / "embeddings.safetensors"), "embeddings.safetensors is damaged"),
+    "embeddings lost": (lambda f: (f / "embeddings.safetensors").unlink(), "lost its embeddings.safetensors"),
+    "other titles": (other_titles, "catalog.parquet holds another catalog"),
+    "catalog cut": (lambda f: truncate(f / "catalog.parquet"), "catalog.parquet is damaged"),
+    "fingerprint cut": (lambda f: truncate(f / "fingerprint.json"), "fingerprint.json is damaged"),
+    "no object": (lambda f: (f / "fingerprint.json").write_text("[]"), "fingerprint.json is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_index_is_refused_and_built_again_by_its_owner(tmp_path, name):
+    damage, message = DAMAGES[name]
+    built = build_index(tmp_path / "index", CATALOG, Counter(), ENCODER, progress=False)
+    damage(tmp_path / "index")
+    shutil.copytree(tmp_path / "index", tmp_path / "copy")
+    with pytest.raises(BigrecError, match=message):
+        load_index(tmp_path / "index")
+    with pytest.raises(BigrecError, match=message):
+        build_index(tmp_path / "index", CATALOG, Counter(), ENCODER, owned=False, progress=False)
+    assert [f.read_bytes() for f in sorted((tmp_path / "index").iterdir())] == [
+        f.read_bytes() for f in sorted((tmp_path / "copy").iterdir())
+    ]
+    again = build_index(tmp_path / "index", CATALOG, Counter(), ENCODER, progress=False)
+    assert (again.embeddings == built.embeddings).all() and again.catalog == built.catalog
+    assert load_index(tmp_path / "index").fingerprint == built.fingerprint
+
+
+def test_an_index_of_an_earlier_release_is_checked_as_far_as_it_can_be(tmp_path):
+    build_index(tmp_path, CATALOG, Counter(), ENCODER, progress=False)
+    facts = json.loads((tmp_path / "fingerprint.json").read_text())
+    (tmp_path / "fingerprint.json").write_text(json.dumps({**facts, "embeddings_sha256": None}))
+    assert len(load_index(tmp_path)) == 4
+    rewrite(tmp_path, lambda e: e * np.float32(np.inf))
+    with pytest.raises(BigrecError, match="the embedding of .* is not finite"):
+        load_index(tmp_path)
 
 
 @pytest.mark.parametrize("owned", [True, False])

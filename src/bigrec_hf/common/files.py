@@ -1,22 +1,45 @@
-"""Files that are written completely or not at all."""
+"""Files that are written completely or not at all, and errors that name the file that cannot be read."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Callable
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bigrec_hf.common.errors import BigrecError
+
+HOST = re.sub(r"\W", "-", platform.node())
+TEMPORARY = re.compile(rf"\..+\.{re.escape(HOST)}\.(\d+)\.tmp")  # written here, by the process of this number
+STAGE_OF = {  # the stage that writes a file, for the remedy of an error
+    "adapter_config.json": "sft",
+    "catalog.parquet": "ground",
+    "facts.json": "prepare",
+    "fingerprint.json": "ground",
+    "generate.json": "generate",
+    "generations.parquet": "generate",
+    "keywords.parquet": "keywords",
+    "manifest.json": "run",
+    "per_example.parquet": "score",
+    "rankings.parquet": "ground",
+    "results.json": "score",
+    "training.json": "sft",
+}
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Call `write(temporary path)` and move the result into place: readers see the complete file or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
         write(temporary)
         temporary.replace(path)
@@ -30,12 +53,76 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in `path`, or an empty one if there is no such file."""
-    path = Path(path)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def write_table(table: pa.Table, path: str | Path) -> None:
     """Write a table as parquet, completely or not at all."""
     write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+
+@contextlib.contextmanager
+def readable(path: str | Path, remedy: str | None = None) -> Iterator[None]:
+    """Turn whatever a library raises about the content of `path` into a BigrecError that names the file and `remedy`.
+
+    The default remedy is to write the file again with the stage that made it. A missing file, a lack of memory, a full
+    disk and a BigrecError pass unchanged.
+    """
+    try:
+        yield
+    except (BigrecError, FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        stage = STAGE_OF.get(Path(path).name)
+        again = remedy or f"remove it and run {f'`bigrec-hf {stage}`' if stage else 'the stage that writes it'} again"
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise BigrecError(f"{path} is damaged or of another kind ({reason}): {again}") from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in `path`, or an empty one if there is no such file. Raises BigrecError for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    with readable(path):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"a JSON {type(value).__name__} instead of an object")
+        return value
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """`read_json` for the record of finished work: a damaged one counts as none, so that the work is done again."""
+    try:
+        return read_json(path)
+    except BigrecError as error:
+        print(f"{error}; taken as missing", flush=True)
+        return {}
+
+
+def read_table(path: str | Path, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
+    """The `columns` (default: all) of a parquet file. Raises BigrecError for a damaged file or a missing column."""
+    with readable(path):
+        missing = [name for name in columns or () if name not in pq.read_schema(path).names]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]!r}")
+        return pq.read_table(path, columns=None if columns is None else list(columns), **options)
+
+
+def is_running(pid: int) -> bool:
+    """Whether another process of this machine has this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files that processes killed on this machine have left anywhere in `folder`."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            found = TEMPORARY.fullmatch(name)
+            if found and not is_running(int(found[1])):
+                (Path(place) / name).unlink(missing_ok=True)

@@ -4,11 +4,13 @@ The folder holds `embeddings.safetensors` (`embeddings`, (n_items, d) float32), 
 and `fingerprint.json`, which is written last: a folder without it is not an index. The fingerprint covers the encoder
 (a local folder by the sha256 of its configuration, tokenizer and weights, wherever it is; a Hub model by name and
 commit), its kind, dtype and template, and the sha256 of the catalog. Library versions and batch size are not covered:
-they change the vectors only by float32 rounding.
+they change the vectors only by float32 rounding. It also holds the sha256 of the embeddings, and whoever opens an index
+compares its content with both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json, read_table, readable
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.common.hub_names import fetch_folder, is_hub_id
 from bigrec_hf.common.shards import ShardFolder, processes
@@ -39,6 +42,8 @@ CATALOG_FILE = "catalog.parquet"
 FINGERPRINT_FILE = "fingerprint.json"
 INDEX_FILES = (EMBEDDINGS_FILE, CATALOG_FILE, FINGERPRINT_FILE)
 TEMPLATE = "bare title"  # without surrounding white space and quotes (clean_title), and without a prompt
+CONTENT = "embeddings_sha256"
+REBUILD = "delete that folder to rebuild it, or download it again"
 PARTS_FOLDER = ".parts"
 PART_TITLES = 2048  # titles per part: the most that a killed process loses, and the smallest unit of work of a process
 
@@ -70,16 +75,14 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 def read_fingerprint(index_dir: str | Path) -> dict[str, Any] | None:
-    """Return the fingerprint of the index in a folder; None if there is no complete index."""
+    """Return the fingerprint of the index in a folder; None if there is no complete index, BigrecError if damaged."""
     file = Path(index_dir) / FINGERPRINT_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def load_index(index_dir: str | Path, expected: dict[str, Any] | None = None) -> CatalogIndex:
-    """Read an index. Raises BigrecError if it is incomplete or damaged, or its fingerprint differs from `expected` (any
-    fields of `index_fingerprint`)."""
-    from safetensors.numpy import load_file
-
+    """Read an index. Raises BigrecError if it is incomplete, its content is not what its fingerprint says, or the
+    fingerprint differs from `expected` (any fields of `index_fingerprint`)."""
     folder = Path(index_dir)
     found = read_fingerprint(folder)
     if found is None:
@@ -92,15 +95,47 @@ def load_index(index_dir: str | Path, expected: dict[str, Any] | None = None) ->
             f"the index in {folder} has {name} {found.get(name)!r}, but this run needs {expected[name]!r}: "
             "name another --index_dir, or delete that folder to rebuild it"
         )
-    table = pq.read_table(folder / CATALOG_FILE)
-    catalog = Catalog(table[C.ITEM_ID].to_pylist(), table[C.TITLE].to_pylist())
-    embeddings = load_file(folder / EMBEDDINGS_FILE)["embeddings"]
-    if embeddings.shape != (found["n_items"], found["dim"]) or len(catalog) != found["n_items"]:
-        raise BigrecError(
-            f"the index in {folder} is damaged: {embeddings.shape} embeddings and {len(catalog)} titles, but its "
-            f"fingerprint says {found['n_items']} x {found['dim']}; delete that folder to rebuild it"
-        )
+    catalog, embeddings = read_content(folder)
+    problem = _damage(catalog, embeddings, found)
+    if problem is not None:
+        raise BigrecError(f"the index in {folder} is damaged: {problem}; {REBUILD}")
     return CatalogIndex(catalog, embeddings, found)
+
+
+def read_content(folder: Path) -> tuple[Catalog, np.ndarray]:
+    """Return the catalog and the array of embeddings in an index folder. Raises BigrecError for an unreadable file."""
+    from safetensors.numpy import load_file
+
+    for name in (CATALOG_FILE, EMBEDDINGS_FILE):
+        if not (folder / name).is_file():
+            raise BigrecError(f"the index in {folder} has lost its {name}: {REBUILD}")
+    with readable(folder / CATALOG_FILE, REBUILD):
+        table = read_table(folder / CATALOG_FILE, [C.ITEM_ID, C.TITLE])
+        columns = [table[name].cast(pa.string()).to_pylist() for name in (C.ITEM_ID, C.TITLE)]
+        if any(None in column for column in columns):
+            raise ValueError("an id or title is null")
+    with readable(folder / EMBEDDINGS_FILE, REBUILD):
+        return Catalog(*columns), load_file(folder / EMBEDDINGS_FILE)["embeddings"]
+
+
+def _damage(catalog: Catalog, embeddings: np.ndarray, found: dict[str, Any]) -> str | None:
+    """Say what is wrong with an index's content, by its fingerprint; None if nothing is."""
+    shape = (found.get("n_items"), found.get("dim"))
+    if embeddings.shape != shape or len(catalog) != shape[0]:
+        return f"{embeddings.shape} embeddings and {len(catalog)} titles, but its fingerprint says {shape}"
+    if embeddings.dtype != np.float32:
+        return f"its embeddings are {embeddings.dtype}, not float32"
+    if catalog_sha256(catalog) != found.get("catalog_sha256"):
+        return f"{CATALOG_FILE} holds another catalog than its fingerprint says"
+    if found.get(CONTENT) not in (None, embeddings_sha256(embeddings)):  # None: written by an earlier release
+        return f"{EMBEDDINGS_FILE} was changed after it was written"
+    wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    return f"the embedding of {catalog.titles[wrong[0]]!r} is not finite" if len(wrong) else None
+
+
+def embeddings_sha256(embeddings: np.ndarray) -> str:
+    """Return the sha256 of an array's numbers, row by row."""
+    return hashlib.sha256(np.ascontiguousarray(embeddings).data).hexdigest()
 
 
 def build_index(
@@ -115,7 +150,8 @@ def build_index(
 ) -> CatalogIndex:
     """Return the index of `catalog` by `encode`, whose fingerprint is `encoder`; it is reused if nothing has changed.
 
-    `owned`: the folder belongs to this run, and an index of something else in it is replaced; otherwise it is refused.
+    `owned`: the folder belongs to this run, and an index of something else in it, or a damaged one, is replaced;
+    otherwise it is refused.
     Encoding proceeds in parts; those that a killed run has finished are used by the next. The files are moved into
     place when they are complete. `state`: the processes that call this together (None = this one alone). Each encodes
     some of the parts, the first writes the files, and all return the same index; the parts do not depend on the number
@@ -124,9 +160,15 @@ def build_index(
     """
     folder = Path(index_dir)
     expected = index_fingerprint(catalog, encoder)
-    found = read_fingerprint(folder)
-    if found is not None and (not owned or not differences(found, expected)):
-        return load_index(folder, expected)
+    try:
+        found = read_fingerprint(folder)
+        if found is not None and (not owned or not differences(found, expected)):
+            return load_index(folder, expected)
+    except BigrecError as error:
+        if not owned:
+            raise
+        if state is None or state.is_main_process:
+            print(f"{error}: it is built again", flush=True)
     check_index_folder(folder)
     if len(catalog) == 0:
         raise BigrecError("the catalog is empty: an index needs at least one title")
@@ -200,12 +242,17 @@ def write_index(folder: Path, catalog: Catalog, embeddings: np.ndarray, fingerpr
     )
     names = INDEX_FILES
     temporary = [folder / f".{name}.tmp" for name in names]
-    save_file({"embeddings": np.ascontiguousarray(embeddings)}, temporary[0])
-    pq.write_table(table, temporary[1])
-    temporary[2].write_text(json.dumps(fingerprint, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / FINGERPRINT_FILE).unlink(missing_ok=True)  # from here to the last move the folder is not an index
-    for name, file in zip(names, temporary, strict=True):
-        file.replace(folder / name)
+    facts = {**fingerprint, CONTENT: embeddings_sha256(embeddings)}
+    try:
+        save_file({"embeddings": np.ascontiguousarray(embeddings)}, temporary[0])
+        pq.write_table(table, temporary[1])
+        temporary[2].write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / FINGERPRINT_FILE).unlink(missing_ok=True)  # from here to the last move the folder is not an index
+        for name, file in zip(names, temporary, strict=True):
+            file.replace(folder / name)
+    finally:
+        for file in temporary:
+            file.unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:

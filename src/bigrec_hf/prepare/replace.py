@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import is_running
 from bigrec_hf.data.examples import FACTS_FILE
 
 
@@ -47,20 +48,10 @@ def remove_stale(target: Path) -> None:
         if not folder.name.startswith(f".{target.name}."):
             continue
         kind, _, pid = folder.name.removeprefix(f".{target.name}.").partition("-")
-        if kind not in {"tmp", "old"} or not pid.isdigit() or _is_running(int(pid)):
+        if kind not in {"tmp", "old"} or not pid.isdigit() or is_running(int(pid)):
             continue
         print(f"prepare: cleaning up {folder.name}, left by an interrupted run", flush=True)
         if kind == "old" and not target.exists():
             folder.rename(target)
         else:
             shutil.rmtree(folder)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
