@@ -69,7 +69,7 @@ def test_all_empty():
 def test_faults_of_values():
     with pytest.raises(BigrecError, match="target row 9 is outside"):
         ground_answers(answers(["one"], [9]), make_index(), encode, RankOptions())
-    with pytest.raises(BigrecError, match="2 dimensions, the index has 1"):
+    with pytest.raises(BigrecError, match="has 2 dimensions, the index 1"):
         ground_answers(
             answers(["x"], [0]), make_index(), lambda texts: np.zeros((len(texts), 2), np.float32), RankOptions()
         )

@@ -74,7 +74,7 @@ def test_more_titles_than_places():
 
 
 def test_texts_of_another_file():
-    with pytest.raises(BigrecError, match="1 examples for 2 answers"):
+    with pytest.raises(BigrecError, match="texts of 1 examples, but generations of 2"):
         hybrid_rankings(
             [["one"]], Answers(["a", "b"], ["one", "six"], [0, 1], [[], []]), make_index(), encode, RankOptions()
         )

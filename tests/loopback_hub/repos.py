@@ -36,7 +36,7 @@ def validate_yaml(request: Request) -> Response:
     content = request.json()["content"]
     try:
         metadata = card_metadata(content)
-        errors = [] if isinstance(metadata, dict) else [{"message": "the metadata is no mapping"}]
+        errors = [] if isinstance(metadata, dict) else [{"message": "the metadata is not a mapping"}]
     except yaml.YAMLError as error:
         metadata, errors = {}, [{"message": f"invalid YAML: {error}"}]
     warnings = [] if metadata or errors else [{"message": "empty or missing yaml metadata in repo card"}]

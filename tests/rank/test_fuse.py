@@ -321,7 +321,7 @@ class TestStage:
         with pytest.raises(BigrecError, match="different adapters"):
             self.fuse(run)
         write_generations(validation, [4], [["one"]], name="v")
-        with pytest.raises(BigrecError, match="one text an example"):
+        with pytest.raises(BigrecError, match="one text per example"):
             self.fuse(run)
         validation.unlink()
         with pytest.raises(BigrecError, match=r"validation/finetuned/generations.parquet does not exist"):

@@ -108,7 +108,7 @@ def test_weights():
     assert weight_rows("both", 2, counts, scores)(0, 2).tolist() == [[0, 0.5, 1], [0, 0.25, 0.5]]
     with pytest.raises(BigrecError, match="need train counts"):
         weight_rows("both", 2, None, scores)
-    with pytest.raises(BigrecError, match="a row of scores for each of 3 examples, there are 2"):
+    with pytest.raises(BigrecError, match="one row of scores for each of 3 examples, but there are 2"):
         weight_rows("scores", 3, None, scores)
     with pytest.raises(BigrecError, match="train counts of example 0 hold NaN"):
         weight_rows("popularity", 2, [0, np.nan, 1])
@@ -422,7 +422,7 @@ def test_history_stage(run_dir, history_settings, capsys):
 def test_history_refusals(history_settings, tmp_path):
     with pytest.raises(BigrecError, match="add --exclude history"):
         stage.main(**history_settings | {"ground": GroundSettings()})
-    with pytest.raises(BigrecError, match="name it with --dataset"):
+    with pytest.raises(BigrecError, match="name one with --dataset"):
         stage.main(**history_settings | {"data": DataSettings(catalog=history_settings["data"].dataset[0])})
     titles = load_catalog(history_settings["data"].dataset[0]).titles
     swapped = tmp_path / "id2name.txt"

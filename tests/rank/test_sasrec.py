@@ -395,15 +395,15 @@ def test_faults(tiny_prepared, tmp_path, capsys):
     assert cli(["sasrec", "--run_dir", str(tmp_path)]) == 2
     assert "--dataset" in capsys.readouterr().err
     assert cli(["sasrec", "--dataset", tiny_prepared, "--run_dir", str(tmp_path), "--sasrec_heads", "3"]) == 2
-    assert "hidden size 64 is no multiple of 3 attention heads" in capsys.readouterr().err
+    assert "hidden size 64 is not a multiple of 3 attention heads" in capsys.readouterr().err
     assert cli(["sasrec", "--dataset", tiny_prepared, "--run_dir", str(tmp_path), "--sasrec_stride", "11"]) == 2
-    assert "stride 11 lies outside 1 to max_length, 10" in capsys.readouterr().err
+    assert "stride 11 is outside 1 to max_length, 10" in capsys.readouterr().err
     with pytest.raises(BigrecError, match="no training sequence has two items"):
         train_sasrec(sequences_of([[1], [2]]), np.ones(7), examples([], []), tmp_path, SETTINGS, seed=0)
     catalog = Catalog(["a"] * 7, ["A"] * 7)
     with pytest.raises(BigrecError, match="another catalog"):
         sasrec_tables(tiny_sasrec(), catalog, np.ones(7), Examples(["x"], [0], [[1]]), tmp_path, RankOptions())
-    with pytest.raises(ValueError, match="6 items given"):
+    with pytest.raises(ValueError, match="6 items were given"):
         tiny_sasrec()(torch.zeros(1, 6, dtype=torch.int64))
 
 

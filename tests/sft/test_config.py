@@ -63,17 +63,17 @@ def test_trainer_args_win(args, field, value):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"max_seq_length": 3}, "'max_seq_length' is no field of trl.SFTConfig"),
-        ({"learning_rate": "abc"}, "learning_rate: 'abc' is no number"),
-        ({"logging_steps": [1]}, r"logging_steps: \[1\] is no number"),
+        ({"max_seq_length": 3}, "'max_seq_length' is not a field of trl.SFTConfig"),
+        ({"learning_rate": "abc"}, "learning_rate: 'abc' is not a number"),
+        ({"logging_steps": [1]}, r"logging_steps: \[1\] is not a number"),
         ({"bf16": "no"}, "bf16: 'no' is neither true nor false"),
         (
             {"lr_scheduler_type": "steep"},
-            r"does not take these settings .*correct trainer_args \['lr_scheduler_type'\]",
+            r"refuses these settings .*correct trainer_args \['lr_scheduler_type'\]",
         ),
-        ({"eval_strategy": "weekly"}, "does not take these settings"),
-        ({"eval_steps": "often"}, "eval_steps: 'often' is no number"),
-        ({"max_steps": 1.5}, "max_steps: 1.5 is no whole number"),
+        ({"eval_strategy": "weekly"}, "refuses these settings"),
+        ({"eval_steps": "often"}, "eval_steps: 'often' is not a number"),
+        ({"max_steps": 1.5}, "max_steps: 1.5 is not a whole number"),
     ],
 )
 def test_wrong_trainer_args_are_one_line(args, words):
@@ -85,7 +85,7 @@ def test_a_wrong_trainer_argument_on_the_command_line(tmp_path, tiny_model_dir, 
     flags = ["--dataset", tiny_prepared, "--base_model", tiny_model_dir, "--run_dir", str(tmp_path), "--sample", "8"]
     flags += ["--global_batch_size", "8"]
     assert cli.main(["sft", *flags, "--trainer_args", "{learning_rate: abc}"]) == 2
-    assert "error: trainer_args learning_rate: 'abc' is no number" in capsys.readouterr().err
+    assert "error: trainer_args learning_rate: 'abc' is not a number" in capsys.readouterr().err
 
 
 def test_weights_in_float32_are_trained_in_float32_whatever_accelerate_says(monkeypatch):

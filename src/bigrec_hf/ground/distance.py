@@ -1,4 +1,4 @@
-"""Rankings of the whole catalog by the distance of its titles to a generated text."""
+"""Rankings of the whole catalog by the distance between its titles and a generated text."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.encoder import Encode
 from bigrec_hf.settings import RankOptions
 
-PART_EXAMPLES = 512  # examples encoded together: the least that a process takes
+PART_EXAMPLES = 512  # examples encoded together: the smallest unit of work of a process
 
 
 def embed_texts(texts: Sequence[str], index: CatalogIndex, encode: Encode) -> np.ndarray:
-    """(len(texts), d) float32. A text that is a catalog title gets that title's own vector (distance 0)."""
+    """Return the vectors of `texts`, (len(texts), d) float32; a catalog title gets its own vector (distance 0).
+
+    Raises BigrecError if the encoder has another dimension than the index.
+    """
     known = index.catalog.rows_by_title
     cleaned = [clean_title(text) for text in texts]
     vectors = np.empty((len(texts), index.embeddings.shape[1]), np.float32)
@@ -33,17 +36,17 @@ def embed_texts(texts: Sequence[str], index: CatalogIndex, encode: Encode) -> np
         encoded = encode([cleaned[i] for i in new])
         if encoded.shape != (len(new), vectors.shape[1]):
             raise BigrecError(
-                f"the encoder gives {encoded.shape[1]} dimensions, the index has {vectors.shape[1]}: use one encoder"
+                f"the encoder has {encoded.shape[1]} dimensions, the index {vectors.shape[1]}: use the same encoder"
             )
         vectors[new] = encoded
     return vectors
 
 
 def embed_answers(answers: Answers, index: CatalogIndex, encode: Encode) -> tuple[list[int], np.ndarray]:
-    """Positions of the answers that are not empty, and their vectors, (len(positions), d) float32.
+    """Return the positions of the texts that are not empty, and their vectors, (len(positions), d) float32.
 
-    Encoded PART_EXAMPLES examples at a time, so that a vector does not depend on how many processes share the examples
-    (`share_rows`): a batch's composition changes it by float32 rounding.
+    PART_EXAMPLES examples are encoded at a time, so that a vector does not depend on how many processes share the work
+    (`share_rows`): the composition of a batch changes a vector by float32 rounding.
     """
     full = [i for i, text in enumerate(answers.texts) if clean_title(text)]
     vectors = [np.empty((0, index.embeddings.shape[1]), np.float32)]
@@ -54,7 +57,7 @@ def embed_answers(answers: Answers, index: CatalogIndex, encode: Encode) -> tupl
 
 
 def ground_answers(answers: Answers, index: CatalogIndex, encode: Encode, options: RankOptions) -> pa.Table:
-    """Rank the catalog for every answer (RANKINGS_SCHEMA). An empty text is not grounded: rank n_items, no top rows."""
+    """Rank the catalog for every example (RANKINGS_SCHEMA). Empty texts are not grounded: rank n_items, no top rows."""
     facts: dict[str, Any] = {"duplicates": options.duplicates, "exclude": options.exclude}
     full, queries = embed_answers(answers, index, encode)
     rows = target_rows(answers.targets, index.catalog, options.duplicates)
@@ -69,8 +72,10 @@ def ground_answers(answers: Answers, index: CatalogIndex, encode: Encode, option
 
 
 def answers_table(answers: Answers, index: CatalogIndex, ranking: Ranking, facts: dict[str, Any]) -> pa.Table:
-    """A rankings table of answers, one row of `ranking` each, with the flags of the texts; `facts` and the index's
-    settings go into its metadata."""
+    """Return a rankings table, one row of `ranking` per example, with the flags of the texts.
+
+    `facts` and the settings of the index become its metadata.
+    """
     catalog = index.catalog
     texts = [clean_title(text) for text in answers.texts]
     history_titles = [{clean_title(catalog.titles[row]) for row in h if row >= 0} for h in answers.histories]

@@ -1,4 +1,4 @@
-"""Baselines that score every item without any text; they go through the same rankings and the same scorer."""
+"""Rankings of the whole catalog by scores of its items, as of baselines that write no text."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def rank_scores(
     exclude: Sequence[Sequence[int]] | None = None,
     chunk: int = CHUNK,
 ) -> Ranking:
-    """Exact ranks by descending score, ties by catalog row.
+    """Return exact ranks by descending score, ties by catalog row.
 
-    `scores(start, stop)` gives (stop - start, n_items) finite floats of the examples start..stop; `targets` are the
-    rows at which each target counts as found (the best one does); `exclude` are rows that are no candidates. A target
-    whose rows are all excluded gets rank n_items. `chunk` examples are asked for together. `top_distances` holds the
-    negated scores.
+    `scores(start, stop)` returns (stop - start, n_items) finite floats for the examples start..stop, `chunk` of them at
+    a time; `targets` are the rows at which each target counts as found (the best one counts); `exclude` are rows that
+    are not candidates. A target whose rows are all excluded gets rank n_items. `top_distances` holds the negated
+    scores. Raises BigrecError for scores of another shape, NaN or infinity.
     """
     n, k = len(targets), min(top_k, n_items)
     ranking = Ranking(np.full(n, n_items, np.int64), np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
@@ -57,7 +57,7 @@ def rank_scores(
 
 
 def _top(cost: np.ndarray, top_rows: np.ndarray, top_costs: np.ndarray) -> None:
-    """Fill the k cheapest of each example, ties by row, without sorting the catalog."""
+    """Fill in the k items of lowest cost per example, ties by row, without sorting the catalog."""
     k = top_rows.shape[1]
     kth = np.partition(cost, k - 1, axis=1)[:, k - 1]
     for i in range(len(cost)):
@@ -77,7 +77,7 @@ def baseline_rankings(
     options: RankOptions,
     **settings: Any,
 ) -> pa.Table:
-    """A rankings table (`data.rankings.RANKINGS_SCHEMA`) of a baseline, which writes no text: the text flags are null.
+    """Return a rankings table (RANKINGS_SCHEMA) of a baseline; it writes no text, so the flags of texts are null.
 
     `scores` as in `rank_scores`; `settings` (JSON-able) join the table's metadata.
     """

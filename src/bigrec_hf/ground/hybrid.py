@@ -1,8 +1,8 @@
-"""Hybrid ranking: the catalog titles among an example's texts first, in the texts' order, then all other items by the
-distance of their titles to the first text.
+"""Hybrid ranking: first the catalog titles among an example's texts, in the order of the texts, then all other items by
+the distance between their titles and the first text.
 
-Beams, above all constrained ones, rank a few titles by the language model's own probability; the distances fill up the
-rest of the list.
+Beams, constrained ones above all, rank a few titles by the probability that the language model gives them; distances
+fill the rest of the list.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ def hybrid_rankings(
     encode: Encode,
     options: RankOptions,
 ) -> pa.Table:
-    """Rank the whole catalog for every example (ground.RANKINGS_SCHEMA), the target's rank exact.
+    """Rank the whole catalog for every example (RANKINGS_SCHEMA); the rank of the target is exact.
 
-    `texts`: all texts of each of the `answers`. A text's title may stand in several rows: they take its places in
-    catalog order. Texts that are no catalog title, or one that came before, take no place; neither do excluded items.
-    An example without a first text is a miss, as in `ground_answers`. `top_distances` are those to the first text, also
-    for the items that stand first for another reason. Raises BigrecError where texts and answers do not fit together.
+    `texts`: all texts of each of the `answers`. If a title occurs in several catalog rows, these take its places in
+    catalog order. Texts that are not catalog titles, repeated titles and excluded items take no place. An example
+    without a first text is a miss, as in `ground_answers`. `top_distances` are always the distances to the first text.
+    Raises BigrecError if texts and answers are not equally many.
     """
     if len(texts) != len(answers.texts):
-        raise BigrecError(f"hybrid: texts of {len(texts)} examples for {len(answers.texts)} answers: read one file")
+        raise BigrecError(
+            f"hybrid: texts of {len(texts)} examples, but generations of {len(answers.texts)}: read both from one file"
+        )
     n_items = len(index)
     full, queries = embed_answers(answers, index, encode)
     targets = target_rows(answers.targets, index.catalog, options.duplicates)
@@ -73,7 +75,7 @@ def hybrid_rankings(
 
 
 def first_rows(texts: Sequence[str], index: CatalogIndex, excluded: Sequence[int] = ()) -> list[int]:
-    """Catalog rows of the texts that are titles, in the texts' order, each once."""
+    """Return the catalog rows of the texts that are titles, in the order of the texts, without repetition."""
     known, hidden = index.catalog.rows_by_title, set(excluded)
     rows = dict.fromkeys(row for text in texts for row in known.get(clean_title(text), ()))
     return [row for row in rows if row not in hidden]

@@ -1,4 +1,4 @@
-"""Settings: from texts to rankings and scores, the sequential baseline included."""
+"""Settings from generated texts to rankings and metrics, including SASRec."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ EXCLUDE = ("none", "history", "seen")
 
 
 class WithHistories(Protocol):
-    """Examples of any kind: target rows, histories (oldest first), all earlier items where they were looked up."""
+    """Examples of any kind: target rows, histories (oldest first), and all earlier items if they were looked up."""
 
     @property
     def targets(self) -> Sequence[int]:
-        """A catalog row per example."""
+        """One catalog row per example."""
 
     @property
     def histories(self) -> Sequence[Sequence[int]]:
-        """The window of each example, catalog rows."""
+        """The catalog rows of each example's history window."""
 
     @property
     def seen(self) -> Sequence[Sequence[int]] | None:
-        """All earlier items of each example's user (`data.earlier`), None where nothing asked for them."""
+        """All earlier items of each example's user (`data.earlier`); None if they were not looked up."""
 
 
 @dataclass(frozen=True)
 class RankOptions:
-    """How the catalog is ranked for an example, whatever the order goes by.
+    """How the catalog is ranked for an example, by whatever cost.
 
     `top_k`: items kept per example; `exclude`: what is not among the candidates, one of EXCLUDE; `duplicates`: "best" =
     a target counts as found at any row with its title, "exact" = at its own row only; `memory_mib`: working memory for
@@ -43,11 +43,11 @@ class RankOptions:
     memory_mib: int = 256
 
     def excluded(self, examples: WithHistories) -> list[list[int]] | None:
-        """The catalog rows of each example that are no candidates; None where none is left out.
+        """Return the catalog rows of each example that are not candidates; None if all rows are.
 
-        The history, or all earlier items of the user, without the target: a target that the user has had before stays a
-        candidate. Only rows are left out: another row with the same title as one of them stays. Raises BigrecError for
-        `seen` where the earlier items were not looked up (`data.earlier.with_seen`).
+        These are the history, or all earlier items of the user, without the target: a target that the user has had
+        before remains a candidate. Other rows with the title of an excluded one remain as well. Raises BigrecError for
+        `seen` if the earlier items were not looked up (`data.earlier.with_seen`).
         """
         if self.exclude == "none":
             return None
@@ -66,7 +66,7 @@ class GroundSettings:
 
     encoder: str = setting(
         "base",
-        "text encoder: base = the run's base model (last token); or a causal LM or sentence-transformers name",
+        "text encoder: base = the base model of the run (last token), or a causal LM or sentence-transformers name",
         hub="model",
         words=("base",),
     )
@@ -76,37 +76,37 @@ class GroundSettings:
     encode_batch_tokens: int = setting(4096, "tokens encoded together, padding included", least=1)
     index_dir: str | None = setting(
         None,
-        "catalog index: folder (made if missing) or Hub id, `@revision` allowed (default: <run_dir>/index)",
+        "catalog index: folder (created if missing) or Hub id, `@revision` allowed (default: <run_dir>/index)",
         hub="dataset",
         creates=True,
     )
-    top_k: int = setting(RankOptions.top_k, "nearest items kept an example in rankings.parquet", least=1)
+    top_k: int = setting(RankOptions.top_k, "nearest items kept per example in rankings.parquet", least=1)
     memory_mib: int = setting(
-        RankOptions.memory_mib, "memory for distances, in MiB; the catalog is scanned in chunks of that size", least=1
+        RankOptions.memory_mib, "memory for distances, in MiB; the catalog is scanned in chunks of this size", least=1
     )
     ranking: str = setting(
         "distance",
-        "distance = all items by distance to the first text; hybrid = the titles among all texts first, in that order, "
-        "then the rest by distance (written to <method>_hybrid); scores = by the titles' probabilities (decoding "
-        "exact), no encoder needed",
+        "distance = all items by distance to the first text; hybrid = first the titles among all texts, in that order, "
+        "then the rest by distance (written to <method>_hybrid); scores = by the probabilities of the titles, which "
+        "needs no encoder (decoding: exact)",
         choices=("distance", "hybrid", "scores"),
     )
     exclude: str = setting(
         RankOptions.exclude,
         "items that are not candidates: none (the reference's protocol); history = those of the example's history; "
-        "seen = all that its user had before the target (from the prepared set's `interactions`), as a service would. "
-        "Never the target itself; other rows with the title of an excluded one stay",
+        "seen = all items that the user had before the target (from `interactions` in the prepared data set), as a "
+        "deployed recommender would. The target is never excluded, nor are other rows with the same title",
         choices=EXCLUDE,
     )
     duplicates: str = setting(
         RankOptions.duplicates,
-        "rank of a target whose title stands in several rows: best over these rows, or exact (its own row)",
+        "rank of a target whose title occurs in several rows: best = the best of these rows, exact = its own row",
         choices=("best", "exact"),
     )
 
     @property
     def options(self) -> RankOptions:
-        """What every ranking takes of this section."""
+        """The options of every ranking in this section."""
         return RankOptions(self.top_k, self.exclude, self.duplicates, self.memory_mib)
 
 
@@ -115,103 +115,117 @@ class ScoreSettings:
     """NDCG@K and HR@K with bootstrap intervals."""
 
     ks: list[int] = setting([1, 3, 5, 10, 20, 50], "cut-offs K", least=1)
-    drop_empty: bool = setting(False, "leave empty answers out of the mean, as the reference does (default: a miss)")
+    drop_empty: bool = setting(
+        False, "exclude empty generations from the mean, as the reference does (default: they are misses)"
+    )
     bootstrap: int = setting(1000, "bootstrap resamples for the intervals; 0 = none", least=0)
     confidence: float = setting(0.95, "level of the intervals", above=0, below=1)
 
 
 @dataclass(frozen=True)
 class RerankSettings:
-    """Distances and weights in one ranking, the weight's strength chosen on validation."""
+    """Distances and weights in one ranking; the strength of the weights is chosen on validation examples."""
 
     texts: str = setting(
         "answers",
-        "what items are to be close to: answers = the text that the LM wrote; history = the titles of the example's "
-        "latest items, no LM needed (methods history, history_...; needs --exclude history or seen); scores = none, "
-        "items cost their negative log-probability (decoding exact)",
+        "what items should be close to: answers = the generated text; history = the titles of the example's latest "
+        "items, which needs no language model (methods history, history_...; needs --exclude history or seen); scores "
+        "= nothing: items cost their negative log-probability (decoding: exact)",
         choices=("answers", "history", "scores"),
     )
-    history_items: int = setting(10, "texts: history: latest items whose titles are taken", least=1)
+    history_items: int = setting(10, "number of latest items whose titles are used (texts: history)", least=1)
     formulas: list[str] = setting(
-        ["reweight"], "any of: reweight = BIGRec's Eq. 3; mix = additive; rrf = additive in reciprocal ranks"
+        ["reweight"], "any of: reweight = BIGRec's Eq. 3; mix = weighted sum; rrf = weighted sum of reciprocal ranks"
     )
     weights: list[str] = setting(
-        ["popularity"], "any of: popularity = training targets; scores = a collaborative model's; both = their mean"
+        ["popularity"],
+        "any of: popularity = how often an item is a training target; scores = those of a collaborative model; both = "
+        "the mean of the two",
     )
     scores: str | None = setting(
-        None, "the collaborative model: the run's subfolder that holds scores.safetensors (.npy, .parquet), or its name"
+        None,
+        "the collaborative model: its name, or the subfolder of the run with its scores.safetensors (.npy, .parquet)",
     )
     validation_scores: str | None = setting(
-        None, "its scores of the validation examples (default: <run_dir>/validation/<scores>/scores.*)"
+        None, "its scores for the validation examples (default: <run_dir>/validation/<scores>/scores.*)"
     )
     test_scores: str | None = setting(
-        None, "its scores of the evaluated examples (default: <run_dir>/<scores>/scores.*)"
+        None, "its scores for the evaluated examples (default: <run_dir>/<scores>/scores.*)"
     )
     gamma_grid: str = setting(
         "auto",
-        "reweight: the reference's grid of gamma; auto = popularity for popularity alone, else movie",
+        "the reference's grid of gamma (formulas: reweight); auto = popularity for popularity alone, else movie",
         choices=("auto", "movie", "game", "popularity"),
     )
-    gamma_values: list[float] = setting([], "reweight: a grid of your own", least=-300, most=300)
-    share_values: list[float] = setting([], "mix, rrf: a grid of your own (default: 0, 0.01 .. 1)", least=0, most=1)
-    choose_by: str = setting("each", "each = a choice for every metric and K; ndcg@10, hr@5 ... = this one's for all")
+    gamma_values: list[float] = setting([], "your own grid of gamma (formulas: reweight)", least=-300, most=300)
+    share_values: list[float] = setting(
+        [], "your own grid of weights (formulas: mix, rrf; default: 0, 0.01 .. 1)", least=0, most=1
+    )
+    choose_by: str = setting(
+        "each", "each = choose separately for every metric and K; ndcg@10, hr@5 ... = choose once, by this metric"
+    )
 
 
 @dataclass(frozen=True)
 class DebiasSettings:
-    """Debiased decoding, the language model's share in it chosen on validation."""
+    """D3 decoding; the weight of the language model is chosen on validation examples."""
 
-    debias_scores: str = setting("sasrec", "the collaborative model: the run's subfolder that holds scores.safetensors")
+    debias_scores: str = setting("sasrec", "the collaborative model: subfolder of the run with scores.safetensors")
     debias_lm_weights: list[float] = setting(
-        [0.1, 0.3, 0.5, 0.7, 0.9], "shares a of the LM to try in a * log p_LM + (1 - a) * log p_CF", least=0, most=1
+        [0.1, 0.3, 0.5, 0.7, 0.9],
+        "weights a of the language model to try in a * log p_LM + (1 - a) * log p_CF",
+        least=0,
+        most=1,
     )
-    debias_beams: int = setting(10, "beams an example; their titles stand first in the ranking", least=1)
-    debias_examples: int = setting(200, "validation examples to decode with each share, at most", least=1)
-    debias_metric: str = setting("ndcg@10", "metric that chooses the share: ndcg@K or hr@K")
+    debias_beams: int = setting(10, "beams per example; their titles come first in the ranking", least=1)
+    debias_examples: int = setting(200, "maximum number of validation examples to decode with each weight", least=1)
+    debias_metric: str = setting("ndcg@10", "metric that chooses the weight: ndcg@K or hr@K")
 
 
 @dataclass(frozen=True)
 class KeywordsSettings:
-    """Keywords of catalog titles and predicted titles, by an instruct LM (for `fuse --fusion keywords`)."""
+    """Keywords of catalog titles and generated titles, by an instruct model (for `fuse --fusion keywords`)."""
 
     keywords_model: str | None = setting(
         None,
-        "instruct LM that writes keywords: folder or Hub id, `@revision` allowed (default: the base model)",
+        "instruct model that writes keywords: folder or Hub id, `@revision` allowed (default: the base model)",
         hub="model",
     )
     keywords_noun: str | None = setting(
-        None, "what a title names, singular, e.g. movie (default: the prepared set's noun, else item)"
+        None, "what a title names, singular, e.g. movie (default: the noun of the prepared data set, else item)"
     )
-    keywords_tokens: int = setting(64, "tokens a keyword answer may have", least=1)
+    keywords_tokens: int = setting(64, "maximum number of tokens for the keywords of a title", least=1)
     keywords_batch_size: int = setting(
-        32, "titles asked together, at most, on each process: what a kill can lose", least=1
+        32,
+        "maximum number of titles processed together on each process; a killed process loses at most one such batch",
+        least=1,
     )
     keywords_batch_tokens: int = setting(
-        65536, "prompt and answer tokens decoded together, at most, padding counted", least=1
+        65536, "maximum number of tokens in prompts and generations decoded together, counting padding", least=1
     )
 
 
 @dataclass(frozen=True)
 class FuseSettings:
-    """All texts of an example, or titles and keywords, in one ranking; parameters chosen on validation."""
+    """All texts of an example, or titles and keywords, in one ranking; parameters are chosen on validation examples."""
 
     fusion: str = setting(
         "all",
-        "min = nearest text; rrf = reciprocal ranks; keywords = mix of the title's and the keywords' ranks; all = the "
-        "first two, and keywords where they were written",
+        "min = nearest text; rrf = reciprocal ranks; keywords = weighted sum of the ranks by title and keywords; all = "
+        "the first two, and keywords if they have been written",
         choices=("min", "rrf", "keywords", "all"),
     )
-    fusion_metric: str = setting("ndcg@10", "metric that chooses the parameters on validation: ndcg@K or hr@K")
-    fusion_beams: int = setting(0, "texts an example to use, at most (1 to this many are tried); 0 = all", least=0)
+    fusion_metric: str = setting("ndcg@10", "metric that chooses the parameters on validation examples: ndcg@K or hr@K")
+    fusion_beams: int = setting(0, "maximum number of texts per example (1 to this many are tried); 0 = all", least=0)
     fusion_k0: list[int] = setting(
-        [0, 1, 2, 5, 10, 20, 60, 100], "rrf: constants k0 to try in 1 / (k0 + rank)", least=0
+        [0, 1, 2, 5, 10, 20, 60, 100], "constants k0 to try in 1 / (k0 + rank) (fusion: rrf)", least=0
     )
     keywords_file: str | None = setting(None, "keywords (default: <run_dir>/keywords/keywords.parquet)")
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """`evaluate` = ground + score of any prediction file."""
+    """Ground and score any prediction file."""
 
     generations: list[str] = setting(
         [], "generations.parquet, a run folder, the reference's prediction JSON (with `predict`), or folders of them"
@@ -224,43 +238,52 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class LinearSettings:
-    """EASE and ItemKNN, linear item-to-item models; every combination of the values is tried on validation."""
+    """EASE and ItemKNN, linear item-to-item models; every combination of values is tried on validation examples."""
 
     linear_models: list[str] = setting(["ease", "itemknn"], "models to fit, any of: ease, itemknn")
     linear_decays: list[float] = setting(
-        [1.0, 0.9, 0.8, 0.7], "weight of a history item per step into the past, to try", above=0, most=1
+        [1.0, 0.9, 0.8, 0.7],
+        "factors to try by which a history item weighs less per step into the past",
+        above=0,
+        most=1,
     )
-    ease_lambdas: list[float] = setting([100.0, 200.0, 500.0, 1000.0, 2000.0], "EASE: ridges to try", above=0)
+    ease_lambdas: list[float] = setting([100.0, 200.0, 500.0, 1000.0, 2000.0], "ridges to try (EASE)", above=0)
     ease_max_items: int = setting(
-        20_000, "EASE: largest catalog to invert a dense matrix for (20,000 items: 1.5 GiB)", least=1
+        20_000, "largest catalog for which a dense matrix is inverted (EASE; 20,000 items: 1.5 GiB)", least=1
     )
-    itemknn_neighbors: list[int] = setting([20, 50, 100, 200, 500], "ItemKNN: neighbors per item to try", least=1)
+    itemknn_neighbors: list[int] = setting(
+        [20, 50, 100, 200, 500], "numbers of neighbors per item to try (ItemKNN)", least=1
+    )
     itemknn_shrinkages: list[float] = setting(
-        [0.0, 10.0, 50.0, 200.0], "ItemKNN: terms to try that lower the similarities of rare items", least=0
+        [0.0, 10.0, 50.0, 200.0], "terms to try that lower the similarities of rare items (ItemKNN)", least=0
     )
 
 
 @dataclass(frozen=True)
 class SasrecSettings:
-    """SASRec, the sequential baseline, trained on the same examples."""
+    """SASRec, a sequential baseline trained on the same examples."""
 
     sasrec_dim: int = setting(64, "size of item embeddings and hidden states", least=1)
     sasrec_layers: int = setting(2, "transformer blocks", least=1)
     sasrec_heads: int = setting(2, "attention heads", least=1)
     sasrec_dropout: float = setting(0.3, "dropout probability", least=0, below=1)
-    sasrec_max_length: int = setting(10, "history items it looks at, at most (as the prompts)", least=1)
+    sasrec_max_length: int = setting(
+        10, "maximum number of history items the model reads (by default as many as the prompts)", least=1
+    )
     sasrec_stride: int = setting(
         2,
-        "items between the ends of training windows: max_length = each item is a target once an epoch, 1 = often",
+        "items between the ends of training windows: max_length = each item is a target once per epoch, 1 = most often",
         least=1,
     )
-    sasrec_epochs: int = setting(100, "passes over the training windows, at most", least=1)
-    sasrec_patience: int = setting(5, "early stopping: epochs without a better validation NDCG@10; 0 = never", least=0)
+    sasrec_epochs: int = setting(100, "maximum number of passes over the training windows", least=1)
+    sasrec_patience: int = setting(
+        5, "stop after this many epochs without a better validation NDCG@10; 0 = never", least=0
+    )
     sasrec_lr: float = setting(1e-3, "learning rate (AdamW, constant)", above=0)
     sasrec_weight_decay: float = setting(0.0, "weight decay of AdamW", least=0)
-    sasrec_batch_size: int = setting(256, "windows an optimizer step", least=1)
+    sasrec_batch_size: int = setting(256, "windows per optimizer step", least=1)
     sasrec_negatives: int = setting(
         2048,
-        "items sampled a step for the softmax, with logQ correction; catalogs no larger, or 0: the full softmax",
+        "items sampled per step for the softmax, with logQ correction; 0 = all, as in catalogs of no more items",
         least=0,
     )

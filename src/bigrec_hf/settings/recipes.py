@@ -1,8 +1,8 @@
-"""Recipes: one YAML file = one run. Parsed strictly; the command line overrides the file.
+"""Recipes: one YAML file is one run. Parsed strictly; the command line overrides the file.
 
 A recipe holds sections (`settings.SECTIONS`), each a mapping of that section's fields, and may name parents with
-`extends: PATH` or `extends: [PATH, ...]` (relative to the recipe): they come first, in order, later ones win over
-earlier ones and the recipe's own values over all. So what several recipes share is written once.
+`extends: PATH` or `extends: [PATH, ...]` (relative to the recipe). Later parents override earlier ones, and the
+recipe's own values override all parents, so what several recipes share is written once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 as `safe_load` reads it; a key that stands twice in one mapping is an error, not the last one's win."""
+    """YAML 1.1 as `safe_load` reads it, except that a duplicate key in a mapping is an error."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -46,14 +46,14 @@ class _RecipeLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    problem = f"the key {key.value!r} stands twice, remove one"
+                    problem = f"the key {key.value!r} occurs twice: remove one"
                     raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
                 seen.add(key.value)
         return node
 
 
 def field_types(section: str) -> dict[str, Any]:
-    """Field name -> resolved type of one section."""
+    """Return the resolved type of each field of a section."""
     return typing.get_type_hints(SECTIONS[section])
 
 
@@ -63,7 +63,7 @@ def _warn_retired(key: str, where: str) -> None:
 
 
 def _renamed(key: str, value: bool, where: str) -> tuple[str, str]:
-    """The name and value that an old switch stands for, with a line of warning."""
+    """Return the new name and value of an old switch, and print a line of warning."""
     name, values = RENAMED[key]
     print(f"warning: {key} {where} is now {name}: {values[value]}", file=sys.stderr, flush=True)
     return name, values[value]
@@ -86,7 +86,10 @@ def _unknown_key(key: str, valid: list[str], where: str) -> BigrecError:
 
 
 def coerce(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind` (str, int, float, bool, list[...], dict, or one of these | None); BigrecError names `where`."""
+    """Return `value` as `kind` (str, int, float, bool, list[...], dict, or one of these | None).
+
+    Raises BigrecError, naming `where`, if it cannot be converted.
+    """
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -114,18 +117,21 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
 
 
 def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dict[str, Any]]:
-    """The sections of a recipe and its parents, merged, every key and value checked. Raises BigrecError."""
+    """Return the merged sections of a recipe and its parents, every key and value checked.
+
+    Raises BigrecError for a missing file, invalid YAML, an unknown key, or a value of the wrong type or range.
+    """
     path = Path(path)
     if not path.is_file():
-        raise BigrecError(f"recipe {str(path)!r} does not exist: see recipes/README.md for those we ship")
+        raise BigrecError(f"recipe {str(path)!r} does not exist: recipes/README.md lists the shipped ones")
     if path.resolve() in _seen:
-        raise BigrecError(f"recipe {str(path)!r} extends itself: remove the circle of `extends`")
+        raise BigrecError(f"recipe {str(path)!r} extends itself, directly or through a parent: remove one `extends`")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BigrecError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise BigrecError(f"recipe {str(path)!r} must map sections to settings, it holds a {type(content).__name__}")
+        raise BigrecError(f"recipe {str(path)!r} must map sections to settings, but holds a {type(content).__name__}")
     merged: dict[str, dict[str, Any]] = {}
     parents = content.pop("extends", None) or []
     parents = [parents] if isinstance(parents, str) else parents
@@ -139,7 +145,7 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
             raise _unknown_key(section, [*SECTIONS, "extends"], str(path))
         hints = field_types(section)
         if not isinstance(values, dict):
-            raise BigrecError(f"section `{section}` of {path} must be a mapping of settings, it is {values!r}")
+            raise BigrecError(f"section `{section}` of {path} must be a mapping of settings, but is {values!r}")
         for key, value in values.items():
             where = f"section `{section}` of {path}"
             if key in RETIRED:
@@ -169,12 +175,15 @@ def _parse_mapping(text: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no mapping: expected e.g. '{{max_grad_norm: 0.3}}'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mapping: expected e.g. '{{max_grad_norm: 0.3}}'")
     return value
 
 
 def add_section_arguments(parser: argparse.ArgumentParser, section: str, aliases: dict[str, str]) -> None:
-    """Add one flag a field (absent unless given), its help with the default. `aliases`: field -> second flag."""
+    """Add one flag per field, its help text with the default. `aliases`: field -> second flag.
+
+    A flag that is not given leaves no attribute in the parsed namespace.
+    """
     cls = SECTIONS[section]
     group = parser.add_argument_group(section, (cls.__doc__ or "").strip())
     hints = field_types(section)
@@ -184,7 +193,7 @@ def add_section_arguments(parser: argparse.ArgumentParser, section: str, aliases
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         shown = item.metadata["help"].replace("%", "%%")
-        if {"above", "most", "below"} & set(item.metadata):  # at least 0 or 1 goes without saying
+        if {"above", "most", "below"} & set(item.metadata):  # "at least 0" or "at least 1" need not be spelled out
             shown += f"; {limits_text(item.metadata)}"
         if default not in (None, [], {}):
             shown_default = " ".join(map(str, default)) if isinstance(default, list) else default
@@ -212,7 +221,7 @@ def add_section_arguments(parser: argparse.ArgumentParser, section: str, aliases
 
 
 def add_retired_arguments(parser: argparse.ArgumentParser) -> None:
-    """Accept the flags of retired settings, whatever their values, and old names; `build_settings` warns of them."""
+    """Accept the flags of retired and renamed settings; `build_settings` warns about them."""
     for key in RETIRED:
         parser.add_argument(f"--{key}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     for key in RENAMED:
@@ -222,12 +231,12 @@ def add_retired_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def flag_of(section: str, key: str) -> str:
-    """The flag that sets a field on the command line."""
+    """Return the flag that sets a field on the command line."""
     return next(f for f in fields(SECTIONS[section]) if f.name == key).metadata.get("flag", f"--{key}")
 
 
 def default_run_dir(recipe: Path) -> str:
-    """`recipes/movie/llama-7b/sft_8bit.yaml` -> `runs/movie-llama-7b-sft_8bit`."""
+    """Return the default run folder: `recipes/movie/llama-7b/sft_8bit.yaml` -> `runs/movie-llama-7b-sft_8bit`."""
     parts = recipe.with_suffix("").parts
     if "recipes" in parts:
         last = len(parts) - 1 - parts[::-1].index("recipes")
@@ -238,17 +247,18 @@ def default_run_dir(recipe: Path) -> str:
 
 
 def _check_folder(folder: Path, flag: str) -> None:
-    """Raise BigrecError where a folder to write into is a file, or lies in one; it need not exist."""
+    """Raise BigrecError if a folder to write into is a file or lies inside one; it need not exist."""
     file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
     if file is not None:
         raise BigrecError(f"{flag} is {str(folder)!r}, but {file} is a file: name another folder")
 
 
 def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
-    """All sections as settings objects: defaults, then the recipe, then `overrides` (field name -> value).
+    """Return all sections as settings objects: defaults, then the recipe, then `overrides` (field name -> value).
 
-    Places that depend on others are filled in here, once: the run folder from the recipe's name, the prepared set and
-    the adapter inside the run folder.
+    Paths that depend on others are filled in here: the run folder from the name of the recipe, the prepared data set
+    and the adapter inside the run folder. Raises BigrecError for whatever `read_recipe` refuses, an unknown override, a
+    folder that is a file, a method name that cannot be a folder, and a token in `trainer_args`.
     """
     merged = read_recipe(recipe) if recipe is not None else {}
     for key, value in overrides.items():
@@ -272,7 +282,7 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
             prepare["prepared_dir"] = str(folder / "data")
         data = merged.setdefault("data", {})
         if prepare.get("source") and not data.get("dataset"):
-            # a set that is still to be made must not be taken for a Hub id such as run/data
+            # a data set that does not exist yet must not be mistaken for a Hub id such as run/data
             prepared = Path(prepare["prepared_dir"])
             data["dataset"] = [str(prepared) if len(prepared.parts) > 2 else f"./{prepared}"]
         sft = merged.setdefault("sft", {})
@@ -290,12 +300,12 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
     secret = [key for key in merged.get("sft", {}).get("trainer_args", {}) if key in ("hub_token", "push_to_hub_token")]
     if secret:
         raise BigrecError(
-            f"trainer_args {secret[0]!r} would be written into the run's records: set HF_TOKEN, or `hf auth login`"
+            f"trainer_args {secret[0]!r} would be recorded in the run: set HF_TOKEN, or use `hf auth login`"
         )
     return {name: cls(**merged.get(name, {})) for name, cls in SECTIONS.items()}
 
 
 def to_yaml(sections: Mapping[str, Any]) -> str:
-    """Settings by section as a recipe, every value written out, sections and keys in the order given."""
+    """Return settings by section as a recipe with every value, sections and keys in the order given."""
     plain = {name: asdict(settings) for name, settings in sections.items()}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

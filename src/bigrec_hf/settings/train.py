@@ -1,4 +1,4 @@
-"""Settings: from raw files to generated texts."""
+"""Settings of the run, its model, training and generation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class RunSettings:
     seed: int = setting(0, "seed of sampling, initialization, shuffling and generation", least=0, most=2**32 - 1)
     method: str = setting(
         "finetuned",
-        "subfolder of the run to work in, a name of your own for other settings (decoding, beams) of the same adapter; "
-        "zero_shot = the base model without the adapter",
+        "subfolder of the run to work in; another name keeps the results of other settings (decoding, beams) with the "
+        "same adapter apart; zero_shot = the base model without the adapter",
     )
 
 
 @dataclass(frozen=True)
 class PipelineSettings:
-    """What `run` does beside the fine-tuned model."""
+    """What `run` does besides the fine-tuned model."""
 
     baselines: list[str] = setting(
         list(BASELINES),
@@ -35,19 +35,19 @@ class PipelineSettings:
     )
     rankers: list[str] = setting(
         [],
-        f"more rankings with the same adapter, beside it in the report, any of: {', '.join(RANKERS)} "
-        "(with sections of their own; what is to be chosen is chosen on validation examples)",
+        f"more rankings with the same adapter, shown in the same report, any of: {', '.join(RANKERS)}; "
+        "their parameters are chosen on validation examples",
     )
     constrained_beams: int = setting(10, "beams of the ranker `constrained`", least=1)
     from_stage: str | None = setting(
         None,
-        "redo this stage and all after it, done or not",
+        "redo this stage and all stages after it, even if they are done",
         flag="--from",
         choices=RUN_STAGES,
     )
     seeds: list[int] = setting(
         [],
-        "run once with each of these seeds, in <run_dir>/seed-N, and report their spread (default: the seed alone)",
+        "run once with each of these seeds, in <run_dir>/seed-N, and report the spread (default: one run with --seed)",
         least=0,
         most=2**32 - 1,
     )
@@ -60,7 +60,7 @@ class ModelSettings:
     base_model: str | None = setting(None, "causal LM: folder or Hub id, `@revision` allowed", hub="model")
     dtype: str = setting(
         "auto",
-        "weights and arithmetic; auto = bfloat16 where the hardware multiplies it fast, else float32",
+        "type of weights and arithmetic; auto = bfloat16 if the hardware multiplies it fast, else float32",
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     quantization: str = setting(
@@ -73,11 +73,11 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """The prompt templates (bigrec_hf.prompts)."""
+    """The prompt templates."""
 
     train_prompt: str = setting(
         "alpaca-basic",
-        "template for training; titles = the history as a bare list, one title per line (objective dense)",
+        "template for training; titles = the history as a bare list, one title per line (objective: dense)",
         choices=("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced", "titles"),
     )
     inference_prompt: str | None = setting(
@@ -87,10 +87,12 @@ class PromptSettings:
     )
     short_titles: bool = setting(
         False,
-        "cut titles after the tokens that tell them apart in the catalog: a fraction of the tokens (template titles)",
+        "cut each title after the first tokens that distinguish it from all others (train_prompt: titles)",
     )
-    max_history: int = setting(10, "history titles in a prompt, at most (the newest are kept)", least=0)
-    max_length: int = setting(1024, "prompt + completion, in tokens; the oldest history titles give way", least=1)
+    max_history: int = setting(10, "maximum number of history titles in a prompt (the newest are kept)", least=0)
+    max_length: int = setting(
+        1024, "maximum number of tokens in prompt and completion; the oldest history titles are dropped to fit", least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -99,59 +101,62 @@ class SftSettings:
 
     objective: str = setting(
         "pairs",
-        "pairs = one history and its next title per row (BIGRec); dense = users' whole training histories, every title "
-        "a target (train_prompt titles; a row is then a segment of up to max_length tokens, sample counts users)",
+        "pairs = one history and its next title per row (BIGRec); dense = whole training histories, with every title a "
+        "target (train_prompt: titles; a row is a segment of up to max_length tokens, and sample counts users)",
         choices=("pairs", "dense"),
     )
     loss: str = setting(
         "full",
-        "full = softmax over the vocabulary; trie = over the tokens that lead to a catalog title (objective dense)",
+        "full = softmax over the vocabulary; trie = over tokens that can continue a catalog title (objective: dense)",
         choices=("full", "trie"),
     )
     dense_context: int = setting(
-        1, "titles at the beginning of a user's history that are context only (objective dense)", least=0
+        1, "titles at the start of a user's history that are only context (objective: dense)", least=0
     )
-    sample: int = setting(1024, "training examples drawn from each data set; 0 = all", least=0)
-    validation_sample: int = setting(5000, "validation examples for the loss, at most; 0 = all", least=0)
+    sample: int = setting(1024, "training examples sampled from each data set; 0 = all", least=0)
+    validation_sample: int = setting(5000, "maximum number of validation examples for the loss; 0 = all", least=0)
     epochs: float = setting(5.0, "passes over the training sample", above=0)
     learning_rate: float = setting(1e-4, "peak learning rate (AdamW, linear decay)", above=0)
-    warmup_steps: float = setting(20, "warm-up: a number of optimizer steps, or below 1 a share of all steps", least=0)
-    global_batch_size: int = setting(
-        128, "examples an optimizer step, over all processes and accumulation steps", least=1
+    warmup_steps: float = setting(
+        20, "warm-up: a number of optimizer steps or, below 1, a fraction of all steps", least=0
     )
-    micro_batch_size: int = setting(8, "examples a forward pass, on each process", least=1)
+    global_batch_size: int = setting(
+        128, "examples per optimizer step, over all processes and accumulation steps", least=1
+    )
+    micro_batch_size: int = setting(8, "examples per forward pass on each process", least=1)
     patience: int = setting(
         5, "early stopping: evaluations (evals_per_epoch) without a better validation loss; 0 = never", least=0
     )
-    completion_only: bool = setting(True, "loss on the title only; false = on prompt and title (BIGRec)")
+    completion_only: bool = setting(True, "compute the loss on the title only; false = on prompt and title (BIGRec)")
     lora_r: int = setting(8, "LoRA rank", least=1)
     lora_alpha: int = setting(16, "LoRA scale (alpha / r multiplies the update)", least=1)
     lora_dropout: float = setting(0.05, "LoRA dropout probability", least=0, below=1)
     lora_target_modules: list[str] = setting(
-        ["q_proj", "v_proj"], "layers that get an adapter, by name; `all-linear` = every linear layer but the head"
+        ["q_proj", "v_proj"],
+        "names of the layers that get an adapter; `all-linear` = every linear layer except the head",
     )
     packing: bool = setting(
         False,
         "several examples in one sequence, kept apart by position ids; batch sizes still count examples, rounded to "
         "whole sequences",
     )
-    length_grouping: bool = setting(False, "batches of examples of similar length")
-    activation_checkpointing: bool = setting(False, "less memory for about a third more time")
-    evals_per_epoch: int = setting(1, "evaluations and checkpoints an epoch; 0 = none until the end", least=0)
+    length_grouping: bool = setting(False, "batch examples of similar length")
+    activation_checkpointing: bool = setting(False, "use less memory for about a third more time")
+    evals_per_epoch: int = setting(1, "evaluations and checkpoints per epoch; 0 = only at the end", least=0)
     trainer_args: dict[str, Any] = setting({}, "any other trl.SFTConfig field, e.g. {max_grad_norm: 0.3}")
     adapter_dir: str | None = setting(None, "folder of the adapter (default: <run_dir>/adapter)")
 
 
 @dataclass(frozen=True)
 class GenerateSettings:
-    """Step 1: the LM writes the next title."""
+    """Step 1: the language model writes the next title."""
 
     adapter: str | None = setting(
-        None, "adapter: folder or Hub id, `@revision` allowed (default: the run's own, if it has one)", hub="model"
+        None, "adapter: folder or Hub id, `@revision` allowed (default: that of the run, if it has one)", hub="model"
     )
     engine: str = setting(
         "hf",
-        "what decodes: hf = transformers; vllm = vLLM on NVIDIA GPUs (extra: vllm), without constrained strategies",
+        "decoding engine: hf = transformers; vllm = vLLM on NVIDIA GPUs (extra: vllm; beam, greedy, sample)",
         choices=("hf", "vllm"),
     )
     vllm_args: dict[str, Any] = setting(
@@ -159,19 +164,22 @@ class GenerateSettings:
     )
     decoding: str = setting(
         "beam",
-        "decoding strategy; constrained = beams that write catalog titles only; debiased = these, mixed with a "
-        "collaborative model's item scores; exact = the probability of every catalog title (train_prompt titles)",
+        "decoding strategy; constrained = beams that can only be catalog titles; debiased = the same, mixed with the "
+        "item scores of a collaborative model (D3); exact = the probability of every catalog title "
+        "(train_prompt: titles)",
         choices=("beam", "greedy", "sample", "constrained", "debiased", "exact"),
     )
     exact_width: int = setting(
         0,
-        "likeliest prefixes followed per token and example, 0 = all (decoding: exact); what is not followed shares its "
-        "probability evenly, so that the top of the list stays right: 64 for catalogs of tens of thousands",
+        "most likely prefixes to follow per token and example (decoding: exact); 0 = all. The others share the "
+        "remaining probability evenly, which hardly changes the top of the list; 64 for tens of thousands of titles",
         least=0,
     )
     num_beams: int = setting(4, "beams (decoding: beam, constrained, debiased)", least=1)
     length_penalty: float = setting(
-        1.0, "a beam's score is divided by its number of tokens ** this; 0 = no length normalization (debiased: always)"
+        1.0,
+        "the score of a beam is divided by its number of tokens to this power; 0 = no length normalization (always so "
+        "for debiased)",
     )
     assistant_scores: str | None = setting(
         None, "item scores of a collaborative model on the same examples, scores.safetensors (decoding: debiased)"
@@ -182,24 +190,28 @@ class GenerateSettings:
         least=0,
         most=1,
     )
-    num_return_sequences: int = setting(0, "texts kept an example, best first; 0 = all beams, or 1 sample", least=0)
+    num_return_sequences: int = setting(0, "texts kept per example, best first; 0 = all beams, or 1 sample", least=0)
     max_new_tokens: int = setting(
-        64, "tokens an answer may have (decoding: constrained, debiased: as many as the longest title has)", least=1
+        64,
+        "maximum number of tokens per generated text (decoding: constrained, debiased: those of the longest title)",
+        least=1,
     )
     temperature: float = setting(0.2, "sampling temperature (decoding: sample)", above=0)
     top_p: float = setting(0.95, "nucleus sampling mass (decoding: sample)", above=0, most=1)
-    sample_top_k: int = setting(40, "sample among the k likeliest tokens; 0 = all (decoding: sample)", least=0)
+    sample_top_k: int = setting(40, "sample among the k most likely tokens; 0 = all (decoding: sample)", least=0)
     generate_batch_size: int = setting(
-        32, "prompts decoded together, at most, on each process: what a kill can lose", least=1
+        32,
+        "maximum number of prompts decoded together on each process; a killed process loses at most one such batch",
+        least=1,
     )
     generate_batch_tokens: int = setting(
         65536,
-        "prompt and answer tokens decoded together, at most, beams and padding counted",
+        "maximum number of tokens in prompts and generations decoded together, counting beams and padding",
         least=1,
     )
     generate_memory_gib: float = setting(
         0.0,
-        "memory for what is decoded together (key-value cache, logits), in GiB, on each process, beside the weights: "
-        "larger batches are cut; 0 = nine tenths of what is free on a GPU, 4 on a CPU (engine: hf)",
+        "memory per process for a batch in addition to the weights (key-value cache, logits), in GiB; larger batches "
+        "are split; 0 = nine tenths of the free memory of a GPU, 4 on a CPU (engine: hf)",
         least=0,
     )

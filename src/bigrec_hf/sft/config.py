@@ -17,30 +17,30 @@ from bigrec_hf.common.processes import process_state
 from bigrec_hf.models.loading import launched_with_fsdp
 from bigrec_hf.settings import SftSettings
 
-PRECISION = "ACCELERATE_MIXED_PRECISION"  # what `accelerate launch` makes of its configuration's mixed_precision
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch` from mixed_precision in its configuration
 
 
 def check_launcher(state: PartialState) -> None:
-    """Raise BigrecError where the processes were launched in a way that fails only after the model is loaded.
+    """Raise BigrecError if the processes were launched in a way that fails only after the model is loaded.
 
     TRL refuses several GPUs in one process; FSDP with sharded state dicts writes no adapter.
     """
     n_gpus = torch.cuda.device_count() if state.device.type == "cuda" else 1
     if n_gpus > 1 and state.num_processes == 1:
         raise BigrecError(
-            f"one process sees {n_gpus} GPUs: start one process for each with `accelerate launch --config_file "
+            f"one process sees {n_gpus} GPUs: start one process per GPU with `accelerate launch --config_file "
             "accelerate_configs/ddp.yaml -m bigrec_hf.sft ...`, or choose one by CUDA_VISIBLE_DEVICES=0"
         )
     saved_as = os.environ.get("FSDP_STATE_DICT_TYPE")
     if launched_with_fsdp() and saved_as != "FULL_STATE_DICT":
         raise BigrecError(
-            f"fsdp_state_dict_type is {saved_as}, of which FSDP writes no adapter: set it to FULL_STATE_DICT in the "
+            f"fsdp_state_dict_type is {saved_as}, for which FSDP writes no adapter: set it to FULL_STATE_DICT in the "
             "accelerate configuration, as accelerate_configs/fsdp2.yaml does"
         )
 
 
 def count_rows(train: Dataset, sft: SftSettings, max_length: int) -> int:
-    """Rows that the trainer makes of the tokenized examples: with packing, several examples share one."""
+    """Return the number of rows that the trainer makes of the tokenized examples; packed rows hold several."""
     if not sft.packing:
         return len(train)
     strategy = sft.trainer_args.get("packing_strategy", "bfd")
@@ -48,10 +48,10 @@ def count_rows(train: Dataset, sft: SftSettings, max_length: int) -> int:
 
 
 def batch_sizes(sft: SftSettings, examples_per_row: float, n_processes: int) -> tuple[int, int]:
-    """(rows per forward pass and process, passes accumulated for an optimizer step).
+    """Return (rows per forward pass and process, passes accumulated per optimizer step).
 
-    Both settings count examples; packed rows hold several, so that the sizes are then near what they say. Raises
-    BigrecError where the global batch is no multiple of what one pass computes.
+    Both settings count examples. Packed rows hold several, so the sizes are then approximate. Raises BigrecError if the
+    global batch is not a multiple of the examples in one pass of all processes.
     """
     if examples_per_row > 1:
         rows = max(1, round(sft.micro_batch_size / examples_per_row))
@@ -60,21 +60,21 @@ def batch_sizes(sft: SftSettings, examples_per_row: float, n_processes: int) -> 
     if sft.global_batch_size % per_pass:
         nearest = max(1, round(sft.global_batch_size / per_pass)) * per_pass
         raise BigrecError(
-            f"global_batch_size {sft.global_batch_size} is no multiple of micro_batch_size {sft.micro_batch_size} x "
+            f"global_batch_size {sft.global_batch_size} is not a multiple of micro_batch_size {sft.micro_batch_size} x "
             f"{n_processes} process(es): choose {nearest}"
         )
     return sft.micro_batch_size, sft.global_batch_size // per_pass
 
 
 def checked_trainer_args(given: dict[str, Any]) -> dict[str, Any]:
-    """`trainer_args` with numbers as numbers (YAML reads 1e-4 as a text), since dataclasses check nothing.
+    """Return `trainer_args` with text converted to numbers (YAML reads 1e-4 as text); dataclasses check nothing.
 
-    Raises BigrecError on a field that SFTConfig does not have, and on a value that is not of its type.
+    Raises BigrecError for a field that SFTConfig does not have, and for a value of the wrong type.
     """
     types, checked = get_type_hints(SFTConfig), {}
     for name, value in given.items():
         if name not in types:
-            raise BigrecError(f"trainer_args {name!r} is no field of trl.SFTConfig: see its documentation")
+            raise BigrecError(f"trainer_args {name!r} is not a field of trl.SFTConfig: see its documentation")
         expected = set(get_args(types[name]) or (types[name],)) - {NoneType}
         if expected == {bool} and not isinstance(value, bool | None):
             raise BigrecError(f"trainer_args {name}: {value!r} is neither true nor false")
@@ -82,10 +82,10 @@ def checked_trainer_args(given: dict[str, Any]) -> dict[str, Any]:
             try:
                 value = float(value)
             except (TypeError, ValueError) as error:
-                raise BigrecError(f"trainer_args {name}: {value!r} is no number; write a number") from error
+                raise BigrecError(f"trainer_args {name}: {value!r} is not a number: write one") from error
         if expected == {int} and isinstance(value, float):
             if not value.is_integer():
-                raise BigrecError(f"trainer_args {name}: {value!r} is no whole number; write one")
+                raise BigrecError(f"trainer_args {name}: {value!r} is not a whole number: write one")
             value = int(value)
         checked[name] = value
     return checked
@@ -103,10 +103,10 @@ def trainer_config(
     seed: int = 0,
     n_rows: int | None = None,
 ) -> SFTConfig:
-    """The SFTConfig of a training on `n_train` examples, packed into `n_rows`; `sft.trainer_args` wins over everything.
+    """Return the SFTConfig for `n_train` examples, packed into `n_rows`; `sft.trainer_args` overrides everything.
 
-    Weights and arithmetic are `dtype`, whatever the accelerate configuration says. Raises BigrecError on settings that
-    SFTConfig does not take.
+    Weights and arithmetic are `dtype`, whatever the accelerate configuration says. Raises BigrecError for settings that
+    SFTConfig refuses.
     """
     state = process_state()
     on_cpu = state.device.type == "cpu"
@@ -161,7 +161,7 @@ def trainer_config(
         return SFTConfig(**(options | trainer_args))
     except (TypeError, ValueError) as error:
         raise BigrecError(
-            f"trl.SFTConfig does not take these settings ({' '.join(str(error).split())}): correct trainer_args "
+            f"trl.SFTConfig refuses these settings ({' '.join(str(error).split())}): correct trainer_args "
             f"{sorted(trainer_args)}"
         ) from error
     finally:

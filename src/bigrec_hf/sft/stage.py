@@ -1,7 +1,7 @@
 """Step 1, training: LoRA fine-tuning of a causal LM on (history -> next title) with TRL's SFTTrainer.
 
-Examples are tokenized here, not by TRL, so that training and inference prompts are the same tokens, over-long histories
-lose their oldest titles (TRL would cut the completion), and the loss mask is ours to test.
+Examples are tokenized here, not by TRL, so that prompts have the same tokens in training and inference, histories that
+are too long lose their oldest titles (TRL would cut the completion), and the loss mask can be tested.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from bigrec_hf.sft.trainer import train_adapter
 def main(
     run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, sft: SftSettings
 ) -> dict[str, Any]:
-    """The `sft` stage: writes the adapter, the tokenizer and training.json to `adapter_dir`, and returns the record.
+    """The `sft` stage: write the adapter, the tokenizer and training.json to `adapter_dir`, and return the record.
 
-    A finished adapter of the same settings is kept; an interrupted training goes on from its last checkpoint, in
-    `adapter_dir`/checkpoints. Raises BigrecError where another command trains there.
+    A finished adapter of the same settings is kept; an interrupted training resumes from its last checkpoint, in
+    `adapter_dir`/checkpoints. Raises BigrecError if another command is training there.
     """
     check_settings(data, prompt, sft)
     find_model(model.base_model)
@@ -105,11 +105,13 @@ def main(
 
 
 def check_settings(data: DataSettings, prompt: PromptSettings, sft: SftSettings) -> None:
-    """Raise BigrecError where data or adapter have no place, and on settings that do not go with the objective."""
+    """Raise BigrecError if no data or no adapter folder is named, or if settings do not fit the objective."""
     if not data.dataset and not data.train_json:
-        raise BigrecError("no training data: give --dataset (a prepared set) or --train_json (the reference's file)")
+        raise BigrecError(
+            "no training data: give --dataset (a prepared data set) or --train_json (the reference's file)"
+        )
     if sft.adapter_dir is None:
-        raise BigrecError("no place for the adapter: give --run_dir or --adapter_dir")
+        raise BigrecError("no folder given for the adapter: name one with --run_dir or --adapter_dir")
     listed = prompt.train_prompt == TITLE_LIST
     if sft.objective == "pairs":
         if listed:
@@ -125,16 +127,20 @@ def check_settings(data: DataSettings, prompt: PromptSettings, sft: SftSettings)
             "train_prompt titles (section prompt)"
         )
     if data.train_json or len(data.dataset) != 1:
-        raise BigrecError("the objective dense needs one prepared set (dataset): prepare JSON files and tables first")
+        raise BigrecError(
+            "the objective dense needs one prepared data set (dataset): prepare JSON files and tables first"
+        )
     for name in ("packing", "length_grouping"):
         if getattr(sft, name):
-            raise BigrecError(f"{name} does not go with the objective dense, whose segments are full: set it to false")
+            raise BigrecError(
+                f"{name} cannot be combined with the objective dense, whose segments are full: set it to false"
+            )
 
 
 def training_settings(
     run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, sft: SftSettings
 ) -> dict[str, Any]:
-    """The settings the adapter depends on, and nothing else: their fingerprint decides whether it must be retrained."""
+    """Return the settings that the adapter depends on; their fingerprint decides whether to train again."""
     return {
         "seed": run.seed,
         "dataset": data.dataset,

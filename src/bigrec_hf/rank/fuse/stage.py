@@ -1,8 +1,8 @@
-"""Fuse: rank the catalog by all texts of every example; parameters come from the run's validation examples.
+"""Fuse: rank the catalog by all texts of every example; parameters are chosen on the validation examples of the run.
 
 Reads `<run_dir>/validation/<method>/generations.parquet` to choose and `<run_dir>/<method>/generations.parquet` to
 apply; writes `<run_dir>/<method>_fused_<fusion>/`: `fusion.json` (the chosen parameters and the whole table of the
-search), `rankings.parquet` and the scores. The plain first text stays what it was: `<run_dir>/<method>`.
+search), `rankings.parquet` and the scores. `<run_dir>/<method>`, the ranking by the first text, stays unchanged.
 """
 
 from __future__ import annotations
@@ -75,8 +75,11 @@ def load_evidence(
     memory_mib: int = 256,
     quiet: bool = False,
 ) -> tuple[Answers, Evidence]:
-    """The examples of a generations.parquet and the distances of all their texts; each distinct text is encoded and
-    compared with the catalog once. What exceeds `memory_mib` goes to a temporary file beside the generations."""
+    """Return the examples of a generations.parquet and the distances of all their texts.
+
+    Each distinct text is encoded and compared with the catalog once. Arrays larger than `memory_mib` go to a temporary
+    file beside the generations.
+    """
     answers = read_generations(path, index.catalog)
     beams = gather_beams([row or [] for row in pq.read_table(path, columns=[C.TEXTS])[C.TEXTS].to_pylist()])
     options: dict[str, Any] = {"memory_mib": memory_mib, "spill_dir": path.parent}
@@ -110,19 +113,19 @@ def fuse_method(
     keyword_index: CatalogIndex | None = None,
     quiet: bool = False,
 ) -> dict[str, Parameters]:
-    """Choose each fusion's parameters on the run's validation examples, then rank its test examples with them.
+    """Choose the parameters of each fusion on the validation examples, then rank the test examples with them.
 
     Writes `<run_dir>/<method>_fused_<fusion>/fusion.json` and `rankings.parquet`; returns the parameters by fusion.
-    `data`: where `exclude: seen` finds the earlier items. `max_beams`: 0 = all texts there are. The test examples are
-    read once everything is chosen and written. Raises BigrecError where validation generations are missing, overlap
-    with the test ones, or have one text an example.
+    `data`: where `exclude: seen` finds the earlier items. `max_beams`: 0 = all texts. The test examples are
+    read only after everything is chosen and written. Raises BigrecError if validation generations are missing, overlap
+    with the test ones, or have one text per example.
     """
     run_dir = Path(run_dir)
     validation, test = (folder / method / GENERATIONS_FILE for folder in (run_dir / VALIDATION_DIR, run_dir))
     for path in (validation, test):
         if not path.is_file():
             raise BigrecError(
-                f"{path} does not exist: parameters are chosen on validation examples; generate them, too"
+                f"{path} does not exist: parameters are chosen on validation examples, so generate those as well"
             )
     check_disjoint(*map(read_ids, (validation, test)))
     check_same_adapter(validation, test)
@@ -137,8 +140,8 @@ def fuse_method(
     n_beams = evidence.beams.places.shape[1]
     if n_beams == 1 and set(fusions) - {"keywords"}:
         raise BigrecError(
-            f"{validation} holds one text an example, nothing to fuse: generate with --num_beams 4, or several samples "
-            "(--num_return_sequences)"
+            f"{validation} holds one text per example, so there is nothing to fuse: generate with --num_beams 4, or "
+            "several samples (--num_return_sequences)"
         )
     n_beams = min(n_beams, max_beams or n_beams)
     chosen: dict[str, Parameters] = {}
@@ -164,7 +167,7 @@ def fuse_method(
             "duplicates": options.duplicates,
         }
         write_json(run_dir / f"{method}_fused_{name}" / FUSION_FILE, facts)
-    del answers, evidence  # from here on nothing is chosen
+    del answers, evidence  # nothing is chosen from here on
 
     answers, evidence = load_evidence(test, index, encode, **loading)
     answers = with_seen(answers, options, data)
@@ -183,8 +186,10 @@ def fused_table(
     options: RankOptions,
     facts: dict[str, Any],
 ) -> pa.Table:
-    """A rankings table (ground.RANKINGS_SCHEMA) of fused texts; `top_distances` holds the costs. The flags speak of the
-    first text that is used."""
+    """Return a rankings table (RANKINGS_SCHEMA) of fused texts, with the costs as `top_distances`.
+
+    The flags are those of the first text that is used.
+    """
     hidden = options.excluded(answers)
     fused = fuse(name, parameters, evidence, hidden)
     ranking = rank_fused(fused, target_rows(answers.targets, index.catalog, options.duplicates), options.top_k, hidden)
@@ -201,12 +206,12 @@ def fused_table(
 
 
 def keywords_path(fuse: FuseSettings, run_dir: Path) -> Path:
-    """The keywords file that is set, else the one in the run folder."""
+    """Return the keywords file of the settings, by default the one in the run folder."""
     return Path(fuse.keywords_file or run_dir / KEYWORDS_FOLDER / KEYWORDS_FILE)
 
 
 def wanted_fusions(fuse: FuseSettings, run_dir: Path) -> list[str]:
-    """The fusions that are set; of `all`, that of keywords only where keywords were written."""
+    """Return the fusions to compute; `all` includes keywords only if keywords have been written."""
     if fuse.fusion != "all":
         return [fuse.fusion]
     return [name for name in FUSIONS if name != "keywords" or keywords_path(fuse, run_dir).is_file()]
@@ -220,13 +225,13 @@ def main(
     score: ScoreSettings,
     fuse: FuseSettings,
 ) -> None:
-    """Write and score `<run_dir>/<method>_fused_<fusion>`; print the table, the plain first text above it."""
+    """Write and score `<run_dir>/<method>_fused_<fusion>`; print the table with the first text alone on top."""
     if run.run_dir is None:
-        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
     run_dir = Path(run.run_dir)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     validation = run_dir / VALIDATION_DIR / run.method / GENERATIONS_FILE
-    if validation.is_file():  # its absence is told by fuse_method
+    if validation.is_file():  # fuse_method reports its absence
         check_validation(read_ids(validation), data)
     index, encode = open_index(catalog, model, ground, run_dir / "index")
     fusions = wanted_fusions(fuse, run_dir)

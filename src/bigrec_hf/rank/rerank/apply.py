@@ -1,8 +1,8 @@
-"""Reranking, without files of a run: a parameter chosen on one split's examples, applied to another's.
+"""Reranking on values alone: a parameter is chosen on the examples of one split and applied to those of another.
 
-A split is its answers and what every item costs for them; the costs may be distances of texts (`text_split`) or any
+A split is its generations and the cost of every item for them. The costs may be distances of texts (`text_split`) or
 others, such as those of several fused beams. An example whose text is empty is a miss under every formula, as in plain
-grounding: no distance, no rank.
+grounding.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ WEIGHTINGS = ("popularity", "scores", "both")
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of one split and what every item costs for them: `costs(start, stop)` -> (stop - start, n_items).
+    """The examples of one split and the cost of every item for them: `costs(start, stop)` -> (stop - start, n_items).
 
-    The costs of an example whose text is empty have no say, but must be finite like all others.
+    The costs of an example whose text is empty are ignored but must be finite.
     """
 
     answers: Answers
@@ -56,12 +56,12 @@ class Split:
 
     @property
     def empty(self) -> np.ndarray:
-        """(n,) bool: the text is empty, the example a miss."""
+        """(n,) bool: the text is empty, so the example is a miss."""
         return np.array([not clean_title(text) for text in self.answers.texts], bool)
 
 
 def text_split(answers: Answers, index: CatalogIndex, encode: Encode) -> Split:
-    """Costs = the distances of each text to all titles (float64, Euclidean)."""
+    """Return a split whose costs are the distances of each text to all titles (float64, Euclidean)."""
     full = [i for i, text in enumerate(answers.texts) if clean_title(text)]
     vectors = np.zeros((len(answers.texts), index.embeddings.shape[1]), np.float32)
     vectors[full] = embed_texts([answers.texts[i] for i in full], index, encode)
@@ -69,8 +69,10 @@ def text_split(answers: Answers, index: CatalogIndex, encode: Encode) -> Split:
 
 
 def history_split(answers: Answers, index: CatalogIndex, n_items: int) -> Split:
-    """Costs = the distance to the closest title among each example's latest `n_items` history items, the text = the
-    latest one; `answers.texts` are not read. An example without a history is a miss."""
+    """Return a split whose costs are distances to the closest title among an example's latest `n_items` items.
+
+    Its texts are the latest titles; `answers.texts` is not read. An example without a history is a miss.
+    """
     latest = [[row for row in rows if row >= 0][-n_items:] for rows in answers.histories]
     texts = [index.catalog.titles[rows[-1]] if rows else "" for rows in latest]
     vectors = [index.embeddings[rows] for rows in latest]
@@ -78,31 +80,33 @@ def history_split(answers: Answers, index: CatalogIndex, n_items: int) -> Split:
 
 
 def score_split(answers: Answers, scores: np.ndarray) -> Split:
-    """Costs = the negative scores, (n, n_items), of a model that scores every item, such as log p of each title."""
+    """Return a split whose costs are the negative `scores`, (n, n_items), of a model, such as log p of each title."""
     return Split(answers, lambda start, stop: -scores[start:stop].astype(np.float64))
 
 
 def weight_rows(
     weights: str, n: int, counts: Sequence[int] | None = None, scores: np.ndarray | None = None
 ) -> ItemValues:
-    """`rows(start, stop)` -> (stop - start, n_items) float64: W of n examples, in [0, 1].
+    """Return `rows(start, stop)` -> (stop - start, n_items) float64: W of n examples, in [0, 1].
 
     Args:
         weights: popularity = min-max of `counts`, the same row for all; scores = row-wise min-max of `scores`; both =
             the mean of the two.
         counts: (n_items,) how often an item is a training target.
-        scores: (n, n_items) finite, one row an example, in the examples' order.
+        scores: (n, n_items) finite, one row per example, in the order of the examples.
+
+    Raises BigrecError if `counts` or `scores` is needed and missing, or has the wrong length.
     """
     popularity = np.zeros((1, 0))
     if weights in ("popularity", "both"):
         if counts is None:
-            raise BigrecError("popularity weights need train counts: give a prepared set with --dataset")
+            raise BigrecError("popularity weights need train counts: give a prepared data set with --dataset")
         popularity = min_max(np.asarray(counts, np.float64)[None], "train counts")
     if weights == "popularity":
         return lambda start, stop: np.broadcast_to(popularity, (stop - start, popularity.shape[1]))
     if scores is None or len(scores) != n:
         found = "none" if scores is None else len(scores)
-        raise BigrecError(f"weights {weights!r} need a row of scores for each of {n} examples, there are {found}")
+        raise BigrecError(f"weights {weights!r} need one row of scores for each of {n} examples, but there are {found}")
     if weights == "scores":
         return lambda start, stop: min_max(scores[start:stop], "scores")
     return lambda start, stop: (min_max(scores[start:stop], "scores") + popularity) / 2.0
@@ -119,14 +123,14 @@ def search(
     *,
     choose_by: str = "each",
 ) -> Choice:
-    """Choose the parameter on validation examples, the only ones this function is given (see `choose_value`)."""
+    """Choose the parameter on validation examples, the only ones this function receives (see `choose_value`)."""
     return choose_value(_ranks(formula, validation, weights, catalog, grid, options), grid, ks, choose_by)
 
 
 def _ranks(
     formula: str, split: Split, weights: ItemValues, catalog: Catalog, grid: Sequence[float], options: RankOptions
 ) -> np.ndarray:
-    """(n, g) int64 ranks of a split's targets at every grid value; empty texts are misses."""
+    """Return the ranks of a split's targets at every grid value, (n, g) int64; empty texts are misses."""
     ranks = ranks_on_grid(
         formula,
         split.costs,
@@ -150,10 +154,10 @@ def apply_choice(
     options: RankOptions,
     **facts: Any,
 ) -> tuple[pa.Table, pa.Table]:
-    """Rank the catalog with chosen parameters (`metric@K` -> value).
+    """Rank the catalog with the chosen parameters (`metric@K` -> value).
 
-    Returns the rankings (ground.RANKINGS_SCHEMA) at the value chosen for NDCG@10, `top_distances` holding combined
-    costs, and the ranks by metric: example_id and an int64 column a key. `facts` join the settings in both.
+    Returns the rankings (RANKINGS_SCHEMA) at the value chosen for NDCG@10, with combined costs as `top_distances`, and
+    the ranks by metric: example_id and one int64 column per key. `facts` join the settings in both.
     """
     values = sorted(set(chosen.values()))
     ranks = _ranks(formula, test, weights, catalog, values, options)
@@ -172,7 +176,7 @@ def apply_choice(
 
 
 def rank_costs(split: Split, catalog: Catalog, options: RankOptions, **facts: Any) -> pa.Table:
-    """The catalog by a split's costs alone, as ground.RANKINGS_SCHEMA; `facts` join the settings in its metadata."""
+    """Rank the catalog by the costs of a split alone (RANKINGS_SCHEMA); `facts` join the settings in the metadata."""
     answers = split.answers
     ranking = rank_scores(
         lambda start, stop: -split.costs(start, stop),
@@ -216,10 +220,10 @@ def rerank_method(
     choose_by: str = "each",
     **facts: Any,
 ) -> Choice:
-    """Choose on validation, apply to test, write everything but the scores into `folder`; returns the choice.
+    """Choose on validation, apply to test, write everything but the scores into `folder`, and return the choice.
 
-    `validation`, `test`: a split and its weights (`weight_rows`); a split's costs may be any, such as fused ones.
-    `facts` (JSON-able) say what the costs and weights are. Raises BigrecError where the two share an example.
+    `validation`, `test`: a split and its weights (`weight_rows`); its costs may be of any kind, such as fused ones.
+    `facts` (JSON-able) describe the costs and weights. Raises BigrecError if the two share an example.
     """
     check_disjoint(validation[0].answers.example_ids, test[0].answers.example_ids)
     folder = Path(folder)

@@ -4,7 +4,7 @@ D is the row-wise min-max of the cost of a candidate (its distance to the genera
 popularity or of its score by a collaborative model. Both are in [0, 1]. The combined cost (lower is better):
 
     reweight   D * (1 + W) ** -gamma                   Eq. 3; the closest item has D = 0 and stays first
-    mix        (1 - share) * D + share * (1 - W)       can move every item
+    mix        (1 - share) * D + share * (1 - W)       any item can come first
     rrf        the same of reciprocal ranks: 1 - 61 / (61 + r), r the 0-based rank by cost and by descending weight
                among the candidates: excluded items take no place
 

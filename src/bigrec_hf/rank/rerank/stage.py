@@ -1,14 +1,15 @@
-"""Rerank: what the text is close to, weighted by popularity or by a collaborative model (BIGRec's Eq. 3 and mixes).
+"""Rerank: distances to the text, combined with popularity or a collaborative model (BIGRec's Eq. 3 and weighted sums).
 
 Chooses the strength on `<run_dir>/validation/<method>/generations.parquet`, per metric and K, and applies it to
-`<run_dir>/<method>/generations.parquet`. Every combination of `formulas` and `weights` is a method of its own, in
-`<run_dir>/<method>_<weights>` (reweight), `<method>_mix_<weights>` or `<method>_rrf_<weights>`; `scores` goes by the
-collaborative model's name there. Files: rankings.parquet (at the value chosen for NDCG@10), ranks_by_metric.parquet (at
-each metric's own), choice.json, curve.parquet, and the score stage's.
+`<run_dir>/<method>/generations.parquet`. Every combination of `formulas` and `weights` is a separate method, in
+`<run_dir>/<method>_<weights>` (reweight), `<method>_mix_<weights>` or `<method>_rrf_<weights>`; there `scores` is
+replaced by the name of the collaborative model. Files: rankings.parquet (at the value chosen for NDCG@10),
+ranks_by_metric.parquet (at each metric's own), choice.json, curve.parquet, and the score stage's.
 
 With `texts: scores` an item costs its negative log-probability, as `generate --decoding exact` wrote it, instead of a
-distance. With `texts: history` no LM's answer is needed: an item costs its distance to the history's closest title.
-The methods are `history` (that distance alone) and `history_...` as above, for the examples that `sasrec` scores.
+distance. With `texts: history` no language model is needed: an item costs its distance to the closest title of the
+history. The methods are `history` (that distance alone) and `history_...` as above, for the examples that `sasrec`
+scores.
 """
 
 from __future__ import annotations
@@ -54,18 +55,18 @@ if TYPE_CHECKING:
     )
 
 
-HISTORY = "history"  # the setting `texts`, and the method's folder
-SCORES = "scores"  # the setting `texts`
+HISTORY = "history"  # value of the setting `texts`, and name of the method's folder
+SCORES = "scores"  # value of the setting `texts`
 
 
 def method_name(method: str, formula: str, weights: str, scores: str | None) -> str:
-    """`finetuned_popularity`, `finetuned_mix_sasrec`, ...: the folder of a reranked method."""
+    """Return the folder of a reranked method: `finetuned_popularity`, `finetuned_mix_sasrec`, ..."""
     name = Path(scores or "scores").name if weights == "scores" else weights
     return "_".join([method, *([] if formula == "reweight" else [formula]), name])
 
 
 def grid_of(formula: str, weights: str, rerank: RerankSettings) -> list[float]:
-    """The grid of a formula: the values given, else the reference's for gamma and 0, 0.01 .. 1 for a share."""
+    """Return the grid of a formula: the values given, else the reference's for gamma and 0, 0.01 .. 1 for a weight."""
     if formula != "reweight":
         return list(rerank.share_values or GRIDS["unit"])
     auto = "popularity" if weights == "popularity" else "movie"
@@ -73,9 +74,9 @@ def grid_of(formula: str, weights: str, rerank: RerankSettings) -> list[float]:
 
 
 def history_examples(place: Path, split: str, data: DataSettings, catalog: Catalog) -> Answers:
-    """The examples that `sasrec` scores in `place`, without texts."""
+    """Return the examples that `sasrec` scores in `place`, without texts."""
     if not data.dataset:
-        raise BigrecError("no data set given: histories come from a prepared set, name it with --dataset")
+        raise BigrecError("no data set given: histories come from a prepared data set, name one with --dataset")
     own_items(data.dataset[0], catalog)
     split = data.split if split == "test" else split
     examples = evaluated_examples(place, catalog, data.dataset[0], split, data.eval_sample)
@@ -84,7 +85,7 @@ def history_examples(place: Path, split: str, data: DataSettings, catalog: Catal
 
 
 def check_settings(rerank: RerankSettings) -> None:
-    """Raise BigrecError for an unknown formula or weights, or weights without a model, before any work."""
+    """Raise BigrecError for an unknown formula or weights, or for weights without a model, before any work."""
     for name, values, known in (("formulas", rerank.formulas, PARAMETERS), ("weights", rerank.weights, WEIGHTINGS)):
         unknown = [value for value in values if value not in known]
         if unknown or not values:
@@ -107,8 +108,10 @@ def read_answers(
     places: dict[str, Path],
     catalog: Catalog,
 ) -> dict[str, Answers]:
-    """The answers of both splits; with `texts: history` those without texts. Raises BigrecError where the validation
-    examples are not fit to choose on."""
+    """Return the generations of both splits; with `texts: history`, examples without texts.
+
+    Raises BigrecError if the validation examples must not be used to choose on.
+    """
     if rerank.texts == HISTORY:
         answers = {split: history_examples(place, split, data, catalog) for split, place in places.items()}
     else:
@@ -123,8 +126,10 @@ def read_answers(
 def read_scores_of(
     rerank: RerankSettings, places: dict[str, Path], answers: dict[str, Answers], catalog: Catalog
 ) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
-    """The collaborative model's scores of both splits, (n, n_items) float32 each, and what their files say of
-    themselves; None and nothing where no weights need them."""
+    """Return the collaborative model's scores of both splits, (n, n_items) float32 each, and their files' metadata.
+
+    The scores are None if no weights need them.
+    """
     scores: dict[str, np.ndarray | None] = dict.fromkeys(places)
     facts: dict[str, Any] = {}
     if set(rerank.weights) - {"popularity"}:
@@ -144,9 +149,9 @@ def main(
     score: ScoreSettings,
     rerank: RerankSettings,
 ) -> None:
-    """The `rerank` command: every combination of formulas and weights chosen, applied, scored; prints the table."""
+    """The `rerank` command: choose, apply and score every combination of formulas and weights; print the table."""
     if run.run_dir is None:
-        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
     check_settings(rerank)
     by_history = rerank.texts == HISTORY
     if by_history and ground.exclude == "none":
@@ -167,7 +172,7 @@ def main(
         index, encode = open_index(catalog, model, ground, folder / "index")
         facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
         splits = {split: text_split(found, index, encode) for split, found in answers.items() if not by_history}
-    if by_history:  # otherwise `ground` and `score` have done it
+    if by_history:  # of the other methods `ground` and `score` have written it
         facts["history_items"] = rerank.history_items
         splits = {split: history_split(found, index, rerank.history_items) for split, found in answers.items()}
         write_rankings(rank_costs(splits["test"], catalog, ground.options, **facts), folder / HISTORY)

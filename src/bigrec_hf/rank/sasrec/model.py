@@ -26,20 +26,20 @@ class SasRecConfig(PreTrainedConfig):
     hidden_size: int = 64
     num_hidden_layers: int = 2
     num_attention_heads: int = 2
-    max_length: int = 10  # items the model looks at, at most
+    max_length: int = 10  # maximum number of items that the model reads
     dropout: float = 0.2
     initializer_range: float = 0.02
     catalog_sha256: str | None = None  # index.catalog_sha256 of the catalog whose rows the ids are
 
     @property
     def padding_id(self) -> int:
-        """The id of no item: the one after the last row."""
+        """The id after the last row, which is not an item."""
         return self.n_items
 
 
 @dataclass
 class SasRecOutput(ModelOutput):
-    """`loss` where labels were given, else `logits` (B, n_items) of the item after each row's last one."""
+    """`loss` if labels were given, else `logits`, (B, n_items), of the item after the last one of each row."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -47,7 +47,7 @@ class SasRecOutput(ModelOutput):
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward net, both with a residual and a layer norm before them."""
+    """Causal self-attention and a feed-forward network, each with a residual connection and a layer norm in front."""
 
     def __init__(self, config: SasRecConfig):
         super().__init__()
@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
 
     def forward(self, states: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-        """`states` (B, L, hidden_size) -> the same shape; `allowed` (B, 1, L, L) bool: what a position attends to."""
+        """Return the new states, (B, L, hidden_size); `allowed`, (B, 1, L, L) bool: what each position attends to."""
         dropout = self.dropout if self.training else 0.0
         batch, length, size = states.shape
         qkv = self.qkv(self.attention_norm(states)).view(batch, length, 3, self.heads, size // self.heads)
@@ -69,10 +69,10 @@ class Block(nn.Module):
 
 
 class SasRecModel(PreTrainedModel):
-    """Scores of the next item from a sequence of items; input and output item embeddings are one table.
+    """Scores of the next item from a sequence of items; input and output share one table of item embeddings.
 
-    A position is counted from the row's first real item, and padding is never attended to: neither its side nor its
-    amount changes anything.
+    Positions count from the first real item of a row, and padding is never attended to, so neither its side nor its
+    amount matters.
     """
 
     config_class = SasRecConfig
@@ -82,7 +82,9 @@ class SasRecModel(PreTrainedModel):
     def __init__(self, config: SasRecConfig):
         super().__init__(config)
         if config.hidden_size % config.num_attention_heads:
-            raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
+            raise ValueError(
+                f"hidden_size {config.hidden_size} is not a multiple of {config.num_attention_heads} heads"
+            )
         self.items = nn.Embedding(config.n_items + 1, config.hidden_size)  # the last row is padding
         self.positions = nn.Embedding(config.max_length, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -96,12 +98,16 @@ class SasRecModel(PreTrainedModel):
         sampled: torch.Tensor | None = None,
         log_expected: torch.Tensor | None = None,
     ) -> SasRecOutput:
-        """`input_ids` (B, L) int64, oldest first, L <= max_length, padded with `padding_id`; `labels` (B, L) the next
-        item of every position, -100 = no loss. The loss is `softmax_loss`, or `sampled_softmax_loss` where `sampled`
-        and `log_expected` are given.
+        """Return the loss if `labels` are given, else the logits of the next item.
+
+        `input_ids` (B, L) int64, oldest first, L <= max_length, padded with `padding_id`; `labels` (B, L) the next item
+        of every position, -100 = no loss. The loss is `softmax_loss`, or `sampled_softmax_loss` if `sampled` and
+        `log_expected` are given.
         """
         if input_ids.shape[1] > self.config.max_length:
-            raise ValueError(f"{input_ids.shape[1]} items given, the model looks at {self.config.max_length} at most")
+            raise ValueError(
+                f"{input_ids.shape[1]} items were given, but the model reads {self.config.max_length} at most"
+            )
         real = input_ids != self.config.padding_id  # (B, L)
         place = (real.cumsum(dim=1) - 1).clamp(min=0)
         states = F.dropout(self.items(input_ids) + self.positions(place), self.config.dropout if self.training else 0.0)
@@ -127,12 +133,12 @@ class SasRecModel(PreTrainedModel):
 
     @property
     def item_table(self) -> torch.Tensor:
-        """(n_items, hidden_size) embeddings of the real items."""
+        """The embeddings of the real items, (n_items, hidden_size)."""
         return self.items.weight[: self.config.n_items]
 
 
 def softmax_loss(states: torch.Tensor, targets: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over all items: `states` (n, d), `targets` (n,) rows of `table` (n_items, d)."""
+    """Return the mean cross-entropy over all items: `states` (n, d), `targets` (n,) rows of `table` (n_items, d)."""
     return F.cross_entropy(states @ table.T, targets, reduction="sum") / max(len(targets), 1)
 
 
@@ -143,12 +149,12 @@ def sampled_softmax_loss(
     sampled: torch.Tensor,
     log_expected: torch.Tensor,
 ) -> torch.Tensor:
-    """Cross-entropy over the target and shared negatives, corrected for how often each negative is drawn (logQ).
+    """Return the mean cross-entropy over the target and shared negatives, with logQ correction of the negatives.
 
-    `sampled` (m,) rows, `log_expected` (m,) the log of how often each is expected in a draw. The normalizer
-    exp(s_target) + sum over j in sampled, j != target, of exp(s_j) / expected_j has the full softmax's normalizer as
-    its mean; the target itself, always there, is not corrected (Khrylchenko et al., arXiv 2507.09331, on the usual form
-    of Yi et al., RecSys 2019, which corrects it too). With all items drawn, expected once, this is the full softmax.
+    `sampled` (m,) rows, `log_expected` (m,) the logarithm of how often each is expected in a draw. The expectation of
+    the normalizer exp(s_target) + sum over j in sampled, j != target, of exp(s_j) / expected_j is that of the full
+    softmax. The target is always present and therefore not corrected (Khrylchenko et al., arXiv 2507.09331; the usual
+    form of Yi et al., RecSys 2019, corrects it too). If every item is drawn once, this is the full softmax.
     """
     positive = (states * table[targets]).sum(dim=1, keepdim=True)
     negative = states @ table[sampled].T - log_expected
@@ -158,15 +164,17 @@ def sampled_softmax_loss(
 
 
 def inclusion_probabilities(counts: torch.Tensor, size: int, power: float = 0.75) -> torch.Tensor:
-    """(n_items,) float32 in (0, 1]: chance of each item to be drawn, proportional to (count + 1) ** power, capped at 1,
-    so that `size` items are drawn on average; all 1 where `size` >= n_items.
+    """Return the probability of each item to be drawn, (n_items,) float32 in (0, 1].
+
+    It is proportional to (count + 1) ** power, capped at 1, such that `size` items are drawn on average; all are 1 if
+    `size` >= n_items.
     """
     if size >= len(counts):
         return torch.ones(len(counts))
     weight = (counts.double() + 1) ** power
     chance = torch.zeros_like(weight)
     capped = torch.zeros(len(counts), dtype=torch.bool)
-    while True:  # what a capped item has too much goes to the others
+    while True:  # the excess of capped items is distributed over the others
         chance = torch.where(capped, 1.0, weight * (size - capped.sum()) / weight[~capped].sum())
         over = (chance > 1) & ~capped
         if not over.any():

@@ -1,4 +1,4 @@
-"""The `sasrec` stage: train the sequential baseline once a run, then rank and score the examples that the LM answers.
+"""The `sasrec` stage: train SASRec once per run, then rank and score the same examples as the language model.
 
 Writes `<run_dir>/sasrec/model/` (a `PreTrainedModel` folder) and `training.json`; and, for the evaluated split in
 `<run_dir>/sasrec/` and for validation in `<run_dir>/validation/sasrec/`: `rankings.parquet`, `scores.safetensors`, and
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 NAME = "sasrec"
-VALIDATION_SAMPLE = 5000  # validation examples that choose the epoch, at most
+VALIDATION_SAMPLE = 5000  # maximum number of validation examples that choose the epoch
 
 
 def trained_model(
@@ -50,15 +50,15 @@ def trained_model(
     *,
     seed: int,
 ) -> SasRecModel:
-    """The SASRec of the first prepared set in `folder`/model: kept where settings and data are unchanged, else trained.
+    """Return the SASRec of the first prepared data set, from `folder`/model if settings and data are unchanged.
 
-    An interrupted training goes on from its last checkpoint. It stops early by validation examples ranked as `options`
-    say. Raises BigrecError where the train split holds no example.
+    Otherwise it is trained, from the last checkpoint if there is one, with early stopping on validation examples that
+    are ranked according to `options`. Raises BigrecError if the train split is empty.
     """
     folder, dataset = Path(folder), data.dataset[0]
     train = load_config(dataset, "default", "train").data.table
     if not train.num_rows:
-        raise BigrecError(f"the train split of {dataset!r} is empty: SASRec cannot learn; prepare more data")
+        raise BigrecError(f"the train split of {dataset!r} is empty, so SASRec cannot learn: prepare more data")
     sequences = training_sequences(train)
     validation = with_seen(sample_examples(dataset, "validation", VALIDATION_SAMPLE), options, data)
     excluded = options.excluded(validation)
@@ -113,13 +113,14 @@ def sasrec_tables(
     folder: str | Path,
     options: RankOptions,
 ) -> None:
-    """Write `folder`/scores.safetensors (`item_scores.write_scores`) and `folder`/rankings.parquet of the
-    examples. Raises BigrecError where the model belongs to another catalog.
+    """Write `folder`/scores.safetensors (`item_scores.write_scores`) and `folder`/rankings.parquet of the examples.
+
+    Raises BigrecError if the model belongs to another catalog.
     """
     if model.config.catalog_sha256 != catalog_sha256(catalog):
         raise BigrecError(
-            f"the SASRec model knows another catalog ({model.config.n_items:,} items; this one has {len(catalog):,}): "
-            "train it on this data set with `bigrec-hf sasrec`"
+            f"the SASRec model belongs to another catalog ({model.config.n_items:,} items; this one has "
+            f"{len(catalog):,}): train it on this data set with `bigrec-hf sasrec`"
         )
     scores = score_histories(model, examples.histories, counts=counts, progress=True)
     table = baseline_rankings(NAME, lambda start, stop: scores[start:stop], catalog, examples, options)
@@ -130,15 +131,15 @@ def sasrec_tables(
 def main(
     run: RunSettings, data: DataSettings, ground: GroundSettings, score: ScoreSettings, sasrec: SasrecSettings
 ) -> None:
-    """Train, then rank and score the evaluated split and validation; print one table."""
+    """Train, then rank and score the evaluated examples and those of the validation split; print one table."""
     if run.run_dir is None:
-        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
     if not data.dataset:
-        raise BigrecError("no data set given: SASRec is trained on a prepared set, name it with --dataset")
+        raise BigrecError("no data set given: SASRec is trained on a prepared data set, name one with --dataset")
     folder, dataset = Path(run.run_dir), data.dataset[0]
     catalog = load_catalog(dataset)
     if data.catalog and catalog_sha256(load_catalog(data.catalog)) != catalog_sha256(catalog):
-        raise BigrecError(f"catalog {data.catalog!r} is not that of {dataset!r}, which SASRec scores: leave it out")
+        raise BigrecError(f"catalog {data.catalog!r} is not that of {dataset!r}, which SASRec scores: omit --catalog")
     model = trained_model(folder / NAME, data, catalog, sasrec, ground.options, seed=run.seed)
     counts = read_train_counts(dataset)
     results: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Training of SASRec with `transformers.Trainer`, and scores of every item from histories."""
+"""Training of SASRec with `transformers.Trainer`, and scores of all items for given histories."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import SasrecSettings
 
 SCORE_BATCH = 512  # histories scored together
-EVAL_K = 10  # NDCG@10 on validation decides which epoch is kept
+EVAL_K = 10  # NDCG@10 on validation examples decides which epoch is kept
 
 
 def score_histories(
     model: SasRecModel, histories: Sequence[Sequence[int]], *, counts: np.ndarray, progress: bool = False
 ) -> np.ndarray:
-    """(n, n_items) float32: the model's logit of every item as the next one; softmax makes them probabilities.
+    """Return the logit of every item as the next one, (n, n_items) float32; their softmax gives probabilities.
 
-    An empty history, of which the model knows nothing, is scored by popularity: log(1 + `counts`).
+    An empty history is scored by popularity: log(1 + `counts`).
     """
     padded = pad_histories(histories, model.config.max_length, model.config.padding_id)
     scores = np.empty((len(padded), model.config.n_items), np.float32)
@@ -47,11 +47,11 @@ def score_histories(
 
 
 class SasRecTrainer(ExactResume, Trainer):
-    """Trainer whose loss may be sampled, and whose evaluation ranks the whole catalog at the last position.
+    """Trainer with an optionally sampled loss, and an evaluation that ranks the whole catalog at the last position.
 
-    `chances` (n_items,): the probability of each item to be a negative of a batch (`inclusion_probabilities`), or None
-    for the full softmax. `histories`, `targets`: the validation examples; `excluded`: rows of each that are no
-    candidates, or None.
+    `chances` (n_items,): the probability of each item to be a negative in a batch (`inclusion_probabilities`), or None
+    for the full softmax. `histories`, `targets`: the validation examples; `excluded`: rows of each that are
+    not candidates, or None.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SasRecTrainer(ExactResume, Trainer):
         self.histories, self.targets, self.excluded = histories, targets, excluded
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of a batch; where it is sampled, over negatives drawn for this batch."""
+        """Return the loss of a batch; a sampled softmax draws its negatives for this batch."""
         if self.chances is not None:
             sampled = (torch.rand(len(self.chances)) < self.chances).nonzero().flatten()
             log_expected = self.chances[sampled].log()
@@ -79,7 +79,7 @@ class SasRecTrainer(ExactResume, Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """NDCG@10 and HR@10 of the validation examples over the whole catalog."""
+        """Return NDCG@10 and HR@10 of the validation examples over the whole catalog."""
         scores = score_histories(self.model, self.histories, counts=self.counts)
         n_items = scores.shape[1]
         targets = [[target] for target in self.targets]
@@ -103,16 +103,17 @@ def train_sasrec(
     catalog_sha256: str | None = None,
     callbacks: Sequence[Any] = (),
 ) -> tuple[SasRecModel, dict[str, Any]]:
-    """Train (or go on from the last checkpoint in `checkpoints`) and return the model of the best validation NDCG@10.
+    """Train, from the last checkpoint if there is one, and return the model of the best epoch and the record.
 
-    `counts` (n_items,) how often each item is a training target; `validation`: examples that stop the
-    training (`sasrec_patience` epochs without a better one) and are never learned from, `excluded` their rows that are
-    no candidates. Raises BigrecError for settings that do not fit, and where no sequence has two items.
+    The best epoch is the one with the highest NDCG@10 on `validation`; training stops after `sasrec_patience` epochs
+    without a better one. `counts`, (n_items,): how often each item is a training target; `excluded`: rows of each
+    validation example that are not candidates. Raises BigrecError for settings that do not fit together, and if no
+    sequence has two items.
     """
     model = new_model(sasrec, len(counts), seed, catalog_sha256)
     inputs, labels = windows(sequences, sasrec.sasrec_max_length, sasrec.sasrec_stride, model.config.padding_id)
     if not len(inputs):
-        raise BigrecError("no training sequence has two items: there is no next item to learn; prepare more data")
+        raise BigrecError("no training sequence has two items, so there is no next item to learn: prepare more data")
     has_validation = len(validation.targets) > 0
     negatives = sasrec.sasrec_negatives
     sampled = 0 < negatives < len(counts)  # else the full softmax
@@ -121,7 +122,7 @@ def train_sasrec(
         model=model,
         args=training_arguments(sasrec, Path(checkpoints), seed, has_validation),
         train_dataset=WindowDataset(inputs, labels),
-        eval_dataset=WindowDataset(inputs[:1], labels[:1]) if has_validation else None,  # a place holder for Trainer
+        eval_dataset=WindowDataset(inputs[:1], labels[:1]) if has_validation else None,  # a placeholder for Trainer
         data_collator=collate,
         callbacks=[*([EarlyStoppingCallback(sasrec.sasrec_patience)] if stopping else []), *callbacks],
         chances=inclusion_probabilities(torch.as_tensor(counts), negatives) if sampled else None,
@@ -143,16 +144,15 @@ def train_sasrec(
 
 
 def new_model(sasrec: SasrecSettings, n_items: int, seed: int, catalog_sha256: str | None) -> SasRecModel:
-    """An untrained model with weights drawn from the seed. Raises BigrecError for settings that do not fit."""
+    """Return an untrained model, initialized from the seed. Raises BigrecError for contradictory settings."""
     if not 1 <= sasrec.sasrec_stride <= sasrec.sasrec_max_length:
         raise BigrecError(
-            f"stride {sasrec.sasrec_stride} lies outside 1 to max_length, {sasrec.sasrec_max_length}: items would be "
+            f"stride {sasrec.sasrec_stride} is outside 1 to max_length, {sasrec.sasrec_max_length}: items would be "
             "left out"
         )
     if sasrec.sasrec_dim % sasrec.sasrec_heads:
         raise BigrecError(
-            f"hidden size {sasrec.sasrec_dim} is no multiple of {sasrec.sasrec_heads} attention heads: choose another "
-            "number"
+            f"hidden size {sasrec.sasrec_dim} is not a multiple of {sasrec.sasrec_heads} attention heads: change one"
         )
     set_seed(seed)
     config = SasRecConfig(
@@ -168,7 +168,7 @@ def new_model(sasrec: SasrecSettings, n_items: int, seed: int, catalog_sha256: s
 
 
 def training_arguments(sasrec: SasrecSettings, checkpoints: Path, seed: int, has_validation: bool) -> TrainingArguments:
-    """The Trainer's arguments: a checkpoint per epoch, and with validation the best one at the end."""
+    """Return the arguments of the Trainer: a checkpoint per epoch and, with validation, the best one at the end."""
     interval = "epoch" if has_validation else "no"
     return TrainingArguments(
         output_dir=str(checkpoints),

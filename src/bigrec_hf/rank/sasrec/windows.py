@@ -1,4 +1,4 @@
-"""Training sequences from training examples, windows over them, padded histories: whole-array operations on numpy."""
+"""Windows over training sequences and padded histories, by whole-array NumPy operations."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class WindowDataset(torch.utils.data.Dataset):
         self.inputs, self.labels = torch.from_numpy(inputs), torch.from_numpy(labels)
 
     def __len__(self) -> int:
-        """The number of windows."""
+        """Return the number of windows."""
         return len(self.inputs)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """One window and its labels, (L,) int64 each."""
+        """Return one window and its labels, (L,) int64 each."""
         return {"input_ids": self.inputs[index], "labels": self.labels[index]}
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """A batch of windows and their labels, (B, L) int64 each."""
+        """Return a batch of windows and their labels, (B, L) int64 each."""
         rows = torch.as_tensor(indices)
         return {"input_ids": self.inputs[rows], "labels": self.labels[rows]}
 
