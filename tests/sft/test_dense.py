@@ -13,7 +13,16 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.sequences import ItemSequences
 from bigrec_hf.data.trie import build_trie
 from bigrec_hf.models.trie_loss import title_choices
-from bigrec_hf.sft.dense import FIRST, ROWS, DenseCollator, cut_sequences, dense_segments, dense_validation
+from bigrec_hf.sft.dense import (
+    BLOCK,
+    FIRST,
+    ROWS,
+    DenseCollator,
+    batches_of_like_length,
+    cut_sequences,
+    dense_segments,
+    dense_validation,
+)
 
 END = 1
 TITLES = [[5, END], [5, 6, END], [7, 8, 9, END]]
@@ -63,6 +72,23 @@ def test_epochs_differ_and_the_same_seed_gives_the_same():
     assert counts["n_items_left_out"] == 0
     half, _ = dense_segments(data, LENGTHS, seed=0, epochs=0.5, room=12, context=1)
     assert half[ROWS][:] == a[ROWS][: len(half)]
+
+
+@given(st.lists(st.integers(1, 50), max_size=900), st.integers(1, 8), st.integers(0, 100))
+def test_batches_of_like_length_are_an_order_of_all_segments(n_tokens, batch_size, seed):
+    n_tokens = np.array(n_tokens, np.int64)
+    order = batches_of_like_length(n_tokens, batch_size=batch_size, rng=np.random.default_rng(seed))
+    assert sorted(order) == list(range(len(n_tokens)))
+    if len(order):  # within a block, the batches' ranges of lengths do not overlap
+        block = n_tokens[order[: BLOCK * batch_size]]
+        n_full = len(block) // batch_size * batch_size
+        batches = sorted((min(b), max(b)) for b in block[:n_full].reshape(-1, batch_size).tolist())
+        assert all(before[1] <= after[0] for before, after in pairwise(batches))
+
+
+def test_batches_of_like_length_by_hand():
+    order = batches_of_like_length(np.array([9, 1, 8, 2]), batch_size=2, rng=np.random.default_rng(0))
+    assert {frozenset(order[:2].tolist()), frozenset(order[2:].tolist())} == {frozenset({0, 2}), frozenset({1, 3})}
 
 
 def test_titles_without_text_or_longer_than_a_segment_are_left_out():

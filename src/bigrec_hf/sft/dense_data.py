@@ -81,7 +81,13 @@ def load_dense(
         drawn = np.random.default_rng(seed).permutation(len(sequences))[: sft.sample]
         sequences = sequences.take(np.sort(drawn))
     train, counts = dense_segments(
-        sequences, lengths, epochs=sft.epochs, room=room, context=sft.dense_context, seed=seed
+        sequences,
+        lengths,
+        epochs=sft.epochs,
+        room=room,
+        context=sft.dense_context,
+        seed=seed,
+        batch_size=sft.micro_batch_size,
     )
     validation = None
     if sft.evals_per_epoch > 0:
