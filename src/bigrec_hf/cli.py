@@ -76,6 +76,12 @@ STAGES = {
         "train SASRec, rank and score",
         "run_dir",
     ),
+    "pool": Stage(
+        "rank.pool.stage",
+        ("run", "data", "ground", "score", "pool"),
+        "title probabilities and other models' scores in one distribution, weights fitted on validation",
+        "run_dir",
+    ),
     "run": Stage("pipeline.run", RUN_SECTIONS, "all stages from one recipe; done stages are skipped", "run_dir"),
     "report": Stage("report.stage", ("report",), "one table of runs, baselines and published rows", "report_path"),
     "publish": Stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +24,20 @@ def run_dir(tmp_path_factory, raw_movies, tiny_model_dir) -> Path:
         tmp_path_factory.mktemp("dense"),
         raw_movies,
         tiny_model_dir,
-        pipeline={"baselines": ["popularity", "zero_shot"], "rankers": ["sasrec", "rerank"]},
+        pipeline={"baselines": ["popularity", "zero_shot"], "rankers": ["sasrec", "rerank", "pool"]},
         prompt={"train_prompt": "titles", "short_titles": True, "max_length": 64},
         sft={"objective": "dense", "loss": "trie", "sample": 0, "learning_rate": 1e-2},
         generate={"decoding": "exact"},
         ground={"ranking": "scores"},
         sasrec=SASREC,
         rerank={"texts": "scores", "formulas": ["mix", "rrf"], "weights": ["scores"], "scores": "sasrec"},
+        pool={"pool_models": ["sasrec", "popularity"]},
     )
 
 
 def test_every_method_is_ranked_and_nothing_was_embedded(run_dir):
     names = {"finetuned", "zero_shot", "popularity", "sasrec", "finetuned_mix_sasrec", "finetuned_rrf_sasrec"}
+    names |= {"finetuned_pool_sasrec_popularity", "sasrec_popularity_pool"}
     for name in names:
         assert (run_dir / name / "results.json").is_file(), name
     assert not (run_dir / "index").exists()
@@ -52,6 +55,28 @@ def test_ranks_follow_the_scores_which_are_probabilities(run_dir, method):
     assert ranks == [int((row > row[target]).sum()) for row, target in zip(scores, targets, strict=True)]
     first = [texts[0] for texts in generations[C.TEXTS].to_pylist()]
     assert first == [catalog.titles[row.argmax()] for row in scores]
+
+
+def test_a_pool_adds_up_its_models_by_the_weights_it_shows(run_dir):
+    catalog = load_catalog(str(run_dir / "data"))
+    counts = np.log1p(pq.read_table(next((run_dir / "data/data/items").glob("*.parquet")))[C.TRAIN_COUNT].to_numpy())
+    pools = {"finetuned_pool_sasrec_popularity": ["finetuned", "sasrec"], "sasrec_popularity_pool": ["sasrec"]}
+    for method, parts in pools.items():
+        choice = json.loads((run_dir / method / "choice.json").read_text())
+        assert list(choice["weights"]) == [*parts, "popularity"]
+        rankings = pq.read_table(run_dir / method / "rankings.parquet")
+        ids = rankings[C.EXAMPLE_ID].to_pylist()
+        expected = choice["weights"]["popularity"] * counts
+        for part in parts:
+            expected = expected + choice["weights"][part] * read_scores(
+                run_dir / part / "scores.safetensors", ids, catalog
+            )
+        np.testing.assert_allclose(
+            read_scores(run_dir / method / "scores.safetensors", ids, catalog), expected, rtol=1e-5, atol=1e-5
+        )
+        for name, without in choice["nats_without"].items():
+            assert name in choice["weights"]
+            assert without["nats"] - choice["nats"] == pytest.approx(without["gain"])
 
 
 def test_a_narrow_walk_keeps_the_first_title_and_a_second_run_keeps_everything(run_dir, tmp_path, capsys):

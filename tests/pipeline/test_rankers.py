@@ -15,6 +15,7 @@ from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.pipeline.rankers import check_rankers
 from bigrec_hf.rank.debias import check_shares, choose_share, share_name
+from bigrec_hf.settings import GenerateSettings, PipelineSettings, RerankSettings, RunSections
 from bigrec_hf.settings.train import RANKERS
 from tests.helpers.tiny_run import make_run
 
@@ -113,17 +114,24 @@ def test_bad_shares_are_refused(shares):
 
 
 @pytest.mark.parametrize(
-    ("rankers", "weights", "scores", "message"),
+    ("rankers", "rerank", "decoding", "message"),
     [
-        (["sasrek"], ["popularity"], None, "unknown ranker 'sasrek'"),
-        (["debias"], ["popularity"], None, "add sasrec"),
-        (["rerank"], ["scores"], "sasrec", "add sasrec"),
-        (["rerank"], ["scores"], None, "set `scores`"),
+        (["sasrek"], {}, "beam", "unknown ranker 'sasrek'"),
+        (["debias"], {}, "beam", "add sasrec"),
+        (["rerank"], {"weights": ["scores"], "scores": "sasrec"}, "beam", "add sasrec"),
+        (["rerank"], {"weights": ["scores"]}, "beam", "set `scores`"),
+        (["pool"], {}, "exact", "add linear"),
+        (["pool", "linear"], {}, "beam", "set `decoding: exact`"),
     ],
 )
-def test_rankers_that_cannot_run_are_refused_first(rankers, weights, scores, message):
+def test_rankers_that_cannot_run_are_refused_first(rankers, rerank, decoding, message):
+    sections = RunSections(
+        pipeline=PipelineSettings(rankers=rankers),
+        rerank=RerankSettings(**rerank),
+        generate=GenerateSettings(decoding=decoding),
+    )
     with pytest.raises(BigrecError, match=message):
-        check_rankers(rankers, weights, scores)
+        check_rankers(sections)
 
 
 def test_debias_without_scores_says_what_to_run(tmp_path, run_dir, capsys):

@@ -6,7 +6,6 @@ a parameter need generations for validation examples, which `run` writes to `<ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,25 @@ from bigrec_hf.score import stage as score_stage
 from bigrec_hf.settings import GenerateSettings, GroundSettings, RunSections
 from bigrec_hf.settings.train import RANKERS
 
-CHOOSING = ("fuse", "rerank")  # on the first beams of the validation examples
+CHOOSING = ("fuse", "rerank", "pool")  # on the first beams of the validation examples
 
 
-def check_rankers(wanted: Sequence[str], rerank_weights: Sequence[str], rerank_scores: str | None) -> None:
+def check_rankers(sections: RunSections) -> None:
     """Raise BigrecError, before any work, for an unknown ranker, or one that needs scores which no ranker makes."""
+    wanted, rerank, pooled = sections.pipeline.rankers, sections.rerank, sections.pool.pool_models
     unknown = [name for name in wanted if name not in RANKERS]
     if unknown:
         raise BigrecError(f"unknown ranker {unknown[0]!r}: choose among {', '.join(RANKERS)}")
     if "debias" in wanted and "sasrec" not in wanted:
         raise BigrecError("the ranker debias needs a collaborative model's scores: add sasrec to `rankers`")
     for model, ranker in {"sasrec": "sasrec", "ease": "linear", "itemknn": "linear"}.items():
-        if "rerank" in wanted and rerank_scores == model and ranker not in wanted:
+        if "rerank" in wanted and rerank.scores == model and ranker not in wanted:
             raise BigrecError(f"rerank is to use the scores of {model}: add {ranker} to `rankers`")
-    if "rerank" in wanted and set(rerank_weights) - {"popularity"} and rerank_scores is None:
+        if "pool" in wanted and model in pooled and ranker not in wanted:
+            raise BigrecError(f"pool is to use the scores of {model}: add {ranker} to `rankers`")
+    if "pool" in wanted and sections.generate.decoding != "exact":
+        raise BigrecError("the ranker pool needs the probabilities of all titles: set `decoding: exact`")
+    if "rerank" in wanted and set(rerank.weights) - {"popularity"} and rerank.scores is None:
         raise BigrecError("these weights need a collaborative model: set `scores` in section `rerank`, e.g. sasrec")
 
 
@@ -64,6 +68,8 @@ def run_rankers(steps: Steps, sections: RunSections, marks: list[str | None]) ->
         run_fuse(steps, sections, [common, validation])
     if "rerank" in wanted:
         run_rerank(steps, sections, [common, validation, linear, sasrec])
+    if "pool" in wanted:
+        run_pool(steps, sections, [common, validation, linear, sasrec])
     if "constrained" in wanted:
         run_constrained(steps, sections, texts, common)
     if "debias" in wanted:
@@ -146,6 +152,19 @@ def run_rerank(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
         lambda: stage.main(s.run, s.data, s.model, s.ground, s.score, s.rerank),
         depends=[*depends, asdict(s.rerank)],
         outputs=_results(steps, *names),
+    )
+
+
+def run_pool(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
+    """Pool the title probabilities with other models' scores."""
+    from bigrec_hf.rank.pool import stage
+
+    s = sections
+    steps.do(
+        "pool",
+        lambda: stage.main(s.run, s.data, s.ground, s.score, s.pool),
+        depends=[*depends, asdict(s.pool)],
+        outputs=_results(steps, *stage.method_names(s.run.method, s.pool.pool_models)),
     )
 
 

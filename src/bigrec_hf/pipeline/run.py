@@ -104,7 +104,7 @@ def check_sections(sections: RunSections) -> None:
             f"decoding {sections.generate.decoding} (section generate) and ranking {sections.ground.ranking} (section "
             "ground) do not go together: exact writes the scores that the ranking scores reads; set both or neither"
         )
-    check_rankers(sections.pipeline.rankers, sections.rerank.weights, sections.rerank.scores)
+    check_rankers(sections)
 
 
 def check_cutoffs(sections: RunSections) -> None:

@@ -17,6 +17,7 @@ from bigrec_hf.settings.rank import (
     GroundSettings,
     KeywordsSettings,
     LinearSettings,
+    PoolSettings,
     RerankSettings,
     SasrecSettings,
     ScoreSettings,
@@ -53,6 +54,7 @@ class RunSections:
     sasrec: SasrecSettings = SasrecSettings()
     fuse: FuseSettings = FuseSettings()
     rerank: RerankSettings = RerankSettings()
+    pool: PoolSettings = PoolSettings()
     debias: DebiasSettings = DebiasSettings()
 
 

@@ -260,6 +260,17 @@ class LinearSettings:
 
 
 @dataclass(frozen=True)
+class PoolSettings:
+    """Title probabilities and other models' scores in one distribution, weights fitted on validation."""
+
+    pool_models: list[str] = setting(
+        ["ease"],
+        "methods to pool with the language model: any whose folder in the run holds scores.safetensors, such as ease, "
+        "itemknn, sasrec; and popularity",
+    )
+
+
+@dataclass(frozen=True)
 class SasrecSettings:
     """SASRec, a sequential baseline trained on the same examples."""
 

@@ -8,7 +8,15 @@ from typing import Any
 from bigrec_hf.settings.field import setting
 
 BASELINES = ("random", "popularity", "cooccurrence", "zero_shot")  # of `run`
-RANKERS = ("linear", "sasrec", "fuse", "rerank", "constrained", "debias")  # of `run`, in the order in which they run
+RANKERS = (
+    "linear",
+    "sasrec",
+    "fuse",
+    "rerank",
+    "pool",
+    "constrained",
+    "debias",
+)  # of `run`, in the order in which they run
 RUN_STAGES = ("prepare", "sft", "index", "generate", "ground", "score", *RANKERS, "report")
 
 

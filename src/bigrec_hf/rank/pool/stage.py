@@ -1,0 +1,158 @@
+"""The `pool` stage: the language model's title probabilities and other models' scores as one distribution.
+
+Reads `scores.safetensors` of `<run_dir>/<method>/` (`generate --decoding exact`) and of each of `pool_models`, and the
+same of `<run_dir>/validation/`; weights are fitted to the validation examples (`fit.py`). Writes the method
+`<method>_pool_<models>`: rankings, scores.safetensors, choice.json, and what `score` writes. With several models also
+`<models>_pool`, the same without the language model: only the difference is what the language model adds. (One model
+pooled with nothing ranks as it does alone.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import write_json
+from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
+from bigrec_hf.data.earlier import with_seen
+from bigrec_hf.data.examples import catalog_train_counts
+from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, Examples, read_generations
+from bigrec_hf.data.item_scores import SCORES_FILE, find_scores, read_scores, write_scores
+from bigrec_hf.data.rankings import write_rankings
+from bigrec_hf.data.run_folder import VALIDATION_DIR
+from bigrec_hf.ground.from_scores import baseline_rankings
+from bigrec_hf.rank.model_selection import check_disjoint, check_same_adapter, check_validation
+from bigrec_hf.rank.pool.fit import CHUNK, cross_fitted_nats, fit_weights, pooled
+from bigrec_hf.score.stage import results_table, score_folder
+from bigrec_hf.score.users import bootstrap_users, user_codes, user_ids
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import DataSettings, GroundSettings, PoolSettings, RunSettings, ScoreSettings
+
+CHOICE_FILE = "choice.json"
+POPULARITY = "popularity"  # among the models: the log of 1 + train count
+
+
+def method_names(method: str, models: list[str]) -> list[str]:
+    """The folders written: with the language model, `finetuned_pool_ease_sasrec`; and without, `ease_sasrec_pool`."""
+    return ["_".join([method, "pool", *models])] + (["_".join([*models, "pool"])] if len(models) > 1 else [])
+
+
+def read_models(
+    place: Path, method: str, models: list[str], answers: Answers, catalog: Catalog, data: DataSettings
+) -> dict[str, np.ndarray]:
+    """The scores of the language model and the others for one split's examples: (n, n_items) float32 each, but
+    popularity's (n_items,).
+
+    A title that the language model cannot write (it has no text) is as likely as its least likely one.
+    """
+    read = {}
+    for name in models:
+        if name == POPULARITY:
+            counts = catalog_train_counts(data, catalog)
+            if counts is None:
+                raise BigrecError("popularity is counted in a prepared set: name it with --dataset")
+            read[name] = np.log1p(np.asarray(counts, np.float32))
+        else:
+            read[name] = read_scores(find_scores(place / name, None), answers.example_ids, catalog)
+    own = read_scores(place / method / SCORES_FILE, answers.example_ids, catalog)
+    written = np.array([bool(title.strip()) for title in catalog.titles])
+    if not written.all():
+        own[:, ~written] = own[:, written].min(axis=1, keepdims=True)
+    return {method: own, **read}
+
+
+def fit(
+    models: dict[str, np.ndarray], answers: Answers, hidden: list[list[int]] | None, *, confidence: float, seed: int
+) -> dict[str, Any]:
+    """The weights fitted to validation examples, and what the pool gains, in nats per target, over its parts.
+
+    The likelihoods are cross-fitted: each example is judged by weights that were fitted to other users' examples.
+    """
+    targets = np.asarray(answers.targets)
+    users = user_codes(user_ids(answers.example_ids), len(targets))
+    weights = fit_weights(list(models.values()), targets, hidden)
+    nats = cross_fitted_nats(list(models.values()), targets, users, hidden, seed)
+    found: dict[str, Any] = {
+        "weights": dict(zip(models, weights.tolist(), strict=True)),
+        "nats": float(nats.mean()),
+        "validation_examples": len(targets),
+        "nats_without": {},
+    }
+    for left_out in models if len(models) > 1 else ():
+        rest = [values for name, values in models.items() if name != left_out]
+        gain = cross_fitted_nats(rest, targets, users, hidden, seed) - nats
+        low, high = bootstrap_users(gain[:, None], users, confidence=confidence, seed=seed)
+        found["nats_without"][left_out] = {
+            "nats": float(nats.mean() + gain.mean()),
+            "gain": float(gain.mean()),
+            "gain_low": float(low[0]),
+            "gain_high": float(high[0]),
+        }
+    return found
+
+
+def main(
+    run: RunSettings, data: DataSettings, ground: GroundSettings, score: ScoreSettings, pool: PoolSettings
+) -> None:
+    """The `pool` command: fit on validation, rank and score the test examples, print what each model adds.
+
+    Raises BigrecError without a run folder, prepared set or models, and for scores that do not fit the examples.
+    """
+    if run.run_dir is None:
+        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
+    models = list(dict.fromkeys(pool.pool_models))
+    if not models or run.method in models:
+        raise BigrecError(f"pool_models is {pool.pool_models}: name the methods to pool with {run.method}, e.g. ease")
+    folder = Path(run.run_dir)
+    places = {"validation": folder / VALIDATION_DIR, "test": folder}
+    catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+    files = {split: place / run.method / GENERATIONS_FILE for split, place in places.items()}
+    answers = {split: read_generations(file, catalog) for split, file in files.items()}
+    check_same_adapter(*files.values())
+    check_validation(answers["validation"].example_ids, data)
+    check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
+    answers = {split: with_seen(found, ground.options, data) for split, found in answers.items()}
+    scores = {s: read_models(place, run.method, models, answers[s], catalog, data) for s, place in places.items()}
+    hidden = ground.options.excluded(answers["validation"])
+    results: dict[str, dict[str, Any]] = {}
+    for name, left_out in zip(method_names(run.method, models), (None, run.method), strict=False):
+        used = {split: {m: v for m, v in found.items() if m != left_out} for split, found in scores.items()}
+        choice = fit(used["validation"], answers["validation"], hidden, confidence=score.confidence, seed=run.seed)
+        print(summary(name, choice))
+        weights = np.array(list(choice["weights"].values()))
+        total = pool_scores(list(used["test"].values()), weights)
+        test = answers["test"]
+        examples = Examples(test.example_ids, test.targets, test.histories, test.seen)
+        shown = {f"weight_{model}": weight for model, weight in choice["weights"].items()}
+        table = baseline_rankings(name, lambda a, b, t=total: t[a:b], catalog, examples, ground.options, **shown)
+        write_scores(folder / name / SCORES_FILE, total, test.example_ids, catalog, model=name)
+        write_json(folder / name / CHOICE_FILE, choice)
+        write_rankings(table, folder / name)
+        results[name] = score_folder(folder / name, **vars(score), seed=run.seed)
+    print(results_table(results, sorted(set(score.ks))))
+
+
+def pool_scores(scores: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """The weighted sums of all examples' scores.  # (n, n_items) float32; the first of `scores` is (n, n_items)"""
+    total = np.empty(scores[0].shape, np.float32)
+    for start in range(0, len(total), CHUNK):
+        total[start : start + CHUNK] = pooled(scores, weights, start, min(start + CHUNK, len(total)))
+    return total
+
+
+def summary(name: str, choice: dict[str, Any]) -> str:
+    """Some lines about a fitted pool: its weights, and the nats per target that each model adds on validation."""
+    lines = [
+        f"pool ({name}): {choice['nats']:.3f} nats per target on {choice['validation_examples']:,} validation examples"
+    ]
+    for model, weight in choice["weights"].items():
+        line = f"  {model}: weight {weight:.3g}"
+        if model in choice["nats_without"]:
+            without = choice["nats_without"][model]
+            line += f", adds {without['gain']:.3f} nats [{without['gain_low']:.3f}, {without['gain_high']:.3f}]"
+        lines.append(line)
+    return "\n".join(lines)

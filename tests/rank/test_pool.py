@@ -1,0 +1,110 @@
+"""Weights of a pool of scores: by hand, at the optimum, and what must not change them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.rank.pool.fit import _likelihood, cross_fitted_nats, fit_weights, nats_per_example, pooled
+from bigrec_hf.rank.pool.stage import method_names, pool_scores
+
+
+def some_scores(seed: int, n: int = 40, n_items: int = 7, m: int = 2) -> tuple[list[np.ndarray], np.ndarray]:
+    """Scores of m models and targets drawn from their sum."""
+    rng = np.random.default_rng(seed)
+    scores = [rng.normal(size=(n, n_items)) for _ in range(m)]
+    p = np.exp(log_softmax(sum(scores), axis=1))
+    return scores, np.array([rng.choice(n_items, p=row) for row in p])
+
+
+def test_two_items_by_hand():
+    # item 0 scores 1, item 1 scores 0: p(item 0) = 1 / (1 + e^-w), which is 3/4 at w = log 3
+    scores = np.tile([1.0, 0.0], (4, 1))
+    targets = np.array([0, 0, 0, 1])
+    weights = fit_weights([scores], targets)
+    assert weights == pytest.approx([np.log(3)], abs=1e-4)
+    expected = [-np.log(0.75)] * 3 + [-np.log(0.25)]
+    assert nats_per_example([scores], np.log([3.0]), targets) == pytest.approx(expected)
+
+
+def test_a_model_that_is_wrong_or_says_nothing_gets_no_weight():
+    scores, targets = some_scores(1)
+    wrong = -np.eye(7)[targets]  # the target always scores worst
+    weights = fit_weights([*scores, wrong, np.full(7, 3.0)], targets)
+    assert (weights[:2] > 0).all()
+    assert weights[2:].tolist() == [0.0, 0.0]
+
+
+def test_a_hidden_item_is_no_candidate():
+    # item 2 would take all the probability; hidden, items 0 and 1 share it as in the test by hand
+    scores = np.tile([1.0, 0.0, 50.0], (4, 1))
+    targets = np.array([0, 0, 0, 1])
+    assert fit_weights([scores], targets, [[2]] * 4) == pytest.approx([np.log(3)], abs=1e-4)
+    assert nats_per_example([scores], np.ones(1), targets, [[2]] * 4)[0] == pytest.approx(np.log1p(np.exp(-1)))
+
+
+def test_scores_of_all_examples_equal_those_repeated_for_each():
+    scores, targets = some_scores(2)
+    popularity = np.arange(7.0)
+    shared = fit_weights([scores[0], popularity], targets)
+    assert shared == pytest.approx(fit_weights([scores[0], np.tile(popularity, (40, 1))], targets), abs=1e-5)
+    np.testing.assert_allclose(
+        pooled([scores[0], popularity], np.array([2.0, 1.0]), 3, 5), 2 * scores[0][3:5] + popularity
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), m=st.integers(1, 3))
+def test_no_other_weights_are_likelier(seed, m):
+    scores, targets = some_scores(seed, m=m)
+    weights = fit_weights(scores, targets)
+    slopes = _likelihood(scores, weights, targets, None)[1].mean(axis=0)
+    assert (weights >= 0).all()
+    assert (np.abs(slopes[weights > 0]) < 1e-3).all()  # flat, or at the bound and rising
+    assert (slopes[weights == 0] > -1e-3).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), factor=st.sampled_from([1e-3, 0.5, 40.0]))
+def test_units_and_offsets_of_scores_do_not_matter(seed, factor):
+    scores, targets = some_scores(seed)
+    moved = [scores[0] * factor + np.random.default_rng(seed).normal(size=(40, 1)), scores[1]]
+    weights, other = fit_weights(scores, targets), fit_weights(moved, targets)
+    np.testing.assert_allclose(other * [factor, 1.0], weights, atol=2e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_likelihoods_equal_scipy(seed):
+    scores, targets = some_scores(seed)
+    weights = np.array([0.7, 1.3])
+    expected = -log_softmax(0.7 * scores[0] + 1.3 * scores[1], axis=1)[np.arange(40), targets]
+    np.testing.assert_allclose(nats_per_example(scores, weights, targets), expected)
+    np.testing.assert_allclose(pool_scores(scores, weights), 0.7 * scores[0] + 1.3 * scores[1], rtol=1e-5, atol=1e-5)
+
+
+def test_an_example_is_judged_by_other_users_weights():
+    # user 0 likes what user 1 avoids: weights fitted to one mislead the other
+    scores = np.tile([1.0, 0.0], (40, 1))
+    users = np.repeat([0, 1], 20)
+    targets = np.where(users == 0, 0, 1)
+    targets[::10] ^= 1  # nobody is certain
+    both = nats_per_example([scores], fit_weights([scores], targets), targets)
+    held_out = cross_fitted_nats([scores], targets, users)
+    assert held_out.mean() > both.mean() + 0.1
+    alone = cross_fitted_nats([scores], targets, np.zeros(40, int))
+    assert alone == pytest.approx(both)
+
+
+def test_no_example_is_an_error():
+    with pytest.raises(BigrecError, match="no validation example"):
+        fit_weights([np.empty((0, 3))], np.empty(0, np.int64))
+
+
+def test_folders():
+    assert method_names("finetuned", ["ease", "sasrec"]) == ["finetuned_pool_ease_sasrec", "ease_sasrec_pool"]
+    assert method_names("finetuned", ["ease"]) == ["finetuned_pool_ease"]  # without the LM it would be EASE itself
