@@ -148,7 +148,7 @@ class SftSettings:
         "several examples in one sequence, kept apart by position ids; batch sizes still count examples, rounded to "
         "whole sequences",
     )
-    length_grouping: bool = setting(False, "batch examples of similar length")
+    length_grouping: bool = setting(False, "batch examples of similar length (objective: dense always does)")
     activation_checkpointing: bool = setting(False, "use less memory for about a third more time")
     evals_per_epoch: int = setting(1, "evaluations and checkpoints per epoch; 0 = only at the end", least=0)
     trainer_args: dict[str, Any] = setting({}, "any other trl.SFTConfig field, e.g. {max_grad_norm: 0.3}")
