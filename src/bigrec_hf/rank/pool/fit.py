@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, minimize
 
 from bigrec_hf.common.errors import BigrecError
 
@@ -84,8 +84,8 @@ def fit_weights(
         return float(nats.mean()), slopes.mean(axis=0) / scale
 
     start = np.full(len(scores), 1.0 / len(scores))
-    bounds, precise = [(0.0, None)] * len(scores), {"ftol": 1e-14, "gtol": 1e-8}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=precise)
+    bounds = Bounds(np.zeros(len(scores)), np.full(len(scores), np.inf))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-8})
     useless = np.array([not np.ptp(values) for values in scores])
     return np.where(useless, 0.0, found.x / scale)
 

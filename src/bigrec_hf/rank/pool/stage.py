@@ -9,6 +9,7 @@ pooled with nothing ranks as it does alone.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,12 +129,17 @@ def main(
         test = answers["test"]
         examples = Examples(test.example_ids, test.targets, test.histories, test.seen)
         shown = {f"weight_{model}": weight for model, weight in choice["weights"].items()}
-        table = baseline_rankings(name, lambda a, b, t=total: t[a:b], catalog, examples, ground.options, **shown)
+        table = baseline_rankings(name, rows_of(total), catalog, examples, ground.options, **shown)
         write_scores(folder / name / SCORES_FILE, total, test.example_ids, catalog, model=name)
         write_json(folder / name / CHOICE_FILE, choice)
         write_rankings(table, folder / name)
         results[name] = score_folder(folder / name, **vars(score), seed=run.seed)
     print(results_table(results, sorted(set(score.ks))))
+
+
+def rows_of(scores: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    """Return a function that gives a range of the rows."""
+    return lambda start, stop: scores[start:stop]
 
 
 def pool_scores(scores: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
