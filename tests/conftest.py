@@ -80,3 +80,20 @@ def tiny_run(raw_movies: Path, tiny_model_dir: str, tmp_path_factory: pytest.Tem
     from tests.helpers.tiny_run import make_run
 
     return make_run(tmp_path_factory.mktemp("tiny-run"), raw_movies, tiny_model_dir)
+
+
+@pytest.fixture(scope="session")
+def dense_run(raw_movies: Path, tiny_model_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run that ranks by titles' probabilities, alone and mixed with EASE."""
+    from tests.helpers.tiny_run import DENSE, make_run
+
+    folder = tmp_path_factory.mktemp("dense-run")
+    return make_run(
+        folder,
+        raw_movies,
+        tiny_model_dir,
+        **DENSE,
+        pipeline={"baselines": ["popularity", "cooccurrence"], "rankers": ["linear", "rerank"]},
+        rerank={"texts": "scores", "formulas": ["mix", "rrf", "reweight"], "weights": ["scores", "popularity"]}
+        | {"scores": "ease"},
+    )

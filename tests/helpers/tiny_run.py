@@ -12,6 +12,13 @@ import yaml
 from bigrec_hf import cli
 from bigrec_hf.data.examples import load_examples
 
+DENSE = {  # sections of a run that ranks by titles' probabilities
+    "prompt": {"train_prompt": "titles", "short_titles": True, "max_length": 64},
+    "sft": {"objective": "dense", "loss": "trie", "sample": 0, "learning_rate": 1e-2},
+    "generate": {"decoding": "exact"},
+    "ground": {"ranking": "scores"},
+}
+
 
 def write_recipe(folder: Path, raw_movies: Path, model: str, **changes: dict) -> Path:
     """A recipe on the tiny set, whose run lies beside it; `changes` by section."""
@@ -48,7 +55,7 @@ def run_histories(run_dir):
 
 def as_rows(results):
     """Rows and distances of a Recommender's results, as `rankings` gives those of the run."""
-    return [([item.row for item in r.items], [item.distance for item in r.items]) for r in results]
+    return [([item.row for item in r.items], [-item.score for item in r.items]) for r in results]
 
 
 def rankings(run_dir):

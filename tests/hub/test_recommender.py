@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import pytest
 
 from bigrec_hf import Recommender, cli
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.hub.histories import nearest_titles
 from tests.helpers.processes import run_python
 from tests.helpers.tiny import TITLES, save_tiny_model
 from tests.helpers.tiny_run import as_rows, rankings, run_histories
@@ -28,7 +30,7 @@ def recommender(run_dir):
 
 def test_the_runs_rankings_bit_for_bit(run_dir, recommender):
     histories, _ = run_histories(run_dir)
-    results = recommender.recommend(histories, top_k=5)
+    results = recommender.recommend(histories, top_k=5, exclude_seen=False)
     generated = pq.read_table(run_dir / "finetuned" / "generations.parquet")
     assert [r.texts for r in results] == generated["texts"].to_pylist()
     assert [r.text for r in results] == [texts[0] for texts in generated["texts"].to_pylist()]
@@ -39,7 +41,7 @@ def test_the_runs_rankings_bit_for_bit(run_dir, recommender):
 def test_one_by_one_gives_the_same_items(run_dir, recommender):
     histories, _ = run_histories(run_dir)
     for history, (rows, distances) in zip(histories, rankings(run_dir), strict=True):
-        result = recommender.recommend(history, top_k=5)
+        result = recommender.recommend(history, top_k=5, exclude_seen=False)
         assert [item.row for item in result.items] == rows
         assert [item.distance for item in result.items] == pytest.approx(distances, rel=1e-5)
 
@@ -60,7 +62,8 @@ def test_sampled_answers_are_the_runs_with_its_example_ids(run_dir, tmp_path):
     run_dir = copy_of(run_dir, tmp_path / "sampled", flags)
     histories, ids = run_histories(run_dir)
     recommender = Recommender.from_pretrained(run_dir / "adapter")
-    assert as_rows(recommender.recommend(histories, 5, example_ids=ids)) == rankings(run_dir)
+    own = recommender.recommend(histories, 5, example_ids=ids, exclude_seen=False)
+    assert as_rows(own) == rankings(run_dir)
     own = recommender.recommend(histories, 5)
     assert [r.text for r in recommender.recommend(histories[::-1], 5)] == [r.text for r in own][::-1]
 
@@ -75,10 +78,44 @@ def test_shapes_of_input(recommender):
     assert recommender.recommend([]) == []
     (alone,) = recommender.recommend([[]], top_k=3)
     assert len(alone.items) == 3 and alone.unknown == []
-    assert len(recommender.recommend([TITLES[0]], top_k=1000).items) == len(TITLES)
+    assert len(recommender.recommend([TITLES[0]], top_k=1000).items) == len(TITLES) - 1
+    assert len(recommender.recommend([TITLES[0]], top_k=1000, exclude_seen=False).items) == len(TITLES)
     assert len(recommender.recommend(np.array([TITLES[0]]), top_k=np.int64(2)).items) == 2
     assert recommender.recommend([TITLES[0]] * 3).unknown == []  # the same title several times
     assert len(recommender.recommend(["", "x" * 5000, "\U0001f600", 'a\n"</s>']).unknown) == 4
+
+
+def test_seen_items_and_other_candidates_are_left_out_the_distances_stay(recommender):
+    history = [TITLES[0], f'"{TITLES[3]}"']
+    everything = recommender.recommend(history, 100, exclude_seen=False)
+    unseen = recommender.recommend(history, 100)
+    assert unseen.items == [item for item in everything.items if item.row not in (0, 3)]
+    chosen = recommender.recommend([history, []], 100, candidates=[TITLES[7], "1", TITLES[12], "5"])
+    assert chosen[0].items == [item for item in unseen.items if item.row in (4, 7, 12)]
+    assert len(chosen[1].items) == 4
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ("Toy Story (1995)", "give a list of item ids or titles"),
+        ([], "candidates is empty"),
+        (
+            ["1", "toy story", "99"],
+            r"'toy story' is neither .* \(2 of 3 are unknown\); did you mean 'Toy Story \(1995\)'",
+        ),
+    ],
+)
+def test_candidates_that_the_catalog_lacks(recommender, candidates, message):
+    with pytest.raises(BigrecError, match=message):
+        recommender.recommend([TITLES[0]], candidates=candidates)
+
+
+def test_the_nearest_titles_of_an_unknown_one(recommender):
+    near = functools.partial(nearest_titles, catalog=recommender.catalog)
+    assert near("heat") == ["Heat (1995)"]  # shorter
+    assert near("Twelve Monkees (1995)")[0] == "Twelve Monkeys (1995)"  # misspelled
+    assert near("\U0001f600") == [] and near("") == []
 
 
 A = TITLES[0]
@@ -114,7 +151,7 @@ def test_a_catalog_title_comes_first_at_distance_zero(recommender, monkeypatch):
 def test_constrained_beams_are_the_runs(run_dir, tmp_path):
     run_dir = copy_of(run_dir, tmp_path / "constrained", ("generate", "--decoding", "constrained"))
     histories, _ = run_histories(run_dir)
-    results = Recommender.from_pretrained(run_dir).recommend(histories, 5)
+    results = Recommender.from_pretrained(run_dir).recommend(histories, 5, exclude_seen=False)
     assert as_rows(results) == rankings(run_dir)
     assert all(result.text in TITLES and result.items[0].distance == 0 for result in results)
 
@@ -127,7 +164,7 @@ def test_a_run_of_several_seeds_needs_one_to_be_named(run_dir, tmp_path):
         Recommender.from_pretrained(tmp_path)
 
 
-def test_history_is_excluded_where_the_run_did(run_dir, tmp_path):
+def test_the_history_is_left_out_as_where_the_run_does(run_dir, tmp_path):
     run_dir = copy_of(run_dir, tmp_path / "excluding", ("ground", "--exclude_history"))
     histories, _ = run_histories(run_dir)
     results = Recommender.from_pretrained(run_dir).recommend(histories, 5)

@@ -13,7 +13,7 @@ from bigrec_hf import cli
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.data.catalog import load_catalog
 from bigrec_hf.data.item_scores import read_scores
-from tests.helpers.tiny_run import make_run
+from tests.helpers.tiny_run import DENSE, make_run
 
 SASREC = {"sasrec_dim": 8, "sasrec_layers": 1, "sasrec_heads": 1, "sasrec_epochs": 2, "sasrec_batch_size": 16}
 
@@ -25,10 +25,7 @@ def run_dir(tmp_path_factory, raw_movies, tiny_model_dir) -> Path:
         raw_movies,
         tiny_model_dir,
         pipeline={"baselines": ["popularity", "zero_shot"], "rankers": ["sasrec", "rerank", "pool"]},
-        prompt={"train_prompt": "titles", "short_titles": True, "max_length": 64},
-        sft={"objective": "dense", "loss": "trie", "sample": 0, "learning_rate": 1e-2},
-        generate={"decoding": "exact"},
-        ground={"ranking": "scores"},
+        **DENSE,
         sasrec=SASREC,
         rerank={"texts": "scores", "formulas": ["mix", "rrf"], "weights": ["scores"], "scores": "sasrec"},
         pool={"pool_models": ["sasrec", "popularity"]},
@@ -95,9 +92,3 @@ def test_a_narrow_walk_keeps_the_first_title_and_a_second_run_keeps_everything(r
 def test_exact_scores_and_their_ranking_go_together(run_dir, flags, capsys):
     assert cli.main(["run", "--config", str(run_dir / "recipe.yaml"), *flags]) == 2
     assert "set both or neither" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", ["run", "adapter"])
-def test_publishing_says_what_cannot_be_published(run_dir, kind, capsys):
-    assert cli.main(["publish", kind, "--run_dir", str(run_dir), "--repo_id", "user/movies", "--dry_run"]) == 2
-    assert "publish a run trained on pairs" in capsys.readouterr().err

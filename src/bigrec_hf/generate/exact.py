@@ -2,11 +2,12 @@
 
 Writes `<run_dir>/<method>/scores.safetensors` (`data.item_scores`: one row per example, one column per catalog row),
 which `ground` ranks and which every stage that mixes item scores reads; and generations.parquet with the likeliest
-titles.
+titles. `hub.by_score` scores histories with the same functions.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,8 @@ from bigrec_hf.data.catalog import catalog_sha256, catalog_source, load_catalog
 from bigrec_hf.data.generations import GENERATIONS_FILE, write_generations
 from bigrec_hf.data.item_scores import SCORES_FILE, write_scores
 from bigrec_hf.data.prompts import TITLE_LIST
-from bigrec_hf.data.title_lists import title_lists
-from bigrec_hf.data.trie import build_trie
+from bigrec_hf.data.title_lists import TitleLists, title_lists
+from bigrec_hf.data.trie import Trie, build_trie
 from bigrec_hf.generate.batches import plan_batches
 from bigrec_hf.generate.inputs import load_evaluation, render_together, template_of
 from bigrec_hf.generate.job import Job, load_network, settings_facts
@@ -34,7 +35,9 @@ from bigrec_hf.models.loading import load_tokenizer
 from bigrec_hf.models.trie_loss import token_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bigrec_hf.common.shards import ShardFolder
     from bigrec_hf.generate.job import Work
@@ -42,6 +45,70 @@ if TYPE_CHECKING:
 
 N_TEXTS = 10  # likeliest titles kept per example, unless num_return_sequences says otherwise
 WITHOUT_TEXT = -1e4  # nats, for a row whose title has no text: it cannot be written
+
+
+@dataclass(frozen=True)
+class CatalogTokens:
+    """A catalog's titles as the template `titles` writes them, and the trie of those that have a text."""
+
+    n_items: int
+    lists: TitleLists
+    trie: Trie
+    rows: list[int]  # the catalog rows in the trie
+    leaves: np.ndarray  # (len(rows),) int64, the leaf of each of them
+
+    def plan(
+        self, prompts: Sequence[Sequence[int]], *, width: int, batch_size: int, batch_tokens: int
+    ) -> list[list[int]]:
+        """Batches of prompts (`batches.plan_batches`); `width` as in `TitleScorer`."""
+        return plan_batches(
+            [len(row) for row in prompts],
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            extra_tokens=width * self.trie.depth if width else self.trie.n_nodes,
+            copies=1,
+        )
+
+
+def catalog_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], *, short: bool) -> CatalogTokens:
+    """The tokens of a catalog's titles; `short`: cut after what distinguishes them."""
+    lists = title_lists(tokenizer, titles, short=short)
+    ids = lists.titles(titles)
+    rows = [row for row, title in enumerate(ids) if title]
+    trie, leaves = build_trie([ids[row] for row in rows])
+    return CatalogTokens(len(titles), lists, trie, rows, leaves)
+
+
+def score_batches(
+    network: PreTrainedModel,
+    catalog: CatalogTokens,
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    write: Callable[[int, list[int], np.ndarray], None],
+    *,
+    width: int,
+    label: str = "generate",
+    quiet: bool = False,
+) -> None:
+    """log p of every catalog row after the prompts of the batches of these numbers.
+
+    Calls `write(number, positions, scores)` after each batch; `scores`: (len(positions), n_items) float32.
+    """
+    trie = catalog.trie.to(network.device)
+    token_ids, columns = token_columns(trie)
+    total = sum(len(batches[number]) for number in numbers)
+    with (
+        catalog_head(network, token_ids) as head,
+        tqdm(total=total, desc=label, unit=" examples", disable=quiet) as progress,
+    ):
+        scorer = TitleScorer(network, head, trie, columns, width=width)
+        for number in numbers:
+            log_p = scorer.log_probs([prompts[place] for place in batches[number]])
+            scores = np.full((len(log_p), catalog.n_items), WITHOUT_TEXT, np.float32)
+            scores[:, catalog.rows] = log_p[:, catalog.leaves]
+            write(number, list(batches[number]), scores)
+            progress.update(len(log_p))
 
 
 def likeliest_titles(
@@ -83,41 +150,28 @@ def main(
         tokenizer = load_tokenizer(model.base_model)
         catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     facts["catalog_sha256"] = catalog_sha256(catalog)
-    lists = title_lists(tokenizer, titles, short=prompt.short_titles)
-    ids = lists.titles(titles)
-    known = [row for row, title in enumerate(ids) if title]
-    trie, leaves = build_trie([ids[row] for row in known])
-    prompts, n_dropped = render_together(examples, tokenizer, state, prompt, 0, lists)
+    tokens = catalog_tokens(tokenizer, titles, short=prompt.short_titles)
+    prompts, n_dropped = render_together(examples, tokenizer, state, prompt, 0, tokens.lists)
     example_ids = list(examples[C.EXAMPLE_ID])
-    batches = plan_batches(
-        [len(row) for row in prompts],
+    batches = tokens.plan(
+        prompts,
+        width=generate.exact_width,
         batch_size=generate.generate_batch_size,
         batch_tokens=generate.generate_batch_tokens,
-        extra_tokens=trie.n_nodes if not generate.exact_width else generate.exact_width * trie.depth,
-        copies=1,
     )
     folder = Path(str(run.run_dir)) / run.method
 
     def load() -> Work:
         network = load_network(model, model.base_model, facts["adapter"])
-        on_device = trie.to(network.device)
-        token_ids, columns = token_columns(on_device)
 
         def work(shards: ShardFolder, numbers: Sequence[int]) -> None:
-            total = sum(len(batches[number]) for number in numbers)
-            with (
-                catalog_head(network, token_ids) as head,
-                tqdm(total=total, desc="generate", unit=" examples", disable=not state.is_main_process) as progress,
-            ):
-                scorer = TitleScorer(network, head, on_device, columns, width=generate.exact_width)
-                for number in numbers:
-                    log_p = scorer.log_probs([prompts[place] for place in batches[number]])
-                    scores = np.full((len(log_p), len(titles)), WITHOUT_TEXT, np.float32)
-                    scores[:, known] = log_p[:, leaves]
-                    offsets = np.arange(len(scores) + 1) * len(titles)
-                    rows = pa.LargeListArray.from_arrays(offsets, scores.ravel())
-                    shards.write_table(number, pa.table({POSITION: list(batches[number]), C.SCORES: rows}))
-                    progress.update(len(log_p))
+            def write(number: int, positions: list[int], scores: np.ndarray) -> None:
+                offsets = np.arange(len(scores) + 1) * len(titles)
+                rows = pa.LargeListArray.from_arrays(offsets, scores.ravel())
+                shards.write_table(number, pa.table({POSITION: positions, C.SCORES: rows}))
+
+            quiet = not state.is_main_process
+            score_batches(network, tokens, prompts, batches, numbers, write, width=generate.exact_width, quiet=quiet)
 
         return work
 

@@ -2,6 +2,9 @@
 
 It is read from that file, or assembled from what a run has recorded (`generate.json`, the settings inside
 `rankings.parquet`, `recipe.yaml`): recorded, not inferred, so that the recommender does exactly what the run did.
+
+A recommender either generates a title and grounds it by distance, for which it needs an index, or (decoding exact)
+ranks the catalog by the probabilities of its titles, for which the catalog alone suffices.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from typing import Any
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id
+from bigrec_hf.data.catalog import catalog_source
 from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.data.prompts import TITLE_LIST
+from bigrec_hf.generate.exact import N_TEXTS
 from bigrec_hf.ground.index import INDEX_FILES, CatalogIndex, load_index
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.settings import GenerateSettings, GroundSettings
@@ -25,6 +30,8 @@ from bigrec_hf.settings.recipes import read_recipe
 CONFIG_FILE = "bigrec.json"
 RECIPE_FILE = "recipe.yaml"
 INDEX_FOLDER = "index"
+CATALOG_FILE = "catalog.parquet"  # next to CONFIG_FILE: the items configuration of a prepared set
+EXACT = "exact"
 METHOD = "finetuned"
 FORMAT = 1
 
@@ -41,32 +48,40 @@ class RecommenderConfig:
     template: str
     max_history: int
     max_length: int
-    decoding: dict[str, Any]  # the fields of `Decoding`, seed included
+    decoding: dict[str, Any]  # the fields of `Decoding`, seed included; exact: strategy, width, n_texts
     batch_size: int
     batch_tokens: int
     encoder_dtype: str
     encode_batch_tokens: int
     memory_mib: int
-    exclude_history: bool
+    exclude_history: bool  # in the run's own figures; `recommend` has an argument
     encoder: str | None = None  # None: the base model
     index: str | None = (
         None  # `index` = the folder of this name next to the file; a Hub id; None = built from `catalog`
     )
     attn_implementation: str | None = None
-    catalog: str | None = None  # if `index` is None
+    catalog: str | None = None  # if `index` is None: `catalog.parquet` = the file next to this one; or a prepared set
+    short_titles: bool | None = None  # decoding exact
     base_weights: str | None = None  # a local base model compared with the repository: same, differ, not compared
     licence: dict[str, str] | None = None  # license of the data that the titles come from
     format: int = FORMAT
 
+    @property
+    def by_score(self) -> bool:
+        """Whether the catalog is ranked by the probabilities of its titles; else by distance to a generated one."""
+        return bool(self.decoding["strategy"] == EXACT)
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """Where a recommender's parts are: adapter (folder or Hub id), index (likewise), and the run they come from."""
+    """Where a recommender's parts are: adapter (folder or Hub id), index (likewise), the run they come from, and the
+    prepared set (likewise) whose items the catalog consists of."""
 
     config: RecommenderConfig
     adapter: str
     index: str | None
     run_dir: Path | None = None
+    dataset: str | None = None
 
 
 def locate(name: str) -> Bundle:
@@ -112,15 +127,6 @@ def _place(name: str, run_dir: Path, folder: str) -> str:
     return str(run_dir / folder)
 
 
-def check_grounded(template: str, place: str) -> None:
-    """Raise BigrecError for a model that scores titles: a Recommender generates one and grounds it."""
-    if template == TITLE_LIST:
-        raise BigrecError(
-            f"{place} ranks by the probabilities of titles (prompt {TITLE_LIST}), which a published Recommender cannot "
-            "do yet: publish a run trained on pairs, or the data alone with `publish dataset --dataset FOLDER`"
-        )
-
-
 def from_run(run_dir: Path, adapter: Path | None = None) -> Bundle:
     """The recommender of a run's fine-tuned model. Raises BigrecError unless generate and ground are done."""
     import pyarrow.parquet as pq
@@ -138,13 +144,16 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Bundle:
         )
     if not facts["adapter"]:
         raise BigrecError(f"{run_dir}/{METHOD} was generated without an adapter: train one to recommend with")
-    check_grounded(facts["prompt"]["inference_prompt"] or facts["prompt"]["train_prompt"], str(run_dir))
     grounding = table_settings(pq.read_table(rankings, columns=[]))
     recipe = read_recipe(run_dir / RECIPE_FILE).get("ground", {})
     ground = GroundSettings(**recipe)
     prompt = facts["prompt"]
     instruction, prefix, licence = _task(facts["data"], run_dir)
     base = facts["base_model"]
+    by_score = facts["generate"]["decoding"] == EXACT
+    encoder = None if by_score or grounding["encoder"] == split_revision(base)[0] else _encoder_name(grounding)
+    data = facts["data"]
+    datasets = [_place(name, run_dir, "data") for name in data["dataset"][:1]]
     config = RecommenderConfig(
         base_model=base,
         dtype=facts["dtype"],
@@ -156,17 +165,19 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Bundle:
         max_history=prompt["max_history"],
         max_length=prompt["max_length"],
         **_decoding(facts["generate"], facts["seed"]),
-        encoder=None if grounding["encoder"] == split_revision(base)[0] else _encoder_name(grounding),
-        encoder_dtype=grounding["dtype"],
+        encoder=encoder,
+        encoder_dtype=ground.encoder_dtype if by_score else grounding["dtype"],
         encode_batch_tokens=ground.encode_batch_tokens,
         memory_mib=ground.memory_mib,
         exclude_history=exclusion(grounding) != "none",
-        index=INDEX_FOLDER,
+        index=None if by_score else INDEX_FOLDER,
+        catalog=catalog_source(data["catalog"], datasets) if by_score else None,
+        short_titles=prompt["short_titles"] if by_score else None,
         licence=licence,
     )
-    index = ground.index_dir or str(run_dir / INDEX_FOLDER)
+    index = None if by_score else ground.index_dir or str(run_dir / INDEX_FOLDER)
     own = facts["generate"]["adapter"] or str(run_dir / "adapter")  # as `generate` finds it
-    return Bundle(config, str(adapter) if adapter else own, index, run_dir)
+    return Bundle(config, str(adapter) if adapter else own, index, run_dir, datasets[0] if datasets else None)
 
 
 def _encoder_name(grounding: dict[str, Any]) -> str:
@@ -180,13 +191,16 @@ def _decoding(generate: dict[str, Any], seed: int) -> dict[str, Any]:
             "decoding debiased needs a collaborative model's scores of the examples, which a recommender lacks: "
             "generate with beam or constrained"
         )
-    names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens", "temperature", "top_p")
-    decoding = {"strategy": generate["decoding"], "top_k": generate["sample_top_k"], "seed": seed}
-    return {
-        "decoding": decoding | {name: generate[name] for name in names},
+    batches = {
         "batch_size": generate["generate_batch_size"],
         "batch_tokens": generate["generate_batch_tokens"],
     }
+    if generate["decoding"] == EXACT:
+        n_texts = generate["num_return_sequences"] or N_TEXTS
+        return {"decoding": {"strategy": EXACT, "width": generate["exact_width"], "n_texts": n_texts}, **batches}
+    names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens", "temperature", "top_p")
+    decoding = {"strategy": generate["decoding"], "top_k": generate["sample_top_k"], "seed": seed}
+    return {"decoding": decoding | {name: generate[name] for name in names}, **batches}
 
 
 def _task(data: dict[str, Any], run_dir: Path) -> tuple[str, str, dict[str, str] | None]:
@@ -210,10 +224,11 @@ def _from_training(folder: Path) -> Bundle:
         raise BigrecError(
             f"{folder} has neither {CONFIG_FILE} nor a training.json that names its data: give a run folder"
         )
-    check_grounded(training["train_prompt"], str(folder))
     dataset = _place(training["dataset"][0], folder.parent, "data")
     instruction, prefix, licence = _task({"test_json": [], "dataset": [dataset]}, folder.parent)
     ground = GroundSettings()
+    by_score = training["train_prompt"] == TITLE_LIST
+    decoding = GenerateSettings(decoding=EXACT) if by_score else GenerateSettings()
     config = RecommenderConfig(
         base_model=training["base_model"],
         dtype=training["dtype"],
@@ -224,7 +239,7 @@ def _from_training(folder: Path) -> Bundle:
         template=training["train_prompt"],
         max_history=training["max_history"],
         max_length=training["max_length"],
-        **_decoding(dataclasses.asdict(GenerateSettings()), training["seed"]),
+        **_decoding(dataclasses.asdict(decoding), training["seed"]),
         encoder=None,
         encoder_dtype=ground.encoder_dtype,
         encode_batch_tokens=ground.encode_batch_tokens,
@@ -232,9 +247,10 @@ def _from_training(folder: Path) -> Bundle:
         exclude_history=ground.exclude != "none",
         index=None,
         catalog=dataset,
+        short_titles=training.get("short_titles", False) if by_score else None,
         licence=licence,
     )
-    return Bundle(config, str(folder), None)
+    return Bundle(config, str(folder), None, dataset=dataset)
 
 
 ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.*", "tokenizer*", "special_tokens_map.json", "*.jinja")

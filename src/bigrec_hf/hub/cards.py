@@ -40,17 +40,11 @@ LABELS = {
     "n_validation": "validation examples",
     "n_train_tokens": "training tokens",
     "n_processes": "processes",
+    "width": "prefixes followed per token (0: all)",
+    "exclude_history": "history excluded in the results",
 }
-INFERENCE = (
-    "template",
-    "max_history",
-    "max_length",
-    "dtype",
-    "quantization",
-    "encoder",
-    "encoder_dtype",
-    "exclude_history",
-)
+INFERENCE = ("template", "short_titles", "max_history", "max_length", "dtype", "quantization")
+GROUNDING = ("encoder", "encoder_dtype")
 
 
 def cell(value: Any) -> str:
@@ -121,7 +115,7 @@ def model_card(
     dataset_repo: str | None,
     metric_repo: str | None,
     index_repo: str | None,
-    has_index: bool,
+    has_titles: bool,
     config: dict[str, Any],
     history: list[str],
     license: str | None,
@@ -130,7 +124,8 @@ def model_card(
 
     `base`: repo_id, revision, weights. `scored`: the run's rows (rows.load_rows). `training`: training.json. `config`:
     bigrec.json. `data`: facts of the prepared set, empty if there is none. `dataset_repo`, `index_repo`: Hub ids,
-    `@commit` allowed. `history`: two titles for the code example.
+    `@commit` allowed. `has_titles`: the repository holds the catalog, or names an index. `history`: two titles for the
+    code example.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -174,6 +169,8 @@ def model_card(
     where = f"{own['n_examples']:,}{of} examples" + (f" of the {split} split" if split else "")
     where += f" of {name}" if name else ""
     domain = PUBLISHED.get(str(data.get("noun")))
+    by_score = config["decoding"]["strategy"] == "exact"
+    inference = (*INFERENCE, *(() if by_score else GROUNDING), "exclude_history")
     card = ModelCard.from_template(
         ModelCardData(**{key: value for key, value in fields.items() if value is not None}),
         template_path=str(CARD_TEMPLATES / "model_card.md"),
@@ -184,7 +181,8 @@ def model_card(
         base=base,
         example=json.dumps(history, ensure_ascii=False),
         own_label=own_row.label,
-        has_index=has_index or bool(index_repo),
+        has_titles=has_titles,
+        by_score=by_score,
         evaluated=f"Evaluated on {where}. Targets are ranked among all {own['n_items']:,} catalog items.",
         tables=[*cell_notes(scored), *legend(scored, compared), *score_tables(scored, compared)],
         remarks=remarks(own_row, scored),
@@ -192,7 +190,7 @@ def model_card(
         settings=card_rows(training.get("settings", {}), HYPER_PARAMETERS) + card_rows(training, COUNTS),
         environment=card_rows(environment, ("python", "platform", "cpus", "gpus", "git_commit"))
         + [(name, cell(version)) for name, version in packages.items()],
-        inference=card_rows({"encoder": "the base model", **config}, INFERENCE) + decoding_rows(config["decoding"]),
+        inference=card_rows({"encoder": "the base model", **config}, inference) + decoding_rows(config["decoding"]),
         licence=data.get("licence"),
     )
     return str(card).rstrip() + "\n"
@@ -201,7 +199,7 @@ def model_card(
 def decoding_rows(decoding: dict[str, Any]) -> list[tuple[str, str]]:
     """The decoding settings that apply to their strategy."""
     beams = ("num_beams", "length_penalty")
-    own = {"sample": ("temperature", "top_p", "top_k", "seed"), "greedy": ()}
+    own = {"sample": ("temperature", "top_p", "top_k", "seed"), "greedy": (), "exact": ("width",)}
     return card_rows(decoding, ("strategy", "max_new_tokens", *own.get(decoding["strategy"], beams)))
 
 

@@ -18,6 +18,7 @@ from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.ground.index import FINGERPRINT_FILE, CatalogIndex, write_index
 from bigrec_hf.hub.bundle import (
     ADAPTER_PATTERNS,
+    CATALOG_FILE,
     CONFIG_FILE,
     INDEX_FOLDER,
     METHOD,
@@ -27,6 +28,7 @@ from bigrec_hf.hub.bundle import (
     write_config,
 )
 from bigrec_hf.hub.cards import COUNTS, HYPER_PARAMETERS, index_card, model_card
+from bigrec_hf.hub.items import bundle_catalog, bundle_train_counts, write_items
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.models.identity import adapter_fingerprint
 from bigrec_hf.prepare.card import dataset_card, dataset_info
@@ -119,9 +121,11 @@ def adapter_folder(
     metric_repo: str | None,
     index: CatalogIndex | None,
     index_repo: str | None,
+    with_catalog: bool,
     license: str | None,
 ) -> None:
-    """Write adapter, tokenizer, settings, records and card of a run; with `index`, the index too.
+    """Write adapter, tokenizer, settings, records and card of a run; with `index` the index too, and the catalog with
+    its train counts where wanted.
 
     Raises BigrecError if the run's results are those of another adapter.
     """
@@ -141,19 +145,22 @@ def adapter_folder(
     if training:
         write_json(folder / "training.json", training)
     write_json(folder / "results.json", results)
+    by_score = bundle.config.by_score
+    catalog = bundle_catalog(bundle) if by_score else load_source_index(str(bundle.index)).catalog
+    if with_catalog:
+        write_items(folder, catalog, bundle_train_counts(bundle, catalog))
+    has_index = index is not None or index_repo is not None
+    own_catalog = CATALOG_FILE if by_score and with_catalog else dataset_repo
     config = replace(
         bundle.config,
         base_model=hub_name(base),
         index=INDEX_FOLDER if index is not None else index_repo,
-        catalog=dataset_repo if index is None and index_repo is None else None,
+        catalog=None if has_index else own_catalog,
         base_weights=base["weights"] if base["local"] else None,
     )
     write_config(config, folder)
-    titles: list[str] = []
     if index is not None:
         save_index(index, folder / INDEX_FOLDER)
-    if bundle.index is not None:
-        titles = load_source_index(bundle.index).catalog.titles[:2]
     card = model_card(
         repo_id=repo_id,
         base=base,
@@ -164,9 +171,9 @@ def adapter_folder(
         dataset_repo=dataset_repo,
         metric_repo=metric_repo,
         index_repo=index_repo,
-        has_index=index is not None,
+        has_titles=has_index or with_catalog,
         config=read_json(folder / CONFIG_FILE),
-        history=titles,
+        history=catalog.titles[:2],
         license=license,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

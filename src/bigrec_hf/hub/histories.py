@@ -1,12 +1,114 @@
-"""What a caller may pass to a recommender: one history of titles, or several."""
+"""What a caller may pass to a recommender (one history of titles, or several; candidates), and what comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+import difflib
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+
+if TYPE_CHECKING:
+    from bigrec_hf.hub.items import Item
+
+
+class Found(NamedTuple):
+    """The answer to one history: texts and their scores, best first, and the ranked items."""
+
+    texts: list[str]
+    scores: list[float]
+    items: list[Item]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many items are recommended for each of n histories, and which."""
+
+    top_k: int
+    candidates: np.ndarray | None = None  # (m,) int64 catalog rows, ascending; None = the whole catalog
+    hidden: list[list[int]] | None = None  # by history: places among the candidates that are left out, -1 = none
+
+    def part(self, positions: Sequence[int]) -> Choice:
+        """The same for the histories at these positions."""
+        return self if self.hidden is None else replace(self, hidden=[self.hidden[i] for i in positions])
+
+    def catalog_rows(self, places: np.ndarray) -> np.ndarray:
+        """Catalog rows of places among the candidates, the same shape; -1 stays."""
+        if self.candidates is None:
+            return places
+        return np.where(places >= 0, self.candidates[places], -1)
+
+
+def choose_items(
+    histories: Sequence[Sequence[str]],
+    catalog: Catalog,
+    top_k: int,
+    *,
+    exclude_seen: bool,
+    candidates: np.ndarray | None = None,
+) -> Choice:
+    """The choice for these histories. `candidates`: as `candidate_rows`.
+
+    With `exclude_seen` every row with a title of the history is left out: nothing says which of them was meant.
+    """
+    if not exclude_seen:
+        return Choice(top_k, candidates)
+    known = catalog.rows_by_title
+    hidden = [[row for title in titles for row in known.get(clean_title(title), ())] for titles in histories]
+    if candidates is not None:
+        place = np.full(len(catalog), -1)
+        place[candidates] = np.arange(len(candidates))
+        hidden = [place[rows].tolist() for rows in hidden]
+    return Choice(top_k, candidates, hidden)
+
+
+def candidate_rows(candidates: Any, catalog: Catalog) -> np.ndarray:
+    """Catalog rows, (m,) int64 ascending, of item ids or titles, in any order; a title means every row with it.
+
+    Raises BigrecError for a string instead of a list, for none, and for one that the catalog lacks.
+    """
+    if isinstance(candidates, str | bytes | Mapping) or not isinstance(candidates, Iterable):
+        raise BigrecError(f"candidates is {candidates!r:.80}: give a list of item ids or titles")
+    row_of = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
+    rows: set[int] = set()
+    names = [str(name) for name in candidates]
+    unknown = []
+    for name in names:
+        found = [row_of[name]] if name in row_of else catalog.rows_by_title.get(clean_title(name), [])
+        rows.update(found)
+        unknown += [] if found else [name]
+    if unknown:
+        raise BigrecError(
+            f"the candidate {unknown[0]!r:.80} is neither an item id nor a title of the catalog "
+            f"({len(unknown)} of {len(names)} are unknown){did_you_mean(unknown[0], catalog)}"
+        )
+    if not rows:
+        raise BigrecError("candidates is empty: give at least one item id or title, or leave it out for all items")
+    return np.array(sorted(rows), np.int64)
+
+
+def nearest_titles(title: str, catalog: Catalog, n: int = 3) -> list[str]:
+    """Up to `n` titles of the catalog that an unknown title may stand for: those that continue it, then those spelled
+    alike, whatever their case."""
+    wanted = clean_title(title).casefold()
+    titles: dict[str, str] = {}
+    for known in catalog.rows_by_title:
+        titles.setdefault(known.casefold(), known)
+    longer = sorted((key for key in titles if wanted and key.startswith(wanted)), key=lambda key: (len(key), key))
+    alike = difflib.get_close_matches(wanted, titles, n=n)
+    return [titles[key] for key in dict.fromkeys([*longer, *alike])][:n]
+
+
+def did_you_mean(title: str, catalog: Catalog) -> str:
+    """`; did you mean "...", "..."?`, or nothing where no title is near."""
+    near = nearest_titles(title, catalog)
+    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
 def as_histories(history: Any) -> tuple[list[list[str]], bool]:

@@ -177,16 +177,21 @@ def push_adapter(
     dataset: str | None,
     metric: str | None,
     index_repo: str | None,
+    with_catalog: bool = False,
 ) -> str | None:
-    """Publish a run's adapter, with the index inside unless it is in `index_repo` or left out by the settings.
+    """Publish a run's adapter, with index and catalog inside unless the index is in `index_repo`, or the settings leave
+    both out. `with_catalog`: the catalog beside an index in `index_repo`, whose terms were checked.
 
     `base` as of `find_base`, `data` the prepared set's facts; the other names are Hub ids for the card. Returns as
-    `Publisher.send`. Raises BigrecError where the data's terms forbid publishing the titles in the index.
+    `Publisher.send`. Raises BigrecError where the data's terms forbid publishing the titles.
     """
     settings = publisher.settings
-    with_index = index_repo is None and settings.with_index
-    if with_index:
-        check_terms(bundle.config.licence, settings, "the adapter's index")
+    by_score = bundle.config.by_score
+    if by_score and index_repo is not None:
+        raise BigrecError(f"{bundle.run_dir} ranks by probabilities and has no index: omit --index_repo_id")
+    with_titles = index_repo is None and settings.with_index
+    if with_titles:
+        check_terms(bundle.config.licence, settings, "the adapter's catalog" if by_score else "the adapter's index")
     folder = publisher.build(repo_id, "model")
     folders.adapter_folder(
         bundle,
@@ -196,11 +201,12 @@ def push_adapter(
         data=data,
         dataset_repo=dataset,
         metric_repo=metric,
-        index=folders.published_index(bundle, base) if with_index else None,
+        index=folders.published_index(bundle, base) if with_titles and not by_score else None,
         index_repo=index_repo,
+        with_catalog=with_titles or with_catalog,
         license=settings.model_license,
     )
-    licence = bundle.config.licence if with_index else None
+    licence = bundle.config.licence if with_titles or with_catalog else None
     return publisher.send(folder, repo_id, "model", licence, "adapter")
 
 
@@ -240,6 +246,11 @@ def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
     base = find_base(bundle, settings.published_base, publisher.dry)
     named = settings.dataset_repo_id or (dataset if dataset and is_hub_id(dataset) else None)
     if kind == "index":
+        if bundle.config.by_score:
+            raise BigrecError(
+                f"{settings.published_run} ranks by probabilities and has no index: publish its adapter, which holds "
+                "the catalog"
+            )
         return push_index(publisher, bundle, base, repo_id, data, named)
     if kind == "adapter":
         own = bundle.index if bundle.index and is_hub_id(bundle.index) else None  # the run used an index from the Hub
@@ -271,10 +282,15 @@ def push_run(
     elif dataset and is_hub_id(dataset):
         named = dataset
     names = names_of_run(settings)
-    metric, index_repo = names["--metric_repo_id"], names["--index_repo_id"]
+    metric, index_repo = names["--metric_repo_id"], str(names["--index_repo_id"])
     push_metric(publisher, metric)
-    index_repo = push_index(publisher, bundle, base, index_repo, data, named) or index_repo
-    return push_adapter(publisher, bundle, base, repo_id, data, dataset=named, metric=metric, index_repo=index_repo)
+    if bundle.config.by_score:
+        index_repo = None
+    else:
+        index_repo = push_index(publisher, bundle, base, index_repo, data, named) or index_repo
+    with_catalog = index_repo is not None
+    links = {"dataset": named, "metric": metric, "index_repo": index_repo}
+    return push_adapter(publisher, bundle, base, repo_id, data, **links, with_catalog=with_catalog)
 
 
 def options_to_settings(options: dict[str, Any]) -> PublishSettings:
