@@ -282,15 +282,11 @@ def push_run(
     elif dataset and is_hub_id(dataset):
         named = dataset
     names = names_of_run(settings)
-    metric, index_repo = names["--metric_repo_id"], str(names["--index_repo_id"])
+    metric, name = names["--metric_repo_id"], names["--index_repo_id"]
     push_metric(publisher, metric)
-    if bundle.config.by_score:
-        index_repo = None
-    else:
-        index_repo = push_index(publisher, bundle, base, index_repo, data, named) or index_repo
-    with_catalog = index_repo is not None
-    links = {"dataset": named, "metric": metric, "index_repo": index_repo}
-    return push_adapter(publisher, bundle, base, repo_id, data, **links, with_catalog=with_catalog)
+    index = None if bundle.config.by_score else push_index(publisher, bundle, base, name, data, named) or name
+    links = {"dataset": named, "metric": metric, "index_repo": index}
+    return push_adapter(publisher, bundle, base, repo_id, data, **links, with_catalog=index is not None)
 
 
 def options_to_settings(options: dict[str, Any]) -> PublishSettings:

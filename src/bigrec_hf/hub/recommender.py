@@ -211,8 +211,8 @@ class Recommender:
             write_index(folder / INDEX_FOLDER, self.index.catalog, self.index.embeddings, self.index.fingerprint)
         if self.index is None or self.train_counts is not None:
             write_items(folder, self.catalog, self.train_counts)
-        places = {"index": INDEX_FOLDER, "catalog": None} if self.index else {"index": None, "catalog": CATALOG_FILE}
-        write_config(replace(self.bundle.config, **places), folder)
+        index, catalog = (INDEX_FOLDER, None) if self.index is not None else (None, CATALOG_FILE)
+        write_config(replace(self.bundle.config, index=index, catalog=catalog), folder)
         return folder
 
     def push_to_hub(self, repo_id: str, *, base_model: str | None = None, **options: Any) -> str:
