@@ -55,6 +55,40 @@ def test_titles_become_rows_of_the_given_catalog(folder, tmp_path):
     assert facts["empty_histories"] == 1
 
 
+def test_ambiguous_titles_are_counted_unless_ids_tell_them_apart(folder, tmp_path, capsys):
+    options = {"items_file": str(folder / "id2name.txt")}
+    prepared = prepare_dataset("reference-json", folder, tmp_path / "p", **options)
+    facts = json.loads((prepared / "facts.json").read_text())
+    assert facts["notes"]["titles of several catalog rows, read as the first"] == "1 titles (4 places)"
+    assert "warning: 1 titles (4 places) stand in several rows" in capsys.readouterr().err
+    ids = [(["3"], 1), ([], 2), ([2, 0.0], "3")]
+    records = json.loads((folder / "train.json").read_text())
+    for record, (history, target) in zip(records, ids, strict=True):
+        record |= {"history_item_id": history, "item_id": target}
+    write(folder / "train.json", records)
+    (folder / "test.json").unlink()
+    prepared = prepare_dataset("reference-json", folder, tmp_path / "q", **options)
+    assert rows_of(prepared) == [([3], 1), ([], 2), ([2, 0], 3)]
+    assert "titles of several" not in (prepared / "facts.json").read_text()
+    records[0]["item_id"] = 2
+    write(folder / "train.json", records)
+    with pytest.raises(BigrecError, match=r"train.json: record 0: the item id '2' is 'None' in .*, not 'Mario'"):
+        prepare_dataset("reference-json", folder, tmp_path / "r", **options)
+    records[0]["history_item_id"] = []
+    write(folder / "train.json", records)
+    with pytest.raises(BigrecError, match=r"train.json: record 0: 0 ids for 1 history titles"):
+        prepare_dataset("reference-json", folder, tmp_path / "r", **options)
+
+
+def test_the_card_counts_no_users_and_interactions_that_the_files_do_not_name(folder, tmp_path, capsys):
+    prepared = prepare_dataset("reference-json", folder, tmp_path / "p")
+    facts = json.loads((prepared / "facts.json").read_text())
+    assert (facts["users"], facts["interactions"]["raw"], facts["notes"]["records"]) == (None, None, 4)
+    card, shown = (prepared / "README.md").read_text(), capsys.readouterr().out
+    assert "| users | unknown: the files name none" in card and "raw interactions" not in card
+    assert "users                                        unknown" in shown and "raw interactions" not in shown
+
+
 def test_without_a_catalog_titles_count_in_order_of_first_appearance(folder, tmp_path):
     prepared = prepare_dataset("reference-json", folder, tmp_path / "p")
     items = pl.read_parquet(prepared / "data/items/train.parquet")

@@ -57,8 +57,9 @@ class CatalogLine(NamedTuple):
 def load_catalog(path: str | Path, encoding: str | None = None) -> Catalog:
     """Read a catalog from a prepared set (folder, its items parquet, or Hub id, `@revision` allowed) or a single file.
 
-    Files: `movies.dat` (`id::title::genres`), `u.item`, `id2name.txt` (`title<TAB>row`), `movies.csv`, and the typed
-    tab-separated `.item`. `encoding` overrides the format's default. Raises BigrecError naming file, line and remedy.
+    Files: `movies.dat` (`id::title::genres`), `u.item`, `id2name.txt` (`title<TAB>row`), any other `.txt` or `.tsv` of
+    `title<TAB>id` or `semantic id<TAB>title<TAB>id`, `movies.csv`, and the typed tab-separated `.item`. `encoding`
+    overrides the format's default. Raises BigrecError naming file, line and remedy.
     """
     local = Path(path)
     if local.is_dir():
@@ -92,14 +93,15 @@ def read_items_parquet(path: Path) -> Catalog:
 
 
 def find_items_file(folder: Path) -> Path:
-    """The only catalog file in a raw folder, recognized by MovieLens's and RecBole's file names."""
-    for name in ("movies.dat", "u.item", "movies.csv", "id2name.txt"):
+    """The only catalog file in a raw folder, recognized by MovieLens's, RecBole's and the reference's file names."""
+    for name in ("movies.dat", "u.item", "movies.csv", "id2name.txt", "info.txt", "items.txt", "items.tsv"):
         if (folder / name).is_file():
             return folder / name
     typed = sorted(folder.glob("*.item"))
     if len(typed) == 1:
         return typed[0]
-    found = ", ".join(file.name for file in typed) or "none of movies.dat, u.item, movies.csv, id2name.txt, *.item"
+    names = "none of movies.dat, u.item, movies.csv, id2name.txt, info.txt, items.txt, items.tsv, *.item"
+    found = ", ".join(file.name for file in typed) or names
     raise BigrecError(f"{folder}: expected one items file, found {found}: give the path of the file itself")
 
 
@@ -130,7 +132,7 @@ def read_catalog_lines(path: Path, encoding: str | None = None) -> list[CatalogL
     if path.suffix == ".csv":
         return _read_movies_csv(path, encoding or "utf-8")
     if path.suffix in {".txt", ".tsv"}:
-        return _read_id2name(path, encoding or "utf-8")
+        return _read_title_ids(path, encoding or "utf-8")
     raise BigrecError(f"{path}: not a known catalog file: expected .dat, .item, .csv, id2name.txt or a prepared set")
 
 
@@ -247,23 +249,33 @@ def _read_movies_csv(path: Path, encoding: str) -> list[CatalogLine]:
     return items
 
 
-def _read_id2name(path: Path, encoding: str) -> list[CatalogLine]:
-    """The reference's `id2name.txt`: `title<TAB>row`, leading spaces kept; each row 0..n-1 must occur once."""
+def _read_title_ids(path: Path, encoding: str) -> list[CatalogLine]:
+    """`title<TAB>id`, leading spaces of titles kept, or on every line `semantic id<TAB>title<TAB>id`.
+
+    Ids 0..n-1, each once, are rows. Otherwise the lines' order is that of the rows, and the ids are any text; in the
+    reference's `id2name.txt` that is an error.
+    """
     lines = read_lines(path, encoding)
-    items: list[CatalogLine | None] = [None] * len(lines)
+    has_semantic_ids = all(line.count("\t") == 2 for line in lines)
+    only_rows = path.name.endswith("id2name.txt")
+    items: list[CatalogLine] = []
     for number, line in enumerate(lines, start=1):
-        title, tab, row = line.rpartition("\t")
-        if not (tab and row.isascii() and row.isdigit()):
-            raise BigrecError(f"{path}:{number}: expected title<TAB>row, found {line[:80]!r}: fix the line")
+        title, tab, item_id = (line.partition("\t")[2] if has_semantic_ids else line).rpartition("\t")
+        if not (tab and item_id) or (only_rows and not (item_id.isascii() and item_id.isdigit())):
+            expected = "title<TAB>row" if only_rows else "title<TAB>id"
+            raise BigrecError(f"{path}:{number}: expected {expected}, found {line[:80]!r}: fix the line")
+        items.append(CatalogLine(item_id, title, number))
+    by_row: dict[str, CatalogLine] = {}
+    for item in items if only_rows else ():
+        row, place = item.item_id, f"{path}:{item.line}"
         if int(row) >= len(lines):
-            raise BigrecError(
-                f"{path}:{number}: row {row} in a file of {len(lines)} lines: rows must be 0..{len(lines) - 1}"
-            )
-        before = items[int(row)]
-        if before is not None:
-            raise BigrecError(f"{path}:{number}: row {row} already occurs in line {before.line}: rows must be unique")
-        items[int(row)] = CatalogLine(row, title, number)
-    return [item for item in items if item is not None]
+            raise BigrecError(f"{place}: row {row} in a file of {len(lines)} lines: rows must be 0..{len(lines) - 1}")
+        if row in by_row:
+            raise BigrecError(f"{place}: row {row} already occurs in line {by_row[row].line}: rows must be unique")
+        by_row[row] = item
+    if {item.item_id for item in items} == set(map(str, range(len(items)))):
+        items.sort(key=lambda item: int(item.item_id))
+    return items
 
 
 def catalog_sha256(catalog: Catalog) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.prepare.splits import ExampleRanges, Sequences, repeated_targets
+from bigrec_hf.prepare.splits import ExampleRanges, Sequences, repeated_targets, users_with_example
 
 
 def sha256_of(files: Iterable[Path]) -> dict[str, str]:
@@ -54,9 +54,6 @@ def describe_splits(
 ) -> dict[str, object]:
     """The facts that follow from sequences, splits and catalog alone."""
     n_users = len(sequences.starts) - 1
-    with_example = np.zeros(n_users, dtype=bool)
-    for part in splits.values():
-        with_example[sequences.users[part.targets]] = True
     spans = {
         split: time_span(None if sequences.times is None else sequences.times[part.targets], time_divisor)
         for split, part in splits.items()
@@ -66,7 +63,7 @@ def describe_splits(
     n_examples = sum(map(len, splits.values()))
     return {
         "users": n_users,
-        "users_without_example": n_users - int(with_example.sum()),
+        "users_without_example": n_users - users_with_example(sequences, splits.values()),
         "items": len(catalog),
         "items_with_interactions": int(np.count_nonzero(np.bincount(sequences.rows))),
         "examples": {split: len(part) for split, part in splits.items()},
@@ -85,16 +82,19 @@ def describe_splits(
 
 def summary_table(facts: dict) -> str:
     """The facts as aligned text, for the terminal."""
-    interactions = facts["interactions"]
+    interactions, users = facts["interactions"], "unknown, the files name none"
+    if facts["users"] is not None:
+        users = f"{facts['users']:,} ({facts['users_without_example']:,} too short for an example)"
+    source = f"{facts['source']}, {facts['preset']}" + (" splits" if facts["preset"] == "given" else "")
     lines = [
         (
             "data set",
-            f"{facts['name']} ({facts['source']}, {facts['preset']}, up to {facts['max_history']} history items)",
+            f"{facts['name']} ({source}, up to {facts['max_history']} history items)",
         ),
-        ("raw interactions", f"{interactions['raw']:,}"),
+        *([("raw interactions", f"{interactions['raw']:,}")] if interactions["raw"] is not None else []),
         *((f"dropped: {reason}", f"{n:,}") for reason, n in interactions["dropped"].items()),
         ("kept interactions", f"{interactions['kept']:,}"),
-        ("users", f"{facts['users']:,} ({facts['users_without_example']:,} too short for an example)"),
+        ("users", users),
         ("items", f"{facts['items']:,} ({facts['items_with_interactions']:,} with interactions)"),
         *(
             (f"examples: {split}", f"{n:,}" + (f"  {span[0]} .. {span[1]}" if span else ""))

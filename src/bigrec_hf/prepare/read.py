@@ -9,8 +9,9 @@ import numpy as np
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
-from bigrec_hf.prepare import reference_json
+from bigrec_hf.prepare import reference_json, windows
 from bigrec_hf.prepare.protocols import d3_titles, long_titles
+from bigrec_hf.prepare.ready import ReadySet
 from bigrec_hf.prepare.sources import amazon, movielens, sequences, tabular
 from bigrec_hf.prepare.sources.base import RawData
 from bigrec_hf.settings import PrepareSettings
@@ -38,6 +39,8 @@ def source_files(settings: PrepareSettings) -> dict[str, Path]:
         return tabular.find_tabular_files(folder, ratings, items)
     if settings.source == "reference-json":
         return reference_json.find_reference_files(folder, items)
+    if settings.source == "windows":
+        return windows.find_window_files(folder, items)
     raise BigrecError(f"unknown source {settings.source!r}: choose from {', '.join(SOURCES)}")
 
 
@@ -67,6 +70,15 @@ def read_source(settings: PrepareSettings, files: dict[str, Path]) -> RawData:
             drop_untitled=drop,
         )
     return with_d3_titles(raw) if is_d3 else raw
+
+
+def read_ready(settings: PrepareSettings, files: dict[str, Path]) -> ReadySet | None:
+    """The examples of a source that comes split; None for a source of interactions."""
+    if settings.source == "reference-json":
+        return reference_json.load_reference_json(files, settings.encoding, settings.drop_untitled)
+    if settings.source == "windows":
+        return windows.load_windows(files, settings.encoding)
+    return None
 
 
 def with_d3_titles(raw: RawData) -> RawData:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -24,6 +23,7 @@ from bigrec_hf.data.catalog import Catalog, load_catalog, read_items_parquet, re
 from bigrec_hf.data.prompts import build_input, build_instruction, build_output, parse_input
 from bigrec_hf.data.samples import evaluation_sample
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.prepare.ready import ItemLookup, ReadySet, id_text
 from bigrec_hf.prepare.sources.base import require_folder
 from bigrec_hf.prepare.splits import ExampleRanges, Sequences
 from bigrec_hf.prepare.tables import join_titles
@@ -57,29 +57,19 @@ def find_reference_files(raw_dir: Path | None, items: Path | None) -> dict[str, 
     return files if items is None else files | {"items": items}
 
 
-@dataclass(frozen=True)
-class ReferenceSet:
-    """Examples read from the reference's files; each is a sequence of its own, as the files do not name users."""
-
-    catalog: Catalog
-    user_ids: pl.Series
-    sequences: Sequences
-    splits: dict[str, ExampleRanges]
-    facts: dict[str, Any]
-
-
-def load_reference_json(
-    files: dict[str, Path], encoding: str | None = None, drop_untitled: bool = False
-) -> ReferenceSet:
+def load_reference_json(files: dict[str, Path], encoding: str | None = None, drop_untitled: bool = False) -> ReadySet:
     """Read the reference's files; `files["items"]` is the catalog, else all titles in order of first appearance.
 
-    A title that occurs in several catalog rows means the first. A target `nan` that is not a title is the title `None`,
-    which the reference lost through pandas. Raises BigrecError for a malformed record or titles outside the catalog
-    (unless `drop_untitled`: such examples are dropped and counted).
+    Each example is a sequence of its own, as the files do not name users. A title that occurs in several catalog rows
+    means the first, which is counted and warned of, unless the records have ids: `item_id` of the target and
+    `history_item_id`. A target `nan` that is not a title is the title `None`, which the reference lost through pandas.
+    Raises BigrecError for a malformed record or titles outside the catalog (unless `drop_untitled`: such examples are
+    dropped and counted).
     """
     catalog_file = files.get("items")
-    catalog = None if catalog_file is None else load_catalog(catalog_file, encoding)
-    rows_of: dict[str, int] = {} if catalog is None else {t: rows[0] for t, rows in catalog.rows_by_title.items()}
+    given = None if catalog_file is None else load_catalog(catalog_file, encoding)
+    lookup = None if given is None else ItemLookup(given, str(catalog_file))
+    rows_of: dict[str, int] = {}  # without a catalog file
     flat: list[int] = []
     ids: list[str] = []
     titles: list[str] = []
@@ -90,40 +80,35 @@ def load_reference_json(
     for split, n in n_examples.items():
         if split not in files:
             continue
-        for number, (found, history, target) in enumerate(_records(files[split])):
+        for number, record in enumerate(_records(files[split])):
             raw += 1
-            prefix = prefix or found
-            keys = [clean_title(title) for title in (*history, target)]
-            if catalog is None:
-                for key, title in zip(keys, (*history, target), strict=True):
-                    if key and key not in rows_of:
-                        rows_of[key] = len(titles)
-                        titles.append(title)
-            elif keys[-1] == "nan" and "nan" not in rows_of and "None" in rows_of:
-                keys[-1], repaired = "None", repaired + 1
-            unknown = [key for key in keys if key not in rows_of]
-            if unknown and catalog is None and not drop_untitled:
+            prefix = prefix or record.prefix
+            try:
+                if lookup is None:
+                    rows = [_first_row(title, rows_of, titles) for title in record.titles]
+                else:
+                    names, was_nan = _with_none(record, lookup.catalog)
+                    rows = [lookup.row(*named) for named in zip(names, record.item_ids, strict=True)]
+                    repaired += was_nan
+            except BigrecError as error:
+                if drop_untitled:
+                    dropped += 1
+                    continue
+                remedy = "fix the record"
+                if lookup is not None:
+                    remedy = "give the catalog's --encoding (the reference read it as latin-1)"
                 raise BigrecError(
-                    f"{files[split]}: record {number}: a title is empty: fix the record, or drop such examples with "
+                    f"{files[split]}: record {number}: {error}: {remedy}, or drop such examples with "
                     "--drop_untitled true"
-                )
-            if unknown and not drop_untitled:
-                raise BigrecError(
-                    f"{files[split]}: record {number}: the title {unknown[0]!r} is not in {catalog_file}: give the "
-                    "catalog's --encoding (the reference read it as latin-1), or drop such examples with "
-                    "--drop_untitled true"
-                )
-            if unknown:
-                dropped += 1
-                continue
-            flat.extend(rows_of[key] for key in keys)
-            lengths.append(len(keys))
+                ) from error
+            flat.extend(rows)
+            lengths.append(len(rows))
             ids.append(f"{split}-{number}")
             n += 1
         n_examples[split] = n
     if not lengths:
-        names = ", ".join(path.name for split, path in files.items() if split != "items")
-        raise BigrecError(f"{names}: none of {raw} records can be used: check --raw_dir and --items_file")
+        files_read = ", ".join(path.name for split, path in files.items() if split != "items")
+        raise BigrecError(f"{files_read}: none of {raw} records can be used: check --raw_dir and --items_file")
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     sequences = Sequences(
         users=np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths),
@@ -146,21 +131,46 @@ def load_reference_json(
         ),
         "encoding": encoding or "utf-8",
         "max_history": max(lengths) - 1,
-        "interactions": {"raw": 0, "dropped": {}, "kept": 0},
         "notes": {
             "records": raw,
-            "users": "unknown: every example counts as one",
+            **({} if lookup is None else lookup.notes("the records")),
             **({"records dropped, a title is not in the catalog": dropped} if dropped else {}),
             **({'targets "nan" read as the title None': repaired} if repaired else {}),
         },
         "licence": {"name": "Terms of the source: not recorded in its files", "redistribution": "unknown"},
     }
-    catalog = catalog or Catalog([str(row) for row in range(len(titles))], titles)
-    return ReferenceSet(catalog, pl.Series(ids, dtype=pl.String), sequences, splits, facts)
+    catalog = given or Catalog([str(row) for row in range(len(titles))], titles)
+    return ReadySet(catalog, pl.Series(ids, dtype=pl.String), sequences, splits, facts, names_users=False)
 
 
-def _records(path: Path) -> Iterator[tuple[str, list[str], str]]:
-    """(input prefix, history titles, target title) of each record."""
+class Record(NamedTuple):
+    """One record: the input's prefix, the history's titles and then the target's, and as many ids ("" = unknown)."""
+
+    prefix: str
+    titles: list[str]
+    item_ids: list[str]
+
+
+def _first_row(title: str, rows_of: dict[str, int], titles: list[str]) -> int:
+    """The row of a title in a catalog that grows by every new title. Raises BigrecError for an empty one."""
+    key = clean_title(title)
+    if not key:
+        raise BigrecError("a title is empty")
+    if key not in rows_of:
+        rows_of[key] = len(titles)
+        titles.append(title)
+    return rows_of[key]
+
+
+def _with_none(record: Record, catalog: Catalog) -> tuple[list[str], bool]:
+    """The titles, with `None` for a target `nan` that only pandas can have written; and whether that was the case."""
+    known = catalog.rows_by_title
+    was_nan = clean_title(record.titles[-1]) == "nan" and "nan" not in known and "None" in known
+    return ([*record.titles[:-1], "None"] if was_nan else record.titles), was_nan
+
+
+def _records(path: Path) -> Iterator[Record]:
+    """The records of one file. Raises BigrecError naming the record that is malformed."""
     try:
         records = json.loads(read_text(path, "utf-8"))
     except json.JSONDecodeError as error:
@@ -180,7 +190,14 @@ def _records(path: Path) -> Iterator[tuple[str, list[str], str]]:
             raise BigrecError(
                 f"{path}: record {number}: output {output!r} is not a title in double quotes: fix the record"
             )
-        yield prefix, history, output[1:-1]
+        item_ids = [""] * (len(history) + 1)
+        if Columns.ITEM_ID in record and isinstance(record.get(f"history_{Columns.ITEM_ID}"), list):
+            item_ids = [id_text(item) for item in (*record[f"history_{Columns.ITEM_ID}"], record[Columns.ITEM_ID])]
+            if len(item_ids) != len(history) + 1:
+                raise BigrecError(
+                    f"{path}: record {number}: {len(item_ids) - 1} ids for {len(history)} history titles: fix it"
+                )
+        yield Record(prefix, [*history, output[1:-1]], item_ids)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

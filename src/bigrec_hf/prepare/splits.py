@@ -85,7 +85,7 @@ class ExampleRanges:
 
 
 def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, ExampleRanges]:
-    """Examples of train, validation and test, in their final order.
+    """ExampleRanges of train, validation and test, in their final order.
 
     Time protocols: the examples of all users are sorted (stably) by target time and cut at the fractions (by default
     `int(n * 0.8)` and `int(n * 0.9)`). Leave-one-out: each user's last item is the test target, the one before it the
@@ -114,6 +114,14 @@ def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, Exampl
         split: ExampleRanges(np.maximum(sequences.starts[sequences.users[at]], at - protocol.window), at)
         for split, at in parts.items()
     }
+
+
+def users_with_example(sequences: Sequences, splits: Iterable[ExampleRanges]) -> int:
+    """How many users have an example in some split."""
+    found = np.zeros(len(sequences.starts) - 1, dtype=bool)
+    for examples in splits:
+        found[sequences.users[examples.targets]] = True
+    return int(found.sum())
 
 
 def repeated_targets(sequences: Sequences, splits: Iterable[ExampleRanges]) -> np.ndarray:

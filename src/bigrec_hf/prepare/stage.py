@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from bigrec_hf.prepare import tables as parquet
 from bigrec_hf.prepare.card import dataset_card
 from bigrec_hf.prepare.facts import describe_splits, sha256_of, summary_table
 from bigrec_hf.prepare.protocols import Protocol, filter_interactions, first_appearance, resolve_protocol, shuffled
-from bigrec_hf.prepare.read import read_source, source_files
-from bigrec_hf.prepare.reference_json import export_reference_json, load_reference_json
+from bigrec_hf.prepare.read import read_ready, read_source, source_files
+from bigrec_hf.prepare.reference_json import export_reference_json
 from bigrec_hf.prepare.replace import check_replaceable, put_in_place, remove_stale, temporary_sibling
 from bigrec_hf.prepare.sources.archives import download_movielens
 from bigrec_hf.prepare.sources.base import RawData
-from bigrec_hf.prepare.splits import ExampleRanges, Sequences, build_sequences, split_examples
+from bigrec_hf.prepare.splits import ExampleRanges, Sequences, build_sequences, split_examples, users_with_example
 from bigrec_hf.settings import PrepareSettings
 from bigrec_hf.settings.field import check_limits
 
@@ -44,6 +44,9 @@ def raw_mark(prepare: PrepareSettings) -> dict[str, str] | None:
 # files written at a time, while the next tables are computed: the training examples take longest
 WRITERS = 2
 FORMAT = 1  # incremented whenever the same input would give another prepared set
+# preset of a source unless one is given; bigrec-movie for all others
+DEFAULT_PRESETS = {"tabular": "leave-one-out", "sequences": "leave-one-out", "windows": "leave-one-out"}
+TABLES = ("tabular",)  # sources whose columns have names of the user's own
 # settings for locations and side effects, which do not change the prepared set
 PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
 
@@ -57,6 +60,7 @@ def prepare_dataset(source: str, raw_dir: str | Path | None, prepared_dir: str |
     settings = PrepareSettings(
         source=source, raw_dir=str(raw_dir) if raw_dir else None, prepared_dir=str(prepared_dir), **options
     )
+    settings = replace(settings, preset=settings.preset or DEFAULT_PRESETS.get(source, "bigrec-movie"))
     for item in fields(settings):  # no recipe or command line has checked a caller's options
         check_limits(item.metadata, getattr(settings, item.name), item.name)
     target = Path(prepared_dir)
@@ -99,7 +103,7 @@ def _protocol(settings: PrepareSettings) -> Protocol:
         *("window", "min_history", "k_core", "min_items", "min_rating", "date_from", "date_to"),
         *("train_fraction", "validation_fraction"),
     )
-    return resolve_protocol(settings.preset, **{name: getattr(settings, name) for name in names})
+    return resolve_protocol(str(settings.preset), **{name: getattr(settings, name) for name in names})
 
 
 # --- the prepared set -----------------------------------------------------------------------------------------------
@@ -152,28 +156,45 @@ def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, dict
 def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings: PrepareSettings) -> dict[str, Any]:
     """Read the raw files, write the parquet files of every config into `folder`, and return the facts."""
     _say(f"reading {', '.join(file.name for file in files.values())}")
-    if settings.source == "reference-json":
-        ready = load_reference_json(files, settings.encoding, settings.drop_untitled)
-        nothing = np.empty(0, dtype=np.int32)
-        kept = RawData(ready.catalog, ready.user_ids, nothing, nothing, None, None, 0, list(files.values()))
+    ready = read_ready(settings, files)
+    if ready is not None:
+        kept = ready.interactions(list(files.values()))
         facts, sequences, splits = ready.facts, ready.sequences, ready.splits
     else:
         kept, facts = select_interactions(read_source(settings, files), protocol)  # frees the raw data here
         _say(f"building sequences of {len(kept.user_ids):,} users from {len(kept.rows):,} interactions")
         sequences = build_sequences(kept.users, kept.rows, kept.ratings, kept.times)
         splits = split_examples(protocol, sequences)
-        if not any(map(len, splits.values())):
-            raise BigrecError(
-                f"{files['ratings']}: none of {len(kept.user_ids)} users has enough items for an example under preset "
-                f"{protocol.preset}: lower min_history (now {protocol.min_history}), or choose another preset"
-            )
+        n_with = users_with_example(sequences, splits.values())
+        check_enough_items(settings, protocol, n_with, len(kept.user_ids), files)
     noun, noun_singular, verb = domain_words(settings, facts)
     words = {"noun": noun, "noun_singular": noun_singular, "verb": verb}
     with ThreadPoolExecutor(1) as executor:
         describing = executor.submit(describe_splits, sequences, splits, kept.catalog, kept.time_divisor)
         text_rows = write_configs(folder / "data", kept, sequences, splits, settings.text_sample, words)
         described = describing.result()
-    return facts | words | described | {"text_rows": text_rows}
+    given = {"preset": "given", **ready.described()} if ready is not None else {"protocol": asdict(protocol)}
+    return facts | words | described | given | {"text_rows": text_rows}
+
+
+def check_enough_items(
+    settings: PrepareSettings, protocol: Protocol, n_with: int, n_users: int, files: dict[str, Path]
+) -> None:
+    """Raise BigrecError if no user has enough items for an example; of a table (whose columns may be others than they
+    seem) also if most users have not, unless `short_users` allows it."""
+    if n_with and (settings.source not in TABLES or settings.short_users or 2 * n_with >= n_users):
+        return
+    some = "none" if not n_with else f"only {n_with:,}"
+    remedy = f"lower min_history (now {protocol.min_history}), or choose another preset"
+    if settings.source in TABLES and n_with:
+        remedy = (
+            "drop short users with --short_users true or --k_core; where each row is a history with its target, use "
+            "--source windows"
+        )
+    raise BigrecError(
+        f"{files['ratings']}: {some} of {n_users:,} users has enough items for an example under preset "
+        f"{protocol.preset}: {remedy}"
+    )
 
 
 def write_configs(
@@ -239,12 +260,11 @@ def _write_atomically(
         facts: dict[str, Any] = {
             "name": settings.dataset_name or _default_name(settings),
             "source": settings.source,
-            "preset": "given" if settings.source == "reference-json" else settings.preset,
+            "preset": settings.preset,
             "max_history": protocol.window,
             "bigrec_hf_version": __version__,
         }
         facts |= write_set(temporary, files, protocol, settings)
-        facts["protocol"] = asdict(protocol)
         facts |= fingerprint
         facts["bytes"] = {
             file.relative_to(temporary).as_posix(): file.stat().st_size for file in sorted(temporary.rglob("*.parquet"))

@@ -62,8 +62,9 @@ def run_facts(run_dir: str | Path) -> list[str]:
     lines = []
     data = manifest.get("data", {})
     if data:
+        users = "unknown" if data["users"] is None else f"{data['users']:,}"
         line = (
-            f"- data: {data['name']} ({data['preset']}), {data['users']:,} users, {data['items']:,} items; "
+            f"- data: {data['name']} ({data['preset']}), {users} users, {data['items']:,} items; "
             f"{data['repeated_targets']['all']:.1%} of targets already stand in their history"
         )
         duplicates = data.get("duplicate_titles", {}).get("without_quotes_and_spaces")

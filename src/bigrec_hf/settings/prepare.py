@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bigrec_hf.settings.field import setting
 
-SOURCES = ("movielens", "amazon", "tabular", "sequences", "reference-json")
+SOURCES = ("movielens", "amazon", "tabular", "sequences", "windows", "reference-json")
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,16 @@ class PrepareSettings:
 
     source: str | None = setting(
         None,
-        "kind of raw files",
+        "kind of raw files: movielens; amazon; tabular = any table of interactions; sequences = lines of "
+        "`user<TAB>item ids`, oldest first; windows = histories and targets, already split, as D3, ReRe and MiniOneRec "
+        "publish them; reference-json = BIGRec's train, valid and test.json",
         choices=SOURCES,
     )
     raw_dir: str | None = setting(None, "folder of the raw files, which are found by their usual names")
-    preset: str = setting(
-        "bigrec-movie",
-        "protocol that makes examples and splits",
+    preset: str | None = setting(
+        None,
+        "protocol that makes examples and splits (default: leave-one-out for tabular and sequences, which needs no "
+        "times; bigrec-movie for movielens and amazon; windows and reference-json come split)",
         choices=("bigrec-movie", "bigrec-game", "leave-one-out", "d3"),
     )
     prepared_dir: str | None = setting(None, "folder to write the prepared data set to")
@@ -69,6 +72,11 @@ class PrepareSettings:
     )
     drop_untitled: bool = setting(
         False, "drop and count interactions whose item has no title (always so for amazon); false = an error"
+    )
+    short_users: bool = setting(
+        False,
+        "accept a table most of whose users have too few items for an example; false = an error, as such a table often "
+        "is something else (source: tabular)",
     )
     text_sample: int = setting(
         1024, "training examples in the text configuration (shuffled with seed 0); 0 = all", least=0

@@ -5,6 +5,9 @@ Comma-separated files may quote fields; with other separators, quotes are part o
 
 from __future__ import annotations
 
+import ast
+import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ from bigrec_hf.prepare.sources.base import (
 from bigrec_hf.prepare.sources.delimited import STRING, read_delimited, read_header
 from bigrec_hf.prepare.sources.json_lines import first_object, read_json_lines
 
+WINDOW = re.compile("hist|seq|item|title", re.IGNORECASE)  # names of columns that hold one item an interaction
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
@@ -62,6 +66,7 @@ def load_tabular(
     without a title (unless `drop_untitled`).
     """
     names = _column_names(ratings, separator, encoding)
+    _refuse_windows(ratings, separator, encoding)
     rating = _optional_column(rating_column, "rating", names, ratings)
     timestamp = _optional_column(timestamp_column, "timestamp", names, ratings)
     own_titles = items is None
@@ -112,6 +117,35 @@ def load_tabular(
             "licence": {"name": "Terms of the source: not recorded in its files", "redistribution": "unknown"},
         },
     )
+
+
+def _refuse_windows(path: Path, separator: str | None, encoding: str | None) -> None:
+    """Raise BigrecError for a table whose histories are lists: each row is an example, not an interaction."""
+    if path.suffix == ".parquet":
+        first: dict[str, object] = {
+            name: [] for name, kind in pl.read_parquet_schema(path).items() if isinstance(kind, pl.List)
+        }
+    elif _is_json(path):
+        first = first_object(path, encoding)
+    else:
+        with path.open(encoding=encoding or "utf-8", errors="replace", newline="") as file:
+            reader = csv.DictReader(file, delimiter=_separator(path, separator))
+            first = dict(next(reader, {}))
+    lists = [name for name, value in first.items() if WINDOW.search(str(name)) and _is_list(value)]
+    if lists:
+        raise BigrecError(
+            f"{path}: the column {lists[0]} holds lists: the rows are histories with their targets, not interactions: "
+            "use --source windows --raw_dir DIR, where DIR holds train, valid, test and info"
+        )
+
+
+def _is_list(value: object) -> bool:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return False
+    return isinstance(value, list)
 
 
 def _setting_of(name: str, wanted: list[str]) -> str:
