@@ -85,10 +85,23 @@ def test_list_facts_against_slow_definitions(lists, k):
 
 def test_group_scores():
     values = np.array([[1.0, 0.2], [0.0, 0.4], [1.0, 0.9]])
-    found = group_scores(values, ["hr@1", "ndcg@5"], np.array([2, 2, 0]), ["a", "b", "c"])
+    group, users = np.array([2, 2, 0]), np.array([0, 0, 1])
+    found = group_scores(values, ["hr@1", "ndcg@5"], group, ["a", "b", "c"], users)
     assert [(g["group"], g["n"]) for g in found] == [("a", 1), ("c", 2)]  # empty groups are left out
     assert found[1]["hr@1"] == 0.5 and found[1]["ndcg@5"] == pytest.approx(0.3)
-    assert found[1]["hr@1_low"] == 0 and found[1]["hr@1_high"] == 1
+    assert found[1]["hr@1_low"] == pytest.approx(1 - found[1]["hr@1_high"])
+    alone = group_scores(values, ["hr@1", "ndcg@5"], group, ["a", "b", "c"], np.arange(3))
+    assert alone[1]["hr@1_low"] == pytest.approx(0.0945, abs=1e-4)  # Wilson's interval of 1 in 2
+
+
+def test_the_intervals_of_a_group_are_over_its_users():
+    # 25 users with 4 rows each, all hits or all misses: twice as wide as 100 independent rows
+    hits = np.repeat(np.arange(25) % 2, 4)[:, None].astype(float)
+    group, users = np.zeros(100, int), np.repeat(np.arange(25), 4)
+    (clustered,) = group_scores(hits, ["hr@1"], group, ["a"], users)
+    (independent,) = group_scores(hits, ["hr@1"], group, ["a"], np.arange(100))
+    ratio = (clustered["hr@1_high"] - clustered["hr@1_low"]) / (independent["hr@1_high"] - independent["hr@1_low"])
+    assert ratio == pytest.approx(2, rel=0.2)
 
 
 def test_one_folder_by_hand(tmp_path):
@@ -150,6 +163,6 @@ def test_the_report_shows_it_and_writes_it(tmp_path, tiny_prepared, capsys):
     assert {g["group"]: g["n"] for g in found["history"]} == {"1-2": 2, "3-5": 1}
     head = "| HR@10 | 1-2 (n = 2) | 3-5 (n = 1) |"
     row = text.splitlines()[text.splitlines().index(head) + 2]
-    assert row.startswith("| m | 0.5000 [0.0000, 1.0000] | 1.0000 [1.0000, 1.0000] |")
+    assert row.startswith("| m | 0.5000 [0.0945, 0.9055] | 1.0000 [0.2065, 1.0000] |")
     assert "Breakdown of the same examples: 0.0% of the targets stand in their history, 0.0% have a title" in text
     assert "coverage@1" in text and "distinct first items" in text

@@ -29,18 +29,24 @@ def run(tmp_path):
     return make_run(tmp_path / "study", methods)
 
 
+ALL = ["ndcg@1", "hr@1", "ndcg@10", "hr@10"]
+
+
 def rows_of(text: str, label: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith(f"| {label} |")]
 
 
 def test_real_differences_are_marked_and_the_test_is_named(run):
-    text = build_report([run])
-    assert all(line.count("▲") == 2 for line in rows_of(text, "our method")[:2])
-    assert all(line.count("▼") == 2 for line in rows_of(text, "popularity")[:2])
+    text = build_report([run])  # NDCG@10 in the first table, HR@10 in the second
+    assert all(line.count("▲") == 1 for line in rows_of(text, "our method")[:2])
+    assert all(line.count("▼") == 1 for line in rows_of(text, "popularity")[:2])
     for label in ("random", "fine-tuned LM"):
         assert not any(mark in line for line in rows_of(text, label) for mark in "▲▼")
-    assert "better / worse than *fine-tuned LM* (corrected p < 0.05)" in text
-    assert "60 examples" in text and "Holm's correction over all 12 comparisons" in text
+    assert "better / worse than *fine-tuned LM* (corrected p < 0.05); tested: NDCG@10 and HR@10." in text
+    assert "60 examples" in text and "Holm's correction over these 6 tests" in text
+    every = build_report([run], test_metrics=ALL)
+    assert all(line.count("▲") == 2 for line in rows_of(every, "our method")[:2])
+    assert "tested: NDCG@1 and HR@1 and NDCG@10 and HR@10" in every and "over these 12 tests" in every
     labels = [
         line.split("|")[1].strip()
         for line in text.splitlines()
@@ -50,7 +56,7 @@ def test_real_differences_are_marked_and_the_test_is_named(run):
 
 
 def test_any_row_can_be_the_reference(run):
-    text = build_report([run], compare_to="our_method", differences=True)
+    text = build_report([run], compare_to="our_method", differences=True, test_metrics=ALL)
     assert "worse than *our method*" in text
     assert rows_of(text, "fine-tuned LM")[0].count("▼") == 2
     table = text[text.index("Differences to *our method*") :]
@@ -66,16 +72,31 @@ def test_any_row_can_be_the_reference(run):
 def test_a_looser_level_marks_more(tmp_path):
     # nine of ten differing examples in favor: p = 22 / 1024 for each of four comparisons, 0.086 corrected
     run = make_run(tmp_path / "r", {"finetuned": [15] * 9 + [0] * 21, "m": [0] * 9 + [15] + [0] * 20})
-    assert not any("▲" in line for line in rows_of(build_report([run]), "m"))
-    assert rows_of(build_report([run], significance_level=0.1), "m")[0].count("▲") == 2
+    assert not any("▲" in line for line in rows_of(build_report([run], test_metrics=ALL), "m"))
+    assert rows_of(build_report([run], significance_level=0.1, test_metrics=ALL), "m")[0].count("▲") == 2
+
+
+def test_fewer_tests_are_corrected_less(tmp_path):
+    # as above: 0.043 corrected for the two tests of the default
+    run = make_run(tmp_path / "r", {"finetuned": [15] * 9 + [0] * 21, "m": [0] * 9 + [15] + [0] * 20})
+    assert rows_of(build_report([run]), "m")[0].count("▲") == 1
+    table = build_report([run], differences=True)
+    assert rows_of(table[table.index("Differences to") :], "m")[0].count("p = ") == 1  # K = 1 has an interval alone
+    with pytest.raises(BigrecError, match="'ndgc@10' is not a metric"):
+        build_report([run], test_metrics=["ndgc@10"])
+
+
+def test_metrics_that_were_not_measured_give_way_to_the_largest_cut_off(run):
+    text = build_report([run], test_metrics=["hr@7"])
+    assert "tested: NDCG@10 and HR@10." in text
 
 
 def test_several_runs_share_one_reference(run, tmp_path):
     other = make_run(tmp_path / "other", {"finetuned": BETTER})
-    text = build_report([run, other])
+    text = build_report([run, other], test_metrics=ALL)
     assert "than *study: fine-tuned LM*" in text
     assert rows_of(text, "other: fine-tuned LM")[0].count("▲") == 2
-    assert rows_of(build_report([run, other], compare_to="other/finetuned"), "study: fine-tuned LM")[0].count("▼") == 2
+    assert rows_of(build_report([run, other], compare_to="other/finetuned"), "study: fine-tuned LM")[0].count("▼") == 1
 
 
 def test_rows_over_other_examples_are_not_compared(run, tmp_path):

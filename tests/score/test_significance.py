@@ -15,7 +15,6 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import write_table
 from bigrec_hf.score.significance import (
     Scores,
-    bootstrap_means,
     compare,
     holm,
     matched,
@@ -111,16 +110,6 @@ def test_holm_rejects_what_its_step_down_procedure_rejects(p):
             break
         rejected.add(i)
     assert {i for i, q in enumerate(holm(p)) if q < alpha} == rejected
-
-
-def test_bootstrap_is_paired():
-    # the methods differ by exactly 0.1 on every example, however different the examples are
-    base = np.random.default_rng(0).random(200)
-    low, high = bootstrap_means(np.column_stack([base + 0.1 - base, base]), 500)
-    assert low[0] == pytest.approx(0.1) and high[0] == pytest.approx(0.1)
-    assert high[1] - low[1] == pytest.approx(2 * 1.96 * base.std() / math.sqrt(200), rel=0.15)
-    with pytest.raises(BigrecError, match="no example"):
-        bootstrap_means(np.empty((0, 1)))
 
 
 def write_scores(folder, ids, ndcg, name="ndcg@10"):

@@ -24,7 +24,8 @@ from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import write_json
 from bigrec_hf.report.rows import METRICS, Row, markdown_table, row_labels
-from bigrec_hf.score.significance import bootstrap_means, read_method_scores
+from bigrec_hf.score.significance import read_method_scores
+from bigrec_hf.score.users import intervals, user_codes, user_ids
 
 BREAKDOWN_FILE = "breakdown.json"
 HISTORY_BINS = (0, 1, 3, 6, 10, 20, 50)  # the smallest length in each bin
@@ -50,22 +51,22 @@ def history_groups(lengths: Sequence[int] | np.ndarray) -> tuple[np.ndarray, lis
 
 
 def group_scores(
-    values: np.ndarray, metrics: Sequence[str], group: np.ndarray, labels: Sequence[str]
+    values: np.ndarray, metrics: Sequence[str], group: np.ndarray, labels: Sequence[str], users: np.ndarray
 ) -> list[dict[str, Any]]:
-    """One record per non-empty group: its label, n, and each metric's mean with its 95% bootstrap interval.
+    """One record per non-empty group: its label, n, and each metric's mean with its 95% interval (`users.intervals`).
 
-    values: (n, n_metrics) float64 per-example scores. group: (n,) int, index into labels.
+    values: (n, n_metrics) float64 per-example scores. group: (n,) int, index into labels. users: (n,) int, codes.
     """
     records = []
     for index, label in enumerate(labels):
-        mine = values[group == index]
+        mine, their_users = values[group == index], users[group == index]
         if len(mine) == 0:
             continue
-        low, high = bootstrap_means(mine)
+        ends = intervals(mine, np.unique(their_users, return_inverse=True)[1])
         record: dict[str, Any] = {"group": label, "n": len(mine)}
         for column, metric in enumerate(metrics):
             record[metric] = float(mine[:, column].mean())
-            record[f"{metric}_low"], record[f"{metric}_high"] = float(low[column]), float(high[column])
+            record[f"{metric}_low"], record[f"{metric}_high"] = float(ends.low[column]), float(ends.high[column])
         records.append(record)
     return records
 
@@ -126,6 +127,7 @@ def break_down(
     from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
     scores = read_method_scores([folder])
+    users = user_codes(user_ids(scores.example_ids), len(scores.example_ids))
     path = Path(folder) / RANKINGS_FILE
     if not path.is_file():
         raise BigrecError(f"{path} does not exist: run `bigrec-hf ground` first")
@@ -145,7 +147,7 @@ def break_down(
     }
     if len(known) == len(targets):
         group, labels = history_groups([len(history) for history in known])
-        found["history"] = group_scores(scores.values, scores.metrics, group, labels)
+        found["history"] = group_scores(scores.values, scores.metrics, group, labels, users)
         found["repeated_targets"] = float(
             np.mean([target in history for target, history in zip(targets, known, strict=True)])
         )
@@ -156,7 +158,7 @@ def break_down(
                 f"{path} ranks {n_items} items, but the prepared set has {len(counts)}: use a run with unchanged data"
             )
         group = popularity_groups(counts)[targets]
-        found["popularity"] = group_scores(scores.values, scores.metrics, group, POPULARITY_GROUPS)
+        found["popularity"] = group_scores(scores.values, scores.metrics, group, POPULARITY_GROUPS, users)
         _, title, n_rows = np.unique([clean_title(t) for t in titles], return_inverse=True, return_counts=True)
         found["duplicate_title_targets"] = float((n_rows[title[targets]] > 1).mean())
     longest = max(map(len, top_rows), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ class Differences:
     alpha: float
     reference: Row | None = None
     comparisons: dict[tuple[str, str], Comparison] = field(default_factory=dict)  # (row key, metric) ->
+    tested: Sequence[str] = ()  # metrics with a p-value
     permutations: int = 0
     n_examples: int = 0
     left_out: dict[str, str] = field(default_factory=dict)  # row key -> why
@@ -47,11 +49,15 @@ def find_reference(rows: Sequence[Row], compare_to: str | None) -> Row | None:
 
 
 def compare_rows(
-    rows: Sequence[Row], compare_to: str | None = None, alpha: float = 0.05, permutations: int = 10_000
+    rows: Sequence[Row],
+    compare_to: str | None = None,
+    alpha: float = 0.05,
+    permutations: int = 10_000,
+    test_metrics: Sequence[str] = ("ndcg@10", "hr@10"),
 ) -> Differences:
     """Test every row against the reference on the same examples. Rows over other examples are left out.
 
-    Raises BigrecError for an `alpha` out of range.
+    Raises BigrecError for an `alpha` out of range, and for `test_metrics` that are no metrics.
     """
     if not 0.001 <= alpha <= 0.5:  # a smaller one would need millions of permutations to mark anything
         raise BigrecError(f"significance_level={alpha} must lie between 0.001 and 0.5, such as 0.05")
@@ -69,10 +75,25 @@ def compare_rows(
             left_out[row.key] = str(error)
             if row is reference:
                 return Differences(alpha, reference, left_out=left_out)
-    comparisons, permutations = compare(scores, reference.key, alpha=alpha, permutations=permutations)
+    tested = tested_metrics(rows, test_metrics)
+    comparisons, permutations = compare(scores, reference.key, tested=tested, alpha=alpha, permutations=permutations)
     found = {(comparison.name, comparison.metric): comparison for comparison in comparisons}
     n = len(scores[reference.key].example_ids)
-    return Differences(alpha, reference, found, permutations, n, left_out)
+    return Differences(alpha, reference, found, tested, permutations, n, left_out)
+
+
+def tested_metrics(rows: Sequence[Row], wanted: Sequence[str]) -> list[str]:
+    """The metrics among `wanted` that the rows have; if none, both at the largest cut-off of the rows.
+
+    Raises BigrecError for anything but ndcg@K or hr@K.
+    """
+    for metric in wanted:
+        name, _, k = metric.partition("@")
+        if name not in METRICS or not k.isdigit():
+            raise BigrecError(f"test_metrics: {metric!r} is not a metric: write ndcg@K or hr@K, such as ndcg@10")
+    ks = cutoffs(rows)
+    found = [metric for metric in wanted if int(metric.partition("@")[2]) in ks]
+    return found or [f"{name}@{max(ks)}" for name in METRICS]
 
 
 def legend(rows: Sequence[Row], differences: Differences) -> list[str]:
@@ -81,12 +102,14 @@ def legend(rows: Sequence[Row], differences: Differences) -> list[str]:
     labels = row_labels(rows)
     if differences.comparisons and differences.reference is not None:
         several = any(len(row.folders) > 1 for row in rows)
+        metrics = " and ".join(metric.upper() for metric in differences.tested)
+        n_tests = sum(not math.isnan(comparison.p) for comparison in differences.comparisons.values())
         lines.append(
-            f"▲ / ▼: better / worse than *{labels[differences.reference.key]}* (corrected p < {differences.alpha:g}). "
-            f"Two-sided paired permutation test (sign flips: all where few examples differ, else "
+            f"▲ / ▼: better / worse than *{labels[differences.reference.key]}* (corrected p < {differences.alpha:g}); "
+            f"tested: {metrics}. Two-sided paired permutation test (sign flips: all where few examples differ, else "
             f"{differences.permutations:,} random ones) over {differences.n_examples:,} examples, an empty answer "
-            f"counting as a miss; Holm's correction over all {len(differences.comparisons)} comparisons of these "
-            "tables. No mark: not distinguishable on these examples. "
+            f"counting as a miss; Holm's correction over these {n_tests} tests. No mark there: not distinguishable on "
+            "these examples. "
             + (
                 "Each example's score is averaged over the row's seeds first."
                 if several
@@ -118,5 +141,7 @@ def differences_tables(rows: Sequence[Row], differences: Differences) -> list[st
 
 def _difference(comparison: Comparison, alpha: float) -> str:
     text = f"{comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]"
+    if math.isnan(comparison.p):
+        return text
     p = "p < 0.0001" if comparison.p_corrected < 1e-4 else f"p = {comparison.p_corrected:.4f}"
     return f"{text}, {p} {comparison.mark(alpha)}".rstrip()

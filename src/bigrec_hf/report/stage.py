@@ -112,12 +112,13 @@ def build_report(
     compare_to: str | None = None,
     significance_level: float = 0.05,
     permutations: int = 10_000,
+    test_metrics: Sequence[str] = ("ndcg@10", "hr@10"),
     differences: bool = False,
     breakdown: bool = False,
 ) -> str:
     """The whole report as Markdown (the arguments: settings.ReportSettings)."""
     rows = load_rows(run_dirs)
-    compared = compare_rows(rows, compare_to, significance_level, permutations)
+    compared = compare_rows(rows, compare_to, significance_level, permutations, test_metrics)
     return report_text(run_dirs, rows, compared, published, differences, breakdown)
 
 
@@ -164,7 +165,7 @@ def command_line(report: ReportSettings) -> list[str]:
     """The command that makes a README's tables: the runs, and every setting that affects them if not the default."""
     command = ["bigrec-hf", "report", *report.runs]
     usual = asdict(ReportSettings())
-    for name in ("compare_to", "significance_level", "permutations", "readme_columns", "update_readme"):
+    for name in ("compare_to", "significance_level", "permutations", "test_metrics", "readme_columns", "update_readme"):
         value = getattr(report, name)
         if value != usual[name]:
             command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -174,7 +175,9 @@ def command_line(report: ReportSettings) -> list[str]:
 def main(report: ReportSettings) -> None:
     """Print the report; write it, its plots and README tables if the settings ask for them."""
     rows = load_rows(report.runs)
-    compared = compare_rows(rows, report.compare_to, report.significance_level, report.permutations)
+    compared = compare_rows(
+        rows, report.compare_to, report.significance_level, report.permutations, report.test_metrics
+    )
     text = report_text(report.runs, rows, compared, report.published, report.differences, report.breakdown)
     print(text)
     if report.report_path:

@@ -41,8 +41,8 @@ class Comparison:
     difference: float  # mean score of `name` minus that of the reference
     low: float
     high: float
-    p: float  # two-sided
-    p_corrected: float  # Holm, over all comparisons of the table
+    p: float  # two-sided; NaN where it was not tested
+    p_corrected: float  # Holm, over all comparisons that were tested
 
     def mark(self, alpha: float) -> str:
         """▲ or ▼ where the corrected p is below alpha, else nothing."""
@@ -102,23 +102,6 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     return corrected
 
 
-def bootstrap_means(
-    values: np.ndarray, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """(low (m,), high (m,)) percentile bootstrap intervals of the column means of `values`  # (n, m) float64.
-
-    Whole rows are resampled, so the difference of two methods on an example stays together (paired). Equal rows are
-    drawn as one: a multinomial over the distinct rows stands for a resample. Raises BigrecError where n is 0.
-    """
-    values = np.asarray(values, np.float64)
-    if len(values) == 0:
-        raise BigrecError("there is no example to resample: give at least one")
-    rows, counts = np.unique(values, axis=0, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
-    low, high = np.quantile(draws @ rows / len(values), [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], axis=0)
-    return low, high
-
-
 def read_method_scores(folders: Sequence[str | Path]) -> Scores:
     """Per-example NDCG@K and HR@K of a method; several folders (its seeds) are averaged example by example.
 
@@ -173,33 +156,38 @@ def compare(
     scores: Mapping[str, Scores],
     reference: str,
     *,
+    tested: Sequence[str] | None = None,
     alpha: float = 0.05,
     permutations: int = 10_000,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[list[Comparison], int]:
-    """Every other method against `reference`, by every shared metric, corrected over all of these comparisons.
+    """Every other method against `reference`, by every shared metric; `tested` metrics (None: all) also get a p.
 
-    Returns the comparisons and the number of permutations used: at least `permutations`, and enough for the smallest
-    possible p to survive the correction at `alpha`. The intervals have level 1 - alpha. Raises BigrecError where the
-    examples differ.
+    The p-values are corrected over all tests made here, so that few metrics, named before the results are seen, leave
+    more power than all of them. Returns the comparisons and the number of permutations used: at least `permutations`,
+    and enough for the smallest possible p to survive the correction at `alpha`. The intervals have level 1 - alpha.
+    Raises BigrecError where the examples differ.
     """
     pairs = {
         name: matched(method, scores[reference], name, reference)
         for name, method in scores.items()
         if name != reference
     }
-    n_comparisons = sum(len(metrics) for metrics, _, _ in pairs.values())
-    permutations = max(permutations, int(np.ceil(2 * n_comparisons / alpha)))
+    n_tests = sum(tested is None or metric in tested for metrics, _, _ in pairs.values() for metric in metrics)
+    permutations = max(permutations, int(np.ceil(2 * n_tests / alpha)))
     found: list[tuple[str, str, float, float, float, float]] = []
     for name, (metrics, values, base) in pairs.items():
         differences = values - base
         ids = scores[name].example_ids
         users = user_codes(user_ids(ids), len(ids))  # whole users are resampled, whole users' differences change sign
         low, high = bootstrap_users(differences, users, resamples, 1.0 - alpha, seed)
-        p = permutation_test(user_sums(differences, users), permutations, seed)
+        p = np.full(len(metrics), np.nan)
+        columns = [place for place, metric in enumerate(metrics) if tested is None or metric in tested]
+        p[columns] = permutation_test(user_sums(differences[:, columns], users), permutations, seed)
         found += zip([name] * len(metrics), metrics, differences.mean(axis=0), low, high, p, strict=True)
-    corrected = holm([row[-1] for row in found])
+    corrected = np.array([row[-1] for row in found])
+    corrected[~np.isnan(corrected)] = holm(corrected[~np.isnan(corrected)])
     comparisons = [
         Comparison(name, metric, float(difference), float(low), float(high), float(p), float(q))
         for (name, metric, difference, low, high, p), q in zip(found, corrected, strict=True)

@@ -19,6 +19,10 @@ class ReportSettings:
         "row to test the others against: METHOD or RUN/METHOD, or none (default: finetuned, of the first run)",
     )
     significance_level: float = setting(0.05, "mark a difference if its corrected p is below this", above=0, below=1)
+    test_metrics: list[str] = setting(
+        ["ndcg@10", "hr@10"],
+        "metrics whose differences are tested and marked, ndcg@K or hr@K; fewer tests are corrected less",
+    )
     permutations: int = setting(10_000, "minimum number of random sign flips in the permutation test", least=1)
     differences: bool = setting(False, "also show every difference with its interval and corrected p")
     breakdown: bool = setting(
