@@ -30,8 +30,8 @@ from bigrec_hf.rank.fuse.formulas import (
     row_ranks,
     text_distances,
 )
-from bigrec_hf.rank.fuse.stage import fuse_method
-from bigrec_hf.settings import DataSettings, RankOptions
+from bigrec_hf.rank.fuse.stage import KeywordIndex, fuse_method
+from bigrec_hf.settings import DataSettings, FuseSettings, RankOptions, RunSettings
 from tests.helpers.encoders import save_lm
 from tests.helpers.line import FACTS, POSITIONS, TITLES, encode, make_index
 
@@ -249,7 +249,6 @@ def write_generations(path, targets, texts, scores=None, *, name="t", adapter="a
 
 
 FUSIONS = ["min", "rrf"]
-GRIDS = {"k0s": [0, 60], "quiet": True}
 
 
 class TestStage:
@@ -270,9 +269,10 @@ class TestStage:
     def chosen(self, run, fusion="min"):
         return json.loads((run / f"finetuned_fused_{fusion}/fusion.json").read_text(encoding="utf-8"))
 
-    def fuse(self, run, fusions=FUSIONS, **more):
-        inputs = (make_index(), encode, fusions, RankOptions(), DataSettings())
-        return fuse_method(run, "finetuned", *inputs, metric="ndcg@5", **GRIDS, **more)
+    def fuse(self, run, keywords=None, **more):
+        settings = FuseSettings(fusion_metric="ndcg@5", fusion_k0=[0, 60], **more)
+        inputs = (RunSettings(run_dir=str(run)), DataSettings(), settings, RankOptions(), make_index(), encode)
+        return fuse_method(*inputs, keywords, quiet=True)
 
     def test_tables_and_choice(self, run):
         parameters = self.fuse(run)
@@ -328,15 +328,15 @@ class TestStage:
             self.fuse(run)
 
     def test_fewer_texts_than_there_are(self, run):
-        assert self.fuse(run, max_beams=1)["min"] == {"beams": 1}
+        assert self.fuse(run, fusion_beams=1)["min"] == {"beams": 1}
 
     def test_two_indexes(self, run):
         # keywords that put every title at its mirror image: "one" <-> "ten", "three" <-> "six"
         keywords = {"one": "ten", "ten": "one", "three": "six", "six": "three", "four": "six"}
         catalog = keyword_catalog(make_index().catalog, keywords)
         assert catalog.titles == ["ten", "six", "ten", "three", "one"]
-        index = CatalogIndex(catalog, encode(catalog.titles), FACTS)
-        parameters = self.fuse(run, ["keywords"], keywords=keywords, keyword_index=index)["keywords"]
+        given = KeywordIndex(keywords, CatalogIndex(catalog, encode(catalog.titles), FACTS))
+        parameters = self.fuse(run, given, fusion="keywords")["keywords"]
         table = pq.read_table(run / "finetuned_fused_keywords/rankings.parquet")
         a, b = parameters["a"], parameters["b"]
         titles = np.array([POSITIONS[title] for title in TITLES])
@@ -349,7 +349,7 @@ class TestStage:
             assert table[C.RANK].to_pylist()[i] == int(np.isin(order, target).argmax())
         with pytest.raises(BigrecError, match=r"1 titles of .* have no keywords, the first is 'one'"):
             del keywords["one"]
-            self.fuse(run, ["keywords"], keywords=keywords, keyword_index=index)
+            self.fuse(run, given, fusion="keywords")
 
 
 def test_command(tmp_path, capsys):

@@ -52,6 +52,9 @@ def test_fuse_refuses_training_examples(tiny_prepared, tiny_model_dir, tmp_path,
     file = tmp_path / "validation" / "finetuned" / "generations.parquet"
     file.parent.mkdir(parents=True)
     pq.write_table(pa.table({C.EXAMPLE_ID: ids}), file)
+    evaluated = tmp_path / "finetuned" / "generations.parquet"
+    evaluated.parent.mkdir()
+    pq.write_table(pa.table({C.EXAMPLE_ID: ["other"]}), evaluated)
     flags = ["--output_dir", str(tmp_path), "--dataset", tiny_prepared, "--base_model", tiny_model_dir]
     assert cli.main(["fuse", *flags]) == 2
     assert "not in the validation split" in capsys.readouterr().err

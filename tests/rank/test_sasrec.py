@@ -29,7 +29,7 @@ from bigrec_hf.rank.sasrec.model import (
     sampled_softmax_loss,
     softmax_loss,
 )
-from bigrec_hf.rank.sasrec.stage import sasrec_tables, trained_model
+from bigrec_hf.rank.sasrec.stage import check_catalog, trained_model
 from bigrec_hf.rank.sasrec.trainer import score_histories, train_sasrec
 from bigrec_hf.rank.sasrec.windows import pad_histories, windows
 from bigrec_hf.settings import DataSettings, RankOptions, SasrecSettings
@@ -402,7 +402,7 @@ def test_faults(tiny_prepared, tmp_path, capsys):
         train_sasrec(sequences_of([[1], [2]]), np.ones(7), examples([], []), tmp_path, SETTINGS, seed=0)
     catalog = Catalog(["a"] * 7, ["A"] * 7)
     with pytest.raises(BigrecError, match="another catalog"):
-        sasrec_tables(tiny_sasrec(), catalog, np.ones(7), Examples(["x"], [0], [[1]]), tmp_path, RankOptions())
+        check_catalog(tiny_sasrec(), catalog)
     with pytest.raises(ValueError, match="6 items were given"):
         tiny_sasrec()(torch.zeros(1, 6, dtype=torch.int64))
 

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 
+if TYPE_CHECKING:
+    from bigrec_hf.settings import RunSettings
+
 VALIDATION_DIR = "validation"  # in a run folder: the same method folders, for the validation examples
+
+
+def run_folder(run: RunSettings) -> Path:
+    """Return the folder of the run. Raises BigrecError if none is given."""
+    if run.run_dir is None:
+        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
+    return Path(run.run_dir)
+
+
+def split_folders(run: RunSettings) -> dict[str, Path]:
+    """Return the folders that hold methods: `validation`, and `test` for the evaluated examples of whatever split.
+
+    Raises BigrecError if no run folder is given.
+    """
+    folder = run_folder(run)
+    return {"validation": folder / VALIDATION_DIR, "test": folder}
 
 
 def seed_folders(run_dir: str | Path) -> list[Path]:

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
-from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.fingerprints import file_fingerprint, fingerprint
 from bigrec_hf.common.shards import share_rows
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
@@ -24,6 +23,7 @@ from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, Examples, read_generations
 from bigrec_hf.data.item_scores import SCORES_FILE, read_scores
 from bigrec_hf.data.rankings import GENERATIONS_KEY, METADATA_KEY, RANKINGS_SCHEMA, table_settings, write_rankings
+from bigrec_hf.data.run_folder import run_folder
 from bigrec_hf.ground.distance import PART_EXAMPLES, ground_answers
 from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.ground.index import open_index
@@ -56,17 +56,14 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
     """Write `<run_dir>/<method>/rankings.parquet`, or that of `<method>_hybrid`; several processes share the work."""
     from bigrec_hf.common.processes import process_state
 
-    if run.run_dir is None:
-        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
-    state = process_state()
-    folder = Path(run.run_dir) / run.method
+    folder, state = run_folder(run) / run.method, process_state()
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     answers = with_seen(read_generations(folder / GENERATIONS_FILE, catalog), ground.options, data)
     if ground.ranking == "scores":
         if state.is_main_process:
             rank_item_scores(folder, answers, catalog, ground.options)
         return state.wait_for_everyone()
-    index, encode = open_index(catalog, model, ground, Path(run.run_dir) / "index", state)
+    index, encode = open_index(catalog, model, ground, run_folder(run) / "index", state)
     options = ground.options
     file = file_fingerprint(folder / GENERATIONS_FILE)
     key = fingerprint(file, index.fingerprint, asdict(options), ground.ranking)

@@ -23,7 +23,7 @@ from bigrec_hf.common.processes import process_state
 from bigrec_hf.data.generations import GENERATIONS_FILE, read_ids
 from bigrec_hf.data.item_scores import find_scores
 from bigrec_hf.data.rankings import HYBRID, RANKINGS_FILE, read_ranks
-from bigrec_hf.data.run_folder import VALIDATION_DIR
+from bigrec_hf.data.run_folder import split_folders
 from bigrec_hf.generate import stage as generate_stage
 from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.rank.model_selection import (
@@ -68,17 +68,10 @@ def choose_share(ranks: dict[float, np.ndarray], metric: str) -> Choice:
     return Choice(grid, {metric: curve}, {metric: grid[int(np.argmax(curve))]})
 
 
-def places_of(sections: RunSections) -> dict[str, Path]:
-    """Return the folder of each split. Raises BigrecError if no run folder is named."""
-    if sections.run.run_dir is None:
-        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
-    folder = Path(sections.run.run_dir)
-    return {"validation": folder / VALIDATION_DIR, "test": folder}
-
-
 def find_assistants(sections: RunSections) -> dict[str, Path]:
     """Return the file of the collaborative model's scores for each split. Raises BigrecError if one is missing."""
-    scores = {s: find_scores(place / sections.debias.debias_scores, None) for s, place in places_of(sections).items()}
+    places = split_folders(sections.run)
+    scores = {split: find_scores(place / sections.debias.debias_scores, None) for split, place in places.items()}
     for file in scores.values():
         if not file.is_file():
             raise BigrecError(f"{file} does not exist: run `bigrec-hf sasrec` first, or name another --debias_scores")
@@ -88,7 +81,7 @@ def find_assistants(sections: RunSections) -> dict[str, Path]:
 def answer(sections: RunSections, split: str, name: str, share: float, n: int) -> Path:
     """Decode, rank and score `n` examples of a split (0 = all) with one weight, in the folder `name`; return the folder
     of the rankings."""
-    folder, place = places_of(sections)["test"], places_of(sections)[split]
+    folder, place = split_folders(sections.run)["test"], split_folders(sections.run)[split]
     generate = replace(
         sections.generate,
         adapter=sections.generate.adapter or str(folder / "adapter"),
@@ -115,7 +108,7 @@ def answer(sections: RunSections, split: str, name: str, share: float, n: int) -
 
 def choose_on_validation(sections: RunSections, shares: Sequence[float]) -> tuple[Choice, Path]:
     """Return the choice among `shares`, and the texts of the validation examples with the last of them."""
-    method, place = sections.run.method + SUFFIX, places_of(sections)["validation"]
+    method, place = sections.run.method + SUFFIX, split_folders(sections.run)["validation"]
     # the same sample as in `sasrec`, so that the collaborative model has scored these examples
     most = sections.debias.debias_examples
     n_examples = min(most, sections.data.eval_sample or most)
@@ -136,7 +129,7 @@ def main(**settings: Any) -> None:
 
 def choose_and_decode(sections: RunSections) -> None:
     """Choose the weight on validation examples, decode the evaluated ones with it, score them, and print the table."""
-    debias, test = sections.debias, places_of(sections)["test"]
+    debias, test = sections.debias, split_folders(sections.run)["test"]
     shares = check_shares(debias.debias_lm_weights)
     split_key(debias.debias_metric)
     if debias.debias_examples < 1:

@@ -18,12 +18,12 @@ from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_table
 from bigrec_hf.data.examples import load_config
-from bigrec_hf.data.generations import GENERATE_FILE
-from bigrec_hf.data.run_folder import VALIDATION_DIR
+from bigrec_hf.data.generations import GENERATE_FILE, GENERATIONS_FILE, read_ids
+from bigrec_hf.data.run_folder import VALIDATION_DIR, split_folders
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks, hr_per_example, ndcg_per_example
 
 if TYPE_CHECKING:
-    from bigrec_hf.settings import DataSettings
+    from bigrec_hf.settings import DataSettings, RunSettings
 
 CHOICE_FILE = "choice.json"  # what was tried and chosen, in a method's folder
 CURVE_FILE = "curve.parquet"
@@ -126,3 +126,23 @@ def check_same_adapter(validation: Path, test: Path) -> None:
         raise BigrecError(
             f"{validation} and {test} were written by different adapters: generate the validation examples again"
         )
+
+
+def checked_generations(run: RunSettings, data: DataSettings) -> dict[str, Path]:
+    """Return the method's generations files: `validation` to choose parameters on, `test` to apply them to.
+
+    Raises BigrecError if a file is missing, if its examples are not from the validation split, if the files share an
+    example, or if different adapters wrote them.
+    """
+    files = {split: place / run.method / GENERATIONS_FILE for split, place in split_folders(run).items()}
+    for file in files.values():
+        if not file.is_file():
+            raise BigrecError(
+                f"{file} does not exist: parameters are chosen on validation examples and applied to the evaluated "
+                "ones, so generate both"
+            )
+    ids = {split: read_ids(file) for split, file in files.items()}
+    check_validation(ids["validation"], data)
+    check_disjoint(ids["validation"], ids["test"])
+    check_same_adapter(files["validation"], files["test"])
+    return files

@@ -28,6 +28,7 @@ from bigrec_hf.data.rankings import (
     SCORE_FILES,
     table_settings,
 )
+from bigrec_hf.data.run_folder import run_folder
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks, hr_per_example, ndcg_per_example
 from bigrec_hf.score.users import intervals, user_codes, user_ids
 
@@ -185,7 +186,5 @@ def score_folder(
 
 def main(run: RunSettings, score: ScoreSettings) -> None:
     """Write `<run_dir>/<method>/results.json` and `per_example.parquet`; print the table."""
-    if run.run_dir is None:
-        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
-    results = score_folder(Path(run.run_dir) / run.method, **vars(score), seed=run.seed)
+    results = score_folder(run_folder(run) / run.method, **vars(score), seed=run.seed)
     print(results_table({run.method: results}, sorted(set(score.ks))))

@@ -8,7 +8,6 @@ the training split alone, and read the history of an example as the language mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,24 +15,20 @@ import numpy as np
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import write_json
 from bigrec_hf.data.catalog import load_catalog
-from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import load_config, read_train_counts
-from bigrec_hf.data.generations import evaluated_examples, sample_examples
-from bigrec_hf.data.item_scores import SCORES_FILE, write_scores
-from bigrec_hf.data.rankings import target_rows, write_rankings
-from bigrec_hf.data.run_folder import VALIDATION_DIR
+from bigrec_hf.data.rankings import target_rows
+from bigrec_hf.data.run_folder import split_folders
 from bigrec_hf.data.sequences import ItemSequences, training_sequences
-from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.rank.baselines.ease import ease_models
 from bigrec_hf.rank.baselines.itemknn import itemknn_models
-from bigrec_hf.rank.baselines.linear import Fitted, choose_model, history_matrix, linear_scores
+from bigrec_hf.rank.baselines.linear import Chosen, Fitted, choose_model, history_matrix, linear_scores
+from bigrec_hf.rank.item_models import choosing_examples, rank_by_model, training_set
 from bigrec_hf.rank.model_selection import CHOICE_FILE
-from bigrec_hf.score.stage import results_table, score_folder
+from bigrec_hf.score.stage import results_table
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, GroundSettings, LinearSettings, RunSettings, ScoreSettings
 
-VALIDATION_SAMPLE = 5000  # validation examples that choose the parameters, at most
 MODELS: dict[str, Callable[[ItemSequences, int, LinearSettings], Sequence[Fitted]]] = {
     "ease": lambda sequences, n_items, s: ease_models(sequences, n_items, s.ease_lambdas, s.ease_max_items),
     "itemknn": lambda sequences, n_items, s: itemknn_models(
@@ -50,45 +45,34 @@ def main(
     if unknown or not linear.linear_models:
         what = repr(unknown[0]) if unknown else "empty"
         raise BigrecError(f"linear_models: {what}: choose among {', '.join(MODELS)}")
-    if run.run_dir is None:
-        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
-    if not data.dataset:
-        raise BigrecError("no data set given: linear models are fitted to a prepared set, name it with --dataset")
-    folder, dataset = Path(run.run_dir), data.dataset[0]
+    places, dataset = split_folders(run), training_set(data)
     catalog = load_catalog(dataset)
     counts = read_train_counts(dataset)
     sequences = training_sequences(load_config(dataset, "default", "train").data.table)
-    chooses = with_seen(sample_examples(dataset, "validation", VALIDATION_SAMPLE), ground.options, data)
+    validation = choosing_examples(data, ground.options)
     results: dict[str, dict[str, Any]] = {}
     for name in linear.linear_models:
         chosen = choose_model(
             MODELS[name](sequences, len(catalog), linear),
             linear.linear_decays,
-            chooses.histories,
-            target_rows(chooses.targets, catalog, ground.duplicates),
+            validation.histories,
+            target_rows(validation.targets, catalog, ground.duplicates),
             counts,
-            exclude=ground.options.excluded(chooses),
+            exclude=ground.options.excluded(validation),
         )
-        weights = chosen.fitted.weights()
         shown = ", ".join(f"{key} {value:g}" for key, value in chosen.parameters.items())
-        print(f"{name}: {shown} chosen on {len(chooses.targets):,} validation examples (NDCG@10 {chosen.value:.4f})")
-        for place, split in ((folder, data.split), (folder / VALIDATION_DIR, "validation")):
-            examples = evaluated_examples(place, catalog, dataset, split, data.eval_sample)
-            if not examples.example_ids:
-                print(f"{name}: the {split} split of {dataset} is empty: skipped")
-                continue
-            examples = with_seen(examples, ground.options, data)
-            inputs = history_matrix(examples.histories, len(catalog), chosen.decay)
-            scores = linear_scores(inputs, weights, counts)
-            table = baseline_rankings(name, _rows(scores), catalog, examples, ground.options, **chosen.parameters)
-            write_scores(place / name / SCORES_FILE, scores, examples.example_ids, catalog, model=name)
+        print(f"{name}: {shown} chosen on {len(validation.targets):,} validation examples (NDCG@10 {chosen.value:.4f})")
+        scorer = chosen_scorer(chosen, counts)
+        found = rank_by_model(name, scorer, run, data, ground, score, catalog, **chosen.parameters)
+        for split in found:
+            place = places["validation" if split == "validation" else "test"]
             write_json(place / name / CHOICE_FILE, {"chosen": chosen.parameters, "tried": chosen.table})
-            write_rankings(table, place / name)
-            found = score_folder(place / name, **vars(score), seed=run.seed)
-            if split != "validation":
-                results[name] = found
+        if data.split != "validation" and data.split in found:
+            results[name] = found[data.split]
     print(results_table(results, sorted(set(score.ks))))
 
 
-def _rows(scores: np.ndarray) -> Callable[[int, int], np.ndarray]:
-    return lambda start, stop: scores[start:stop]
+def chosen_scorer(chosen: Chosen, counts: np.ndarray) -> Callable[[Sequence[Sequence[int]]], np.ndarray]:
+    """Return the function from histories to scores of all items, (n, n_items), of a chosen model and decay."""
+    weights = chosen.fitted.weights()
+    return lambda histories: linear_scores(history_matrix(histories, len(counts), chosen.decay), weights, counts)

@@ -25,12 +25,12 @@ from bigrec_hf.common.files import read_json
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
 from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import catalog_train_counts, own_items
-from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, evaluated_examples, read_generations
+from bigrec_hf.data.generations import Answers, evaluated_examples, read_generations
 from bigrec_hf.data.item_scores import SCORES_FILE, find_scores, read_facts, read_scores
 from bigrec_hf.data.rankings import write_rankings
-from bigrec_hf.data.run_folder import VALIDATION_DIR
+from bigrec_hf.data.run_folder import split_folders
 from bigrec_hf.ground.index import open_index
-from bigrec_hf.rank.model_selection import GRIDS, check_disjoint, check_same_adapter, check_validation
+from bigrec_hf.rank.model_selection import GRIDS, check_disjoint, check_validation, checked_generations
 from bigrec_hf.rank.rerank.apply import (
     WEIGHTINGS,
     history_split,
@@ -114,12 +114,10 @@ def read_answers(
     """
     if rerank.texts == HISTORY:
         answers = {split: history_examples(place, split, data, catalog) for split, place in places.items()}
+        check_validation(answers["validation"].example_ids, data)
+        check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
     else:
-        files = {split: place / run.method / GENERATIONS_FILE for split, place in places.items()}
-        answers = {split: read_generations(file, catalog) for split, file in files.items()}
-        check_same_adapter(*files.values())
-    check_validation(answers["validation"].example_ids, data)
-    check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
+        answers = {split: read_generations(file, catalog) for split, file in checked_generations(run, data).items()}
     return {split: with_seen(found, options, data) for split, found in answers.items()}
 
 
@@ -150,16 +148,14 @@ def main(
     rerank: RerankSettings,
 ) -> None:
     """The `rerank` command: choose, apply and score every combination of formulas and weights; print the table."""
-    if run.run_dir is None:
-        raise BigrecError("no run folder given: name one with --output_dir or --config RECIPE")
+    places = split_folders(run)
     check_settings(rerank)
     by_history = rerank.texts == HISTORY
     if by_history and ground.exclude == "none":
         raise BigrecError(
             "texts is 'history': nothing is closer than the history itself; add --exclude history or seen"
         )
-    folder, method = Path(run.run_dir), HISTORY if by_history else run.method
-    places = {"validation": folder / VALIDATION_DIR, "test": folder}
+    folder, method = places["test"], HISTORY if by_history else run.method
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     answers = read_answers(run, data, rerank, ground.options, places, catalog)
     scores, facts = read_scores_of(rerank, places, answers, catalog)
