@@ -8,9 +8,9 @@ search), `rankings.parquet` and the scores. `<run_dir>/<method>`, the ranking by
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,7 +63,8 @@ if TYPE_CHECKING:
 FUSION_FILE = "fusion.json"
 
 
-class KeywordIndex(NamedTuple):
+@dataclass(frozen=True)
+class KeywordIndex:
     """Keywords by clean title, and the index over the keywords of the catalog, row by row."""
 
     keywords: dict[str, str]
