@@ -124,6 +124,12 @@ class SftSettings:
     sample: int = setting(1024, "training examples sampled from each data set; 0 = all", least=0)
     validation_sample: int = setting(5000, "maximum number of validation examples for the loss; 0 = all", least=0)
     epochs: float = setting(5.0, "passes over the training sample", above=0)
+    max_minutes: float = setting(
+        0.0,
+        "end the training after this many minutes, the learning rate falling to zero by then; 0 = no limit. What is "
+        "learned then depends on the machine's speed",
+        least=0,
+    )
     learning_rate: float = setting(1e-4, "peak learning rate (AdamW, linear decay)", above=0)
     warmup_steps: float = setting(
         20, "warm-up: a number of optimizer steps or, below 1, a fraction of all steps", least=0

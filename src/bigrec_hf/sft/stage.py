@@ -84,7 +84,16 @@ def main(
         timing: dict[str, Any] = {}
         with measured(timing):
             trainer, result = train_adapter(
-                base, tokenizer, train, validation, config, lora=lora, patience=sft.patience, **trainer_options
+                base,
+                tokenizer,
+                train,
+                validation,
+                config,
+                lora=lora,
+                patience=sft.patience,
+                n_targets=counts.get("n_train_targets", round(len(train) * sft.epochs)),
+                max_minutes=sft.max_minutes,
+                **trainer_options,
             )
         record = {
             "fingerprint": mark,

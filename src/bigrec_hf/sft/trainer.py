@@ -12,12 +12,20 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
 from trl import SFTConfig, SFTTrainer
 
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.models.checkpoints import ExactResume, last_checkpoint
 from bigrec_hf.models.loading import keep_trainable_precise
+from bigrec_hf.sft.callbacks import OneLine, TimeLimit
 from bigrec_hf.sft.shared_prefix import MergedBatch, draws_at_random, merge_batch, use_shared_attention
 
 IGNORED = -100  # label of a token without loss
@@ -166,16 +174,22 @@ def train_adapter(
     *,
     lora: LoraConfig,
     patience: int,
+    n_targets: int,
+    max_minutes: float = 0.0,
     trainer_class: Callable[..., SFTTrainer] = CompletionLossTrainer,
     collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
 ) -> tuple[SFTTrainer, dict[str, Any]]:
     """Train (or resume from the last checkpoint in `config.output_dir`) and return the trainer and its record.
 
     With a validation set the adapter of the best evaluation loss is loaded at the end; `patience` evaluations without
-    improvement stop the training (0 = never).
+    improvement stop the training (0 = never), and so do `max_minutes` (0 = no limit). `n_targets`: those of all epochs.
     """
     set_seed(config.seed)
-    callbacks = [EarlyStoppingCallback(patience)] if patience > 0 and config.load_best_model_at_end else []
+    callbacks: list[TrainerCallback] = []
+    if patience > 0 and config.load_best_model_at_end:
+        callbacks.append(EarlyStoppingCallback(patience))
+    if max_minutes > 0:
+        callbacks.append(TimeLimit(max_minutes))
     trainer = trainer_class(
         model=model,
         data_collator=collator,
@@ -186,6 +200,9 @@ def train_adapter(
         peft_config=lora,
         callbacks=callbacks,
     )
+    if not config.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(OneLine(n_targets))
     trainable, total = cast(PeftModel, trainer.model).get_nb_trainable_parameters()
     if trainer.is_world_process_zero():
         print(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.4%})", flush=True)

@@ -1,0 +1,92 @@
+"""Training by the clock, and what is shown meanwhile. The clock is a counter: a second per reading."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from bigrec_hf.sft import callbacks
+from bigrec_hf.sft.callbacks import OneLine, TimeLimit
+from bigrec_hf.sft.dense_trainer import DenseTrainer
+from tests.sft.test_dense_training import train
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    seconds = itertools.count()
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+
+
+def test_the_learning_rate_falls_to_zero_at_the_limit(tiny_model_dir, tiny_prepared, tmp_path, clock):
+    record = train(tmp_path, tiny_model_dir, tiny_prepared, epochs=50, max_minutes=0.5, evals_per_epoch=1)
+    logs = [log for log in record["history"] if "learning_rate" in log]
+    rates = [log["learning_rate"] for log in logs]
+    assert rates == sorted(rates, reverse=True)
+    assert 0 <= rates[-1] < 0.15 * rates[0] <= 0.15 * 1e-2
+    assert record["optimizer_steps"] == len(rates) <= 30  # of 50 epochs
+    assert record["epochs_done"] < 50
+    last = [log for log in record["history"] if "eval_loss" in log][-1]
+    assert last["step"] == record["optimizer_steps"]  # the end is evaluated, and may be the best
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_the_clock_goes_on_after_a_kill(tiny_model_dir, tiny_prepared, tmp_path, clock, monkeypatch):
+    step = DenseTrainer.training_step
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == 8:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    changes = {
+        "epochs": 50,
+        "max_minutes": 0.5,
+        "evals_per_epoch": 1,
+        "trainer_args": {"save_steps": 2, "eval_steps": 2},
+    }
+    whole = train(tmp_path / "whole", tiny_model_dir, tiny_prepared, **changes)
+    monkeypatch.setattr(DenseTrainer, "training_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", tiny_model_dir, tiny_prepared, **changes)
+    monkeypatch.setattr(DenseTrainer, "training_step", step)
+    cut = train(tmp_path / "cut", tiny_model_dir, tiny_prepared, **changes)
+    assert abs(cut["optimizer_steps"] - whole["optimizer_steps"]) <= 4  # what came after the last checkpoint is lost
+
+
+def test_warm_up_comes_first():
+    group = {"lr": 0.0, "initial_lr": 1.0}
+    limit = TimeLimit(1000)
+    args = SimpleNamespace(get_warmup_steps=lambda steps: 4)
+    for step, expected in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
+        optimizer, schedule = SimpleNamespace(param_groups=[group]), SimpleNamespace(_last_lr=[])
+        state = SimpleNamespace(global_step=step, max_steps=10)
+        limit.on_step_begin(args, state, None, optimizer=optimizer, lr_scheduler=schedule)
+        assert group["lr"] == pytest.approx(expected, abs=1e-3)
+        assert schedule._last_lr == [group["lr"]]
+
+
+def test_one_line_shows_loss_and_pace_and_keeps_evaluations(capsys, clock):
+    line = OneLine(n_targets=300)
+    args = SimpleNamespace(load_best_model_at_end=True)
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=100, global_step=0, best_metric=None)
+    line.on_train_begin(None, state, None)
+    state.global_step = 10
+    line.on_log(None, state, None, logs={"loss": 6.9, "learning_rate": 5e-4})
+    assert line.training_bar.postfix == "loss 6.900, lr 0.0005, 30.0 targets/s"  # 10 steps of 3 targets in a second
+    line.on_log(args, state, None, logs={"eval_loss": 6.5})
+    state.best_metric = 6.5
+    line.on_log(args, state, None, logs={"eval_loss": 6.7})
+    line.on_train_end(None, state, None)
+    out = capsys.readouterr().out
+    assert "step 10 of 100: validation loss 6.5000 (best)" in out
+    assert "step 10 of 100: validation loss 6.7000\n" in out
+
+
+def test_a_training_prints_no_dictionaries(tiny_model_dir, tiny_prepared, tmp_path, capsys):
+    train(tmp_path, tiny_model_dir, tiny_prepared)
+    captured = capsys.readouterr()
+    assert "{'" not in captured.out + captured.err
+    assert "validation loss" in captured.out
+    assert "targets/s" in captured.err
