@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import os
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.version import __version__
 from bigrec_hf.settings import RUN_SECTIONS
 from bigrec_hf.settings.recipes import add_retired_arguments, add_section_arguments, build_settings
+from bigrec_hf.settings.shipped import find_recipe
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ STAGES = {
         "run_dir",
     ),
     "run": Stage("pipeline.run", RUN_SECTIONS, "all stages from one recipe; done stages are skipped", "run_dir"),
+    "recipes": Stage("settings.shipped", (), "list the shipped recipes, which `--config` finds by name"),
     "report": Stage("report.stage", ("report",), "one table of runs, baselines and published rows", "report_path"),
     "publish": Stage(
         "hub.publish",
@@ -107,13 +111,38 @@ def build_parser(name: str) -> argparse.ArgumentParser:
         description=f"{name}: {stage.summary}. Flags override the recipe.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="RECIPE", default=None, help="recipe (YAML); see recipes/README.md")
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        default=None,
+        help="recipe: a YAML file, or the name of a shipped one (`bigrec-hf recipes` lists them)",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     aliases = {stage.output: "--output_dir"} if stage.output else {}
     for section in stage.sections:
         add_section_arguments(parser, section, aliases)
     add_retired_arguments(parser)
     return parser
+
+
+def parse(name: str, words: list[str]) -> dict[str, Any]:
+    """Return the settings given on the command line; `--learning-rate` is read as `--learning_rate`.
+
+    Exits with a message for an unknown flag, naming the one that comes nearest to it.
+    """
+    parser = build_parser(name)
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag.replace("-", "_").strip("_") and flag not in parser._option_string_actions:
+            spelled = "--" + flag[2:].replace("-", "_")
+            if spelled in parser._option_string_actions:
+                words = [*words[:place], spelled + equals + value, *words[place + 1 :]]
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        flag = next((word for word in unknown if word.startswith("--")), unknown[0]).partition("=")[0]
+        near = difflib.get_close_matches(flag, parser._option_string_actions, n=1)
+        parser.error(f"unknown argument {flag}: {f'did you mean {near[0]}?' if near else 'see --help'}")
+    return vars(given)
 
 
 def _usage() -> str:
@@ -147,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     stage = STAGES[argv[0]]
     try:
-        given = vars(build_parser(argv[0]).parse_args(argv[1:]))
+        given = parse(argv[0], argv[1:])
     except SystemExit as stop:  # argparse has printed help or an error message
         return int(stop.code or 0)
     debug = given.pop("debug")
@@ -156,7 +185,8 @@ def main(argv: list[str] | None = None) -> int:
     from bigrec_hf.common.locks import locked
 
     try:
-        settings = build_settings(given.pop("config"), given)
+        config = given.pop("config")
+        settings = build_settings(find_recipe(config) if config is not None else None, given)
         module = importlib.import_module(f"bigrec_hf.{stage.module}")
         run = settings["run"]
         works_in = run.run_dir if "run" in stage.sections else None

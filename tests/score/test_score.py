@@ -104,6 +104,6 @@ def test_the_stage(tmp_path, capsys):
     results = json.loads((folder / "results.json").read_text())
     assert results["hr@3"] == pytest.approx(2 / 3) and results["seed"] == 5 and "hr@3_low" in results
     assert pq.read_table(folder / "per_example.parquet")["rank"].to_pylist() == [0, 2, 9]
-    assert "NG@1 | NG@3 | HR@1 | HR@3" in capsys.readouterr().out
+    assert "NDCG@1 | NDCG@3 | HR@1 | HR@3" in capsys.readouterr().out
     with pytest.raises(BigrecError, match="no run folder"):
         score.main(run=RunSettings(), score=ScoreSettings())

@@ -132,8 +132,8 @@ def write_results(results: dict[str, Any], per_example: pa.Table, folder: str | 
 
 
 def results_table(rows: dict[str, dict[str, Any]], ks: Sequence[int]) -> str:
-    """Return a Markdown table, one row per name: NG@K and HR@K (4 digits), examples, and the rate of catalog titles."""
-    head = ["", *(f"NG@{k}" for k in ks), *(f"HR@{k}" for k in ks), "examples", "empty", "in catalog"]
+    """Return a Markdown table, one row per name: NDCG@K and HR@K, examples, and the rate of catalog titles."""
+    head = ["", *(f"NDCG@{k}" for k in ks), *(f"HR@{k}" for k in ks), "examples", "empty", "in catalog"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, results in rows.items():
         share = results["in_catalog"]

@@ -24,6 +24,7 @@ import yaml
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.settings import SECTIONS
 from bigrec_hf.settings.field import check_value, limits_text
+from bigrec_hf.settings.shipped import PACKAGED
 
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 RETIRED = {  # settings of earlier releases, ignored with this advice for one release
@@ -238,11 +239,8 @@ def flag_of(section: str, key: str) -> str:
 def default_run_dir(recipe: Path) -> str:
     """Return the default run folder: `recipes/movie/llama-7b/sft_8bit.yaml` -> `runs/movie-llama-7b-sft_8bit`."""
     parts = recipe.with_suffix("").parts
-    if "recipes" in parts:
-        last = len(parts) - 1 - parts[::-1].index("recipes")
-        parts = parts[last + 1 :]
-    else:
-        parts = parts[-1:]
+    folders = [place for place, part in enumerate(parts) if part in ("recipes", PACKAGED)]
+    parts = parts[folders[-1] + 1 :] if folders else parts[-1:]
     return str(Path("runs") / "-".join(parts))
 
 
