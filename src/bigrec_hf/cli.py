@@ -67,6 +67,12 @@ STAGES = {
         ("evaluate", "data", "model", "ground", "score"),
         "ground and score any prediction file, including the reference's JSON",
     ),
+    "baselines": Stage(
+        "rank.without_lm",
+        ("run", "data", "ground", "score", "baselines", "linear", "sasrec"),
+        "train and score everything that needs no language model",
+        "run_dir",
+    ),
     "linear": Stage(
         "rank.baselines.stage",
         ("run", "data", "ground", "score", "linear"),

@@ -223,3 +223,12 @@ def data_mark(data: DataSettings) -> list[str]:
     for path in [*data.train_json, *data.validation_json, *data.test_json, *([data.catalog] if data.catalog else [])]:
         marks.append(file_fingerprint(path) if Path(path).is_file() else path)
     return marks
+
+
+def describe_data(data: DataSettings) -> dict[str, Any]:
+    """Return the facts of the first prepared data set that a report shows."""
+    if not data.dataset:
+        return {}
+    facts = load_facts(data.dataset[0])
+    kept = ("name", "source", "preset", "users", "items", "examples", "repeated_targets", "duplicate_titles", "sha256")
+    return {key: facts[key] for key in kept if key in facts}

@@ -169,13 +169,18 @@ def sample_examples(dataset: str, split: str, sample: int) -> Examples:
     return Examples(rows[C.EXAMPLE_ID][:], rows[C.TARGET][:], rows[C.HISTORY][:])
 
 
+def generated_examples(generations: str | Path, catalog: Catalog) -> Examples:
+    """The examples of a generations.parquet, in its order. Raises BigrecError as `read_generations`."""
+    answers = read_generations(generations, catalog)
+    return Examples(answers.example_ids, answers.targets, answers.histories)
+
+
 def evaluated_examples(folder: str | Path, catalog: Catalog, dataset: str, split: str, sample: int) -> Examples:
     """The examples in `folder`/finetuned/generations.parquet; without that file, the split's evaluation sample."""
     generations = Path(folder) / "finetuned" / GENERATIONS_FILE
-    if not generations.is_file():
-        return sample_examples(dataset, split, sample)
-    answers = read_generations(generations, catalog)
-    return Examples(answers.example_ids, answers.targets, answers.histories)
+    return (
+        generated_examples(generations, catalog) if generations.is_file() else sample_examples(dataset, split, sample)
+    )
 
 
 def print_summary(facts: dict[str, Any]) -> None:

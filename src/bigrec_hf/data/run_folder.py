@@ -1,4 +1,4 @@
-"""The layout of a run folder: its name, its validation examples, its seeds."""
+"""The layout of a run folder: its name, its manifest, its validation examples, its seeds."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json
+from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.data.examples import describe_data
 
 if TYPE_CHECKING:
-    from bigrec_hf.settings import RunSettings
+    from bigrec_hf.settings import DataSettings, RunSettings
 
+MANIFEST = "manifest.json"
 VALIDATION_DIR = "validation"  # in a run folder: the same method folders, for the validation examples
 
 
@@ -35,10 +37,17 @@ def seed_folders(run_dir: str | Path) -> list[Path]:
 
     If the run has a manifest, folders of seeds that it does not list (left by an earlier recipe) are ignored.
     """
-    manifest = read_json(Path(run_dir) / "manifest.json")
+    manifest = read_json(Path(run_dir) / MANIFEST)
     named = manifest.get("seeds", []) if manifest else None
     found = {int(path.name[5:]): path for path in Path(run_dir).glob("seed-*") if path.name[5:].isdigit()}
     return [found[seed] for seed in sorted(found) if named is None or seed in named] or [Path(run_dir)]
+
+
+def record_data(run_dir: str | Path, data: DataSettings) -> None:
+    """Note in the run's manifest which data a stage that runs alone has read; what `run` noted stays."""
+    manifest = read_json(Path(run_dir) / MANIFEST)
+    if "stages" not in manifest:
+        write_json(Path(run_dir) / MANIFEST, manifest | {"data": describe_data(data)})
 
 
 def run_name(run_dir: str | Path) -> str:

@@ -14,7 +14,8 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import is_hub_id
 from bigrec_hf.data.catalog import catalog_source, load_catalog
-from bigrec_hf.data.examples import data_mark, load_facts
+from bigrec_hf.data.examples import data_mark, describe_data
+from bigrec_hf.data.generations import GENERATIONS_FILE, generated_examples
 from bigrec_hf.data.rankings import RANKINGS_FILE, write_rankings
 from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.ground.index import open_index
@@ -29,7 +30,7 @@ from bigrec_hf.prepare.stage import raw_mark
 from bigrec_hf.rank.baselines.by_name import baseline_table
 from bigrec_hf.report import stage as report_stage
 from bigrec_hf.score import stage as score_stage
-from bigrec_hf.settings import DataSettings, RunSections
+from bigrec_hf.settings import RunSections
 from bigrec_hf.settings.recipes import to_yaml
 from bigrec_hf.settings.train import BASELINES
 
@@ -113,15 +114,6 @@ def check_cutoffs(sections: RunSections) -> None:
         check_ks(sections.score.ks, len(load_catalog(catalog_source(sections.data.catalog, sections.data.dataset))))
     except ValueError as error:
         raise BigrecError(f"--ks: {error}") from error
-
-
-def describe_data(data: DataSettings) -> dict[str, Any]:
-    """Return the facts of the first prepared data set that a report shows."""
-    if not data.dataset:
-        return {}
-    facts = load_facts(data.dataset[0])
-    kept = ("name", "source", "preset", "users", "items", "examples", "repeated_targets", "duplicate_titles", "sha256")
-    return {key: facts[key] for key in kept if key in facts}
 
 
 def hub_names(*sections: Any) -> dict[str, Any]:
@@ -244,7 +236,9 @@ def rank_baseline(steps: Steps, sections: RunSections, name: str, marks: list[An
     data, options, seed = sections.data, sections.ground.options, sections.run.seed
 
     def rank() -> None:
-        table = baseline_table(name, steps.folder / "finetuned", data, options, seed=seed)
+        catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+        examples = generated_examples(steps.folder / "finetuned" / GENERATIONS_FILE, catalog)
+        table = baseline_table(name, examples, data, options, seed=seed)
         write_rankings(table, steps.folder / name)
 
     return steps.do(

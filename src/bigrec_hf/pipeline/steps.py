@@ -18,9 +18,8 @@ from bigrec_hf.common.environment import measured
 from bigrec_hf.common.files import read_json, write_json
 from bigrec_hf.common.fingerprints import file_fingerprint, fingerprint
 from bigrec_hf.common.processes import process_state
+from bigrec_hf.data.run_folder import MANIFEST
 from bigrec_hf.settings.train import RUN_STAGES
-
-MANIFEST = "manifest.json"
 
 
 class Steps:

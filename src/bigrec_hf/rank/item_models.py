@@ -13,7 +13,7 @@ from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.generations import Examples, evaluated_examples, sample_examples
 from bigrec_hf.data.item_scores import SCORES_FILE, write_scores
 from bigrec_hf.data.rankings import write_rankings
-from bigrec_hf.data.run_folder import split_folders
+from bigrec_hf.data.run_folder import record_data, run_folder, split_folders
 from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.score.stage import score_folder
 
@@ -51,6 +51,7 @@ def rank_by_model(
     `<run_dir>/validation/<name>`; a split without examples is skipped. `score_histories`: (n,) histories of catalog
     rows, oldest first -> (n, n_items) float32, higher is better. `facts` (JSON-able) join the metadata of the rankings.
     """
+    record_data(run_folder(run), data)
     results: dict[str, dict[str, Any]] = {}
     places = split_folders(run)
     for place, split in ((places["test"], data.split), (places["validation"], "validation")):

@@ -56,7 +56,7 @@ class Row:
 
 
 def load_rows(run_dirs: Sequence[str | Path]) -> list[Row]:
-    """One row per method of each run, baselines first.
+    """One row per method of each run, baselines first; a folder with a results.json of its own is a row too.
 
     Raises BigrecError for a folder without results, or for two runs of the same name.
     """
@@ -69,8 +69,9 @@ def load_rows(run_dirs: Sequence[str | Path]) -> list[Row]:
     for name, run_dir in zip(names, run_dirs, strict=True):
         folders: dict[str, list[Path]] = {}
         for folder in seed_folders(run_dir):
-            for file in sorted(folder.glob(f"*/{RESULTS_FILE}")):
-                folders.setdefault(file.parent.name, []).append(file.parent)
+            own = folder / RESULTS_FILE  # a method's folder, or what `evaluate` wrote
+            for file in [*([own] if own.is_file() else []), *sorted(folder.glob(f"*/{RESULTS_FILE}"))]:
+                folders.setdefault(run_name(file.parent), []).append(file.parent)
         if not folders:
             raise BigrecError(f"{str(run_dir)!r} contains no results: create them with `bigrec-hf run --config RECIPE`")
         known = [method for method in METHODS if method in folders]

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bigrec_hf.common.files import read_json, write_atomically
-from bigrec_hf.data.run_folder import run_name, seed_folders
+from bigrec_hf.data.run_folder import MANIFEST, run_name, seed_folders
 from bigrec_hf.report.breakdown import break_down_rows, breakdown_tables
 from bigrec_hf.report.differences import Differences, compare_rows, differences_tables, legend
 from bigrec_hf.report.notes import candidates_note, intervals_note
@@ -58,7 +58,7 @@ def score_tables(rows: Sequence[Row], differences: Differences) -> list[str]:
 def run_facts(run_dir: str | Path) -> list[str]:
     """What a reader needs to know to trust the table, from the manifest: data, seeds, training, machine."""
     folders = seed_folders(run_dir)
-    manifest = read_json(folders[0] / "manifest.json")
+    manifest = read_json(folders[0] / MANIFEST)
     lines = []
     data = manifest.get("data", {})
     if data:
@@ -81,6 +81,12 @@ def run_facts(run_dir: str | Path) -> list[str]:
             f"- training: {training['n_train']:,} examples, {training['optimizer_steps']} steps, "
             f"{training['trainable_parameters']:,} of {training['total_parameters']:,} parameters, "
             f"{training['seconds']:.0f} s"
+        )
+    sasrec = read_json(folders[0] / "sasrec" / "training.json")
+    if sasrec:
+        lines.append(
+            f"- SASRec: {sasrec['sequences']:,} training sequences, {sasrec['epochs_done']:g} epochs, "
+            f"{sasrec['seconds']:.0f} s"
         )
     stages = manifest.get("stages", {})
     if stages:

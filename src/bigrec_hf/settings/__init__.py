@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 from bigrec_hf.settings.prepare import DataSettings, PrepareSettings
 from bigrec_hf.settings.rank import (
+    BaselinesSettings,
     DebiasSettings,
     EvaluateSettings,
     FuseSettings,
@@ -60,6 +61,7 @@ class RunSections:
 
 RUN_SECTIONS = tuple(section.name for section in fields(RunSections))
 SECTIONS: dict[str, type] = {section.name: type(section.default) for section in fields(RunSections)} | {
+    "baselines": BaselinesSettings,
     "keywords": KeywordsSettings,
     "evaluate": EvaluateSettings,
     "report": ReportSettings,

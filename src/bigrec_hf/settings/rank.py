@@ -237,6 +237,13 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class BaselinesSettings:
+    """All rankings that need no language model."""
+
+    sasrec: bool = setting(False, "train SASRec too, which takes by far the longest")
+
+
+@dataclass(frozen=True)
 class LinearSettings:
     """EASE and ItemKNN, linear item-to-item models; every combination of values is tried on validation examples."""
 

@@ -1,8 +1,7 @@
-"""Rankings of a baseline, by name, over the examples that the language model has generated for."""
+"""Rankings of a baseline, by name."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -10,8 +9,9 @@ import pyarrow as pa
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import catalog_source, load_catalog
+from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import load_config
-from bigrec_hf.data.generations import GENERATIONS_FILE, Examples, read_generations
+from bigrec_hf.data.generations import Examples
 from bigrec_hf.data.sequences import training_sequences
 from bigrec_hf.rank.baselines.cooccurrence import cooccurrence_rankings, count_neighbors
 from bigrec_hf.rank.baselines.popularity import popularity_rankings
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, RankOptions
 
 
-def baseline_table(name: str, folder: Path, data: DataSettings, options: RankOptions, *, seed: int) -> pa.Table:
-    """Return rankings by `random`, `popularity` or `cooccurrence` of the examples in `folder`/generations.parquet.
+NAMES = ("random", "popularity", "cooccurrence")
+
+
+def baseline_table(name: str, examples: Examples, data: DataSettings, options: RankOptions, *, seed: int) -> pa.Table:
+    """Return rankings of the examples by `name`, one of NAMES.
 
     Raises BigrecError for the last two without a prepared data set.
     """
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
-    answers = read_generations(folder / GENERATIONS_FILE, catalog)
-    examples = Examples(answers.example_ids, answers.targets, answers.histories)
+    examples = with_seen(examples, options, data)
     if name == "random":
         return random_rankings(catalog, examples, options, seed=seed)
     if not data.dataset:
