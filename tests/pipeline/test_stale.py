@@ -92,6 +92,91 @@ def test_from_sft_trains_from_the_beginning(place, capsys):
     assert Path("run/adapter/adapter_model.safetensors").read_bytes() != b"broken"
 
 
+def contents() -> dict[str, str]:
+    """The files of the run whose bytes depend on nothing but its inputs."""
+    kept = ("data/**/*", "index/*", "adapter/*.safetensors", "adapter/tokenizer*", "*/*.parquet", "*/results.json")
+    files = {file for pattern in kept for file in Path("run").glob(pattern) if file.is_file()}
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def edited(file: Path) -> None:
+    """Change one byte in the middle; size and structure stay."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, truncated, edited])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/data/default/test.parquet",
+        "index/embeddings.safetensors",
+        "random/rankings.parquet",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                *("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/tokenizer.json"),
+                *("adapter/training.json", "data/facts.json", "data/data/default/train.parquet"),
+                *("data/data/items/train.parquet", "index/catalog.parquet", "index/fingerprint.json"),
+                *("finetuned/generations.parquet", "finetuned/generate.json", "finetuned/results.json"),
+                *("finetuned/per_example.parquet", "manifest.json"),
+            )
+        ),
+    ],
+)
+def test_what_a_run_has_lost_is_made_again(place, name, damage):
+    before = contents()
+    damage(Path("run") / name)
+    run()
+    after = contents()
+    assert {file for file in before | after if before.get(file) != after.get(file)} == set()
+    assert set(json.loads(Path("run/manifest.json").read_text())["stages"]) >= {"prepare", "sft", "score:random"}
+
+
+def test_an_unchanged_file_is_read_once(place, monkeypatch):
+    from bigrec_hf.pipeline import steps
+
+    read = []
+    monkeypatch.setattr(steps, "file_fingerprint", lambda file: read.append(file))
+    run()
+    assert read == []
+
+
+def test_a_folder_that_the_user_named_as_index_is_never_removed(place, capsys):
+    shutil.copytree("run/index", "mine")
+    run("--index_dir", "mine")
+    edited(Path("mine/embeddings.safetensors"))
+    kept = Path("mine/embeddings.safetensors").read_bytes()
+    for flags in ([], ["--from", "index"]):
+        assert cli.main(["run", "--config", "recipe.yaml", "--index_dir", "mine", *flags]) == 2
+        assert "the index in mine is damaged" in capsys.readouterr().err
+        assert Path("mine/embeddings.safetensors").read_bytes() == kept
+
+
+def test_a_prepared_set_that_was_changed_is_refused_until_it_is_prepared_again(place, capsys):
+    shutil.copytree("run/data", "mine")
+    edited(Path("mine/data/default/test.parquet"))
+    flags = ["--dataset", "mine", "--run_dir", "other", "--method", "zero_shot", "--base_model", "base"]
+    assert cli.main(["generate", *flags]) == 2
+    assert "mine/data/default/test.parquet was changed since the set was prepared" in capsys.readouterr().err
+    assert cli.main(["prepare", "--source", "movielens", "--raw_dir", "raw", "--output_dir", "mine"]) == 0
+    assert "is up to date" not in capsys.readouterr().out
+    assert (
+        Path("mine/data/default/test.parquet").read_bytes() == Path("run/data/data/default/test.parquet").read_bytes()
+    )
+
+
+def test_from_prepare(place):
+    before = contents()
+    run("--from", "prepare")
+    assert contents() == before
+
+
 def test_a_stage_run_alone_with_other_settings_is_made_good(place):
     before = stages()
     answers = pq.read_table("run/finetuned/generations.parquet")

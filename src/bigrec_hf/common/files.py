@@ -58,6 +58,12 @@ def write_table(table: pa.Table, path: str | Path) -> None:
     write_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
 
+def write_again(path: str | Path) -> str:
+    """The remedy for a file that is not what it should be: the stage that writes it."""
+    stage = STAGE_OF.get(Path(path).name)
+    return f"remove it and run {f'`bigrec-hf {stage}`' if stage else 'the stage that writes it'} again"
+
+
 @contextlib.contextmanager
 def readable(path: str | Path, remedy: str | None = None) -> Iterator[None]:
     """Turn whatever a library raises about the content of `path` into a BigrecError that names the file and `remedy`.
@@ -72,10 +78,8 @@ def readable(path: str | Path, remedy: str | None = None) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        stage = STAGE_OF.get(Path(path).name)
-        again = remedy or f"remove it and run {f'`bigrec-hf {stage}`' if stage else 'the stage that writes it'} again"
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise BigrecError(f"{path} is damaged or of another kind ({reason}): {again}") from error
+        raise BigrecError(f"{path} is damaged or of another kind ({reason}): {remedy or write_again(path)}") from error
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None, **options
     with readable(path):
         missing = [name for name in columns or () if name not in pq.read_schema(path).names]
         if missing:
-            raise ValueError(f"it has no column {missing[0]!r}")
+            raise BigrecError(f"{path} lacks the column {missing[0]!r}: {write_again(path)}")
         return pq.read_table(path, columns=None if columns is None else list(columns), **options)
 
 

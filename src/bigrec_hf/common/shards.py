@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import write_atomically
+from bigrec_hf.common.files import read_table, write_atomically
 from bigrec_hf.common.fingerprints import fingerprint
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class ShardFolder:
 
     def read_tables(self) -> list[pa.Table]:
         """All shards, ordered by number."""
-        return [pq.read_table(self._file(number)) for number in range(self.n_batches)]
+        return [read_table(self._file(number)) for number in range(self.n_batches)]
 
     def write(self, number: int, positions: list[int], texts: list[list[str]], scores: list[list[float]]) -> None:
         """Write shard `number` as SHARD_SCHEMA: the examples at `positions` with their texts and scores, best first."""

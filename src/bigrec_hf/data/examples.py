@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.fingerprints import file_fingerprint
+from bigrec_hf.common.files import read_json, read_table, readable
+from bigrec_hf.common.fingerprints import cached_sha256, file_fingerprint
 from bigrec_hf.common.hub_names import fetch_file, is_hub_id
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.prompts import build_input_prefix, build_instruction, parse_input
@@ -37,15 +38,27 @@ EXAMPLE_FEATURES = Features(
     }
 )
 FACTS_FILE = "facts.json"  # identifies a folder as a prepared set
+SPLITS = ("train", "validation", "test")
+PREPARED_FILES = (  # the tables of a prepared set: all of its files but facts and card
+    *(f"data/{config}/{split}.parquet" for config in ("default", "text") for split in SPLITS),
+    *("data/items/train.parquet", "data/interactions/train.parquet"),
+)
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+CONTENT = "files_sha256"  # in the facts: the sha256 of each table by its path (sets of earlier releases lack it)
 
 
 def load_facts(dataset: str) -> dict[str, Any]:
     """`facts.json` of a prepared set, folder or Hub id. Raises BigrecError if it is not one."""
     _check_place(dataset)
-    file = fetch_file(dataset, "facts.json", "dataset")
+    file = fetch_file(dataset, FACTS_FILE, "dataset")
     if file is None:
         raise BigrecError(f"{dataset!r} is not a prepared set (no facts.json): create one with `bigrec-hf prepare`")
-    return json.loads(file.read_text(encoding="utf-8"))
+    facts = read_json(file)
+    with readable(file):
+        for name in ("noun", "verb"):
+            if not isinstance(facts[name], str):
+                raise ValueError(f"{name} is {facts[name]!r}")
+    return facts
 
 
 def find_table(dataset: str, config: str, split: str) -> Path:
@@ -59,7 +72,21 @@ def find_table(dataset: str, config: str, split: str) -> Path:
         raise BigrecError(
             f"{dataset!r} is not a prepared set (no data/{config}/{split}.parquet): create one with `bigrec-hf prepare`"
         )
+    facts = fetch_file(dataset, FACTS_FILE, "dataset", optional=True)
+    known = {} if facts is None else read_json(facts).get(CONTENT, {})
+    check_unchanged(file, known.get(f"data/{config}/{split}.parquet"))
     return file
+
+
+def check_unchanged(file: Path, sha256: str | None) -> None:
+    """Raise BigrecError if a table of a prepared set is lost, or not the one that was prepared. `sha256`: its hash in
+    the set's facts; None: unknown."""
+    if sha256 is not None and (not file.is_file() or cached_sha256(file) != sha256):
+        what = "was changed" if file.is_file() else "was removed"
+        raise BigrecError(
+            f"{file} {what} since the set was prepared: prepare the set again (or remove {CONTENT} from its "
+            f"{FACTS_FILE}, if this was on purpose)"
+        )
 
 
 def load_config(dataset: str, config: str, split: str) -> Dataset:
@@ -68,7 +95,7 @@ def load_config(dataset: str, config: str, split: str) -> Dataset:
     The parquet file is read directly: `load_dataset` caches a folder by its name and its files' relative names, so two
     runs whose sets are both called `data` would get each other's examples. This also downloads no more than one file.
     """
-    return Dataset(pq.read_table(find_table(dataset, config, split)))
+    return Dataset(read_table(find_table(dataset, config, split)))
 
 
 def load_titles(dataset: str) -> np.ndarray:
@@ -134,11 +161,20 @@ def example_columns(rows: dict[str, Sequence[Any]], facts: dict[str, Any], title
 def read_json_file(path: Path) -> Any:
     """The content of a UTF-8 JSON file, with or without a byte order mark. Raises BigrecError naming file and line."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        value = json.loads(text)
+        if SURROGATE.search(text):  # an escape of half a character: no file could hold such a title
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): recreate or remove it") from error
     except UnicodeDecodeError as error:
         raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise BigrecError(f"{path}: a text holds {half}, half of a character: correct that text") from error
+    except (RecursionError, ValueError) as error:
+        raise BigrecError(f"{path}: cannot be read as JSON ({error}): recreate or remove it") from error
 
 
 def read_input(record: dict[str, Any], place: str) -> tuple[str, list[str]]:
@@ -215,11 +251,16 @@ def catalog_train_counts(data: DataSettings, catalog: Catalog) -> list[int] | No
 
 
 def data_mark(data: DataSettings) -> list[str]:
-    """Fingerprints of the data: of the content of local facts and JSON files; for Hub data sets, name and revision."""
+    """Fingerprints of the data: of the content of local facts and JSON files; for Hub data sets, name and revision.
+
+    Raises BigrecError if a table of a local set is not the one that its facts describe.
+    """
     marks = []
     for name in data.dataset:
         local = Path(split_revision(name)[0]) / FACTS_FILE
         marks.append(file_fingerprint(local) if local.is_file() else name)
+        for table, sha256 in load_facts(name).get(CONTENT, {}).items() if local.is_file() else ():
+            check_unchanged(local.parent / table, sha256)
     for path in [*data.train_json, *data.validation_json, *data.test_json, *([data.catalog] if data.catalog else [])]:
         marks.append(file_fingerprint(path) if Path(path).is_file() else path)
     return marks

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import write_atomically
+from bigrec_hf.common.files import read_table, write_atomically
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.examples import evaluation_rows, load_config
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
@@ -103,10 +103,7 @@ def read_generations(path: str | Path, catalog: Catalog) -> Answers:
     if not path.is_file():
         raise BigrecError(f"{path} does not exist: run `bigrec-hf generate` first, or give the file with --generations")
     wanted = [C.EXAMPLE_ID, C.TARGET, C.TARGET_TITLE, C.HISTORY, C.TEXTS]
-    missing = [name for name in wanted if name not in pq.read_schema(path).names]
-    if missing:
-        raise BigrecError(f"{path} lacks the column {missing[0]!r}: give a file written by `bigrec-hf generate`")
-    table = pq.read_table(path, columns=wanted)
+    table = read_table(path, columns=wanted)
     if table.num_rows == 0:
         raise BigrecError(f"{path} contains no examples: generate at least one")
     ids = table[C.EXAMPLE_ID].to_pylist()
@@ -154,12 +151,12 @@ def resolve_targets(
 
 def read_texts(path: str | Path) -> list[list[str]]:
     """All texts of a generations.parquet, best first, one list per example, in the file's order."""
-    return [list(texts or []) for texts in pq.read_table(path, columns=[C.TEXTS])[C.TEXTS].to_pylist()]
+    return [list(texts or []) for texts in read_table(path, columns=[C.TEXTS])[C.TEXTS].to_pylist()]
 
 
 def read_ids(generations: Path) -> list[str]:
     """The example ids of a generations.parquet; no other column is read."""
-    return pq.read_table(generations, columns=[C.EXAMPLE_ID])[C.EXAMPLE_ID].to_pylist()
+    return read_table(generations, columns=[C.EXAMPLE_ID])[C.EXAMPLE_ID].to_pylist()
 
 
 def sample_examples(dataset: str, split: str, sample: int) -> Examples:

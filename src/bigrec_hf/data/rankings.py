@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import write_table
+from bigrec_hf.common.files import read_table, write_table
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
@@ -103,7 +102,7 @@ def exclusion(settings: Mapping[str, Any]) -> str:
 
 def read_ranks(path: str | Path) -> np.ndarray:
     """(n,) int64: the target's 0-based rank of every example of a rankings.parquet, in the file's order."""
-    return pq.read_table(path, columns=[C.RANK])[C.RANK].to_numpy()
+    return read_table(path, columns=[C.RANK])[C.RANK].to_numpy()
 
 
 def write_rankings(table: pa.Table, folder: str | Path) -> None:

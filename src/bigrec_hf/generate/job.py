@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.common.files import read_record, write_json
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.common.shards import ShardFolder, processes
 from bigrec_hf.common.version import __version__
@@ -105,7 +105,9 @@ class Job:
         facts = {**self.facts, "prompts_sha256": questions}
         key = fingerprint(facts)
         record = self.folder / GENERATE_FILE
-        if read_json(record).get("fingerprint") == key and all((self.folder / name).is_file() for name in self.outputs):
+        if read_record(record).get("fingerprint") == key and all(
+            (self.folder / name).is_file() for name in self.outputs
+        ):
             what = Path(self.outputs[0]).stem
             self.state.print(f"{what} in {self.folder} are done and their settings are unchanged: kept")
             return

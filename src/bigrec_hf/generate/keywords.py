@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, write_json, write_table
+from bigrec_hf.common.files import read_record, read_table, write_json, write_table
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
 from bigrec_hf.data.examples import load_facts
@@ -46,7 +45,7 @@ def read_keywords(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise BigrecError(f"{path} does not exist: write the keywords with `bigrec-hf keywords`")
-    table = pq.read_table(path)
+    table = read_table(path)
     missing = [name for name in (C.TITLE, C.KEYWORDS) if name not in table.column_names]
     if missing:
         raise BigrecError(f"{path} lacks the column {missing[0]!r}: it is no file of `bigrec-hf keywords`")
@@ -131,9 +130,9 @@ def _noun(dataset: Sequence[str]) -> str:
 
 def _kept(folder: Path, facts: dict[str, Any]) -> pa.Table:
     """What `folder` holds by the same model and prompt (KEYWORDS_SCHEMA), or no row."""
-    old, file = read_json(folder / SUMMARY_FILE), folder / KEYWORDS_FILE
+    old, file = read_record(folder / SUMMARY_FILE), folder / KEYWORDS_FILE
     if file.is_file() and all(old.get(key) == value for key, value in facts.items()):
-        return pq.read_table(file, schema=KEYWORDS_SCHEMA)
+        return read_table(file, schema=KEYWORDS_SCHEMA)
     return KEYWORDS_SCHEMA.empty_table()
 
 

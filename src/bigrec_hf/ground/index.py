@@ -25,7 +25,7 @@ from tqdm import tqdm
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, read_table, readable
-from bigrec_hf.common.fingerprints import fingerprint
+from bigrec_hf.common.fingerprints import file_fingerprint, fingerprint
 from bigrec_hf.common.hub_names import fetch_folder, is_hub_id
 from bigrec_hf.common.shards import ShardFolder, processes
 from bigrec_hf.data.catalog import Catalog, catalog_sha256
@@ -78,6 +78,12 @@ def read_fingerprint(index_dir: str | Path) -> dict[str, Any] | None:
     """Return the fingerprint of the index in a folder; None if there is no complete index, BigrecError if damaged."""
     file = Path(index_dir) / FINGERPRINT_FILE
     return read_json(file) if file.is_file() else None
+
+
+def index_mark(index_dir: str) -> str:
+    """Return a fingerprint of an index's files, if it is a folder; of a Hub id, the name."""
+    files = [Path(index_dir) / name for name in INDEX_FILES]
+    return file_fingerprint(*filter(Path.is_file, files)) if Path(index_dir).is_dir() else index_dir
 
 
 def load_index(index_dir: str | Path, expected: dict[str, Any] | None = None) -> CatalogIndex:

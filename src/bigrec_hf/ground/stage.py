@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.files import read_table
 from bigrec_hf.common.fingerprints import file_fingerprint, fingerprint
 from bigrec_hf.common.shards import share_rows
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
@@ -44,7 +44,7 @@ def rank_item_scores(folder: Path, answers: Answers, catalog: Catalog, options: 
         options,
         **{GENERATIONS_KEY: file_fingerprint(folder / GENERATIONS_FILE)},
     )
-    flags = pq.read_table(folder / GENERATIONS_FILE, columns=[C.EMPTY, C.IN_CATALOG, C.IN_HISTORY])
+    flags = read_table(folder / GENERATIONS_FILE, columns=[C.EMPTY, C.IN_CATALOG, C.IN_HISTORY])
     for name in flags.column_names:
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), flags[name])
     write_rankings(table, folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json
+from bigrec_hf.common.files import read_json, read_table
 from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id
 from bigrec_hf.data.catalog import catalog_source
 from bigrec_hf.data.generations import GENERATE_FILE
@@ -129,7 +129,6 @@ def _place(name: str, run_dir: Path, folder: str) -> str:
 
 def from_run(run_dir: Path, adapter: Path | None = None) -> Bundle:
     """The recommender of a run's fine-tuned model. Raises BigrecError unless generate and ground are done."""
-    import pyarrow.parquet as pq
 
     from bigrec_hf.data.rankings import RANKINGS_FILE, exclusion, table_settings
     from bigrec_hf.data.run_folder import seed_folders
@@ -144,7 +143,7 @@ def from_run(run_dir: Path, adapter: Path | None = None) -> Bundle:
         )
     if not facts["adapter"]:
         raise BigrecError(f"{run_dir}/{METHOD} was generated without an adapter: train one to recommend with")
-    grounding = table_settings(pq.read_table(rankings, columns=[]))
+    grounding = table_settings(read_table(rankings, columns=[]))
     recipe = read_recipe(run_dir / RECIPE_FILE).get("ground", {})
     ground = GroundSettings(**recipe)
     prompt = facts["prompt"]

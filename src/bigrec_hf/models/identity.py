@@ -15,6 +15,11 @@ from bigrec_hf.common.hub_names import fetch_file, is_hub_id, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONTENT = (  # every file of PEFT and of the tokenizer that may lie in an adapter's folder
+    *("adapter_config.json", *ADAPTER_FILES, "tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt"),
+    *("spiece.model", "sentencepiece.bpe.model"),
+)
 TRAINING_FILE = "training.json"  # the record of a training, in the folder of the adapter or of SASRec
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 

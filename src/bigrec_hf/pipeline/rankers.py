@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.generations import GENERATIONS_FILE
+from bigrec_hf.data.generations import GENERATE_FILE, GENERATIONS_FILE
 from bigrec_hf.data.item_scores import SCORES_FILE
-from bigrec_hf.data.rankings import HYBRID, RANKINGS_FILE
+from bigrec_hf.data.rankings import HYBRID, RANKINGS_FILE, SCORE_FILES
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.pipeline.steps import Steps
@@ -50,7 +50,8 @@ def ranking_options(ground: GroundSettings) -> dict[str, Any]:
 
 def generated_files(folder: Path, generate: GenerateSettings) -> list[Path]:
     """What `generate` writes into `folder` for the stages after it."""
-    return [folder / name for name in (GENERATIONS_FILE, *([SCORES_FILE] if generate.decoding == "exact" else []))]
+    scores = [SCORES_FILE] if generate.decoding == "exact" else []
+    return [folder / name for name in (GENERATIONS_FILE, GENERATE_FILE, *scores)]
 
 
 def run_rankers(steps: Steps, sections: RunSections, marks: list[str | None]) -> None:
@@ -76,8 +77,10 @@ def run_rankers(steps: Steps, sections: RunSections, marks: list[str | None]) ->
         run_debias(steps, sections, [common, sasrec])
 
 
-def _results(steps: Steps, *methods: str) -> list[Path]:
-    return [steps.folder / name / score_stage.RESULTS_FILE for name in methods]
+def _folders(steps: Steps, *methods: str, validation: bool = False) -> list[Path]:
+    """The folders of methods, which belong to their ranker; `validation`: also those of the validation examples."""
+    places = [steps.folder, steps.folder / VALIDATION_DIR] if validation else [steps.folder]
+    return [place / name for place in places for name in methods]
 
 
 def generate_validation(steps: Steps, sections: RunSections, texts: list[Any]) -> str:
@@ -106,7 +109,7 @@ def run_linear(steps: Steps, sections: RunSections, depends: list[Any]) -> str:
         "linear",
         lambda: stage.main(s.run, s.data, s.ground, s.score, s.linear),
         depends=[*depends, asdict(s.linear)],
-        outputs=_results(steps, *s.linear.linear_models),
+        outputs=_folders(steps, *s.linear.linear_models, validation=True),
     )
 
 
@@ -119,7 +122,7 @@ def run_sasrec(steps: Steps, sections: RunSections, depends: list[Any]) -> str:
         "sasrec",
         lambda: stage.main(s.run, s.data, s.ground, s.score, s.sasrec),
         depends=[*depends, asdict(s.sasrec)],
-        outputs=_results(steps, stage.NAME),
+        outputs=_folders(steps, stage.NAME, validation=True),
     )
 
 
@@ -133,7 +136,7 @@ def run_fuse(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
         "fuse",
         lambda: stage.main(s.run, s.data, s.model, s.ground, s.score, s.fuse),
         depends=[*depends, asdict(s.fuse)],
-        outputs=_results(steps, *(f"{s.run.method}_fused_{name}" for name in names)),
+        outputs=_folders(steps, *(f"{s.run.method}_fused_{name}" for name in names)),
     )
 
 
@@ -151,7 +154,7 @@ def run_rerank(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
         "rerank",
         lambda: stage.main(s.run, s.data, s.model, s.ground, s.score, s.rerank),
         depends=[*depends, asdict(s.rerank)],
-        outputs=_results(steps, *names),
+        outputs=_folders(steps, *names),
     )
 
 
@@ -182,7 +185,7 @@ def run_constrained(steps: Steps, sections: RunSections, texts: list[Any], commo
         lambda: generate_stage.main(run, s.data, s.model, s.prompt, decoding),
         label="generate",
         depends=[texts, asdict(decoding)],
-        outputs=[steps.folder / run.method / GENERATIONS_FILE],
+        outputs=generated_files(steps.folder / run.method, decoding),
         distributed=True,
     )
     ranked = steps.do(
@@ -198,7 +201,7 @@ def run_constrained(steps: Steps, sections: RunSections, texts: list[Any], commo
         lambda: score_stage.main(ranked_run, s.score),
         label="score",
         depends=[common, ranked],
-        outputs=_results(steps, ranked_run.method),
+        outputs=[steps.folder / ranked_run.method / name for name in SCORE_FILES],
     )
 
 
@@ -211,6 +214,6 @@ def run_debias(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
         "debias",
         lambda: stage.choose_and_decode(s),
         depends=[*depends, asdict(s.generate), asdict(s.debias)],
-        outputs=_results(steps, s.run.method + stage.SUFFIX + HYBRID),
+        outputs=_folders(steps, s.run.method + stage.SUFFIX, s.run.method + stage.SUFFIX + HYBRID),
         distributed=True,
     )

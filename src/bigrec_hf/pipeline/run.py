@@ -14,14 +14,14 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import is_hub_id
 from bigrec_hf.data.catalog import catalog_source, load_catalog
-from bigrec_hf.data.examples import data_mark, describe_data
+from bigrec_hf.data.examples import FACTS_FILE, PREPARED_FILES, data_mark, describe_data
 from bigrec_hf.data.generations import GENERATIONS_FILE, generated_examples
 from bigrec_hf.data.rankings import RANKINGS_FILE, write_rankings
 from bigrec_hf.ground import stage as ground_stage
-from bigrec_hf.ground.index import open_index
+from bigrec_hf.ground.index import INDEX_FILES, index_mark, open_index
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.models.encoder import encoder_name
-from bigrec_hf.models.identity import TRAINING_FILE, adapter_fingerprint, model_revision
+from bigrec_hf.models.identity import ADAPTER_CONTENT, TRAINING_FILE, adapter_fingerprint, model_revision
 from bigrec_hf.pipeline.rankers import check_rankers, generated_files, ranking_options, run_rankers
 from bigrec_hf.pipeline.seeds import run_seeds
 from bigrec_hf.pipeline.steps import Steps
@@ -146,7 +146,7 @@ def prepare(steps: Steps, sections: RunSections) -> None:
             "prepare",
             lambda: prepare_stage.main(settings),
             depends=[asdict(settings), raw_mark(settings)],
-            outputs=[Path(str(settings.prepared_dir)) / prepare_stage.FACTS_FILE],
+            outputs=[Path(str(settings.prepared_dir)) / name for name in (FACTS_FILE, *PREPARED_FILES)],
         )
 
 
@@ -163,7 +163,7 @@ def train(steps: Steps, sections: RunSections) -> str | None:
         "sft",
         lambda: sft_stage.main(*settings),
         depends=sft_stage.training_settings(*settings),
-        outputs=[folder / TRAINING_FILE],
+        outputs=[folder / name for name in (TRAINING_FILE, *ADAPTER_CONTENT)],
         distributed=True,
         resumes_from=folder / CHECKPOINTS,
     )
@@ -175,6 +175,7 @@ def train(steps: Steps, sections: RunSections) -> str | None:
 def build_index(steps: Steps, sections: RunSections, inputs: Inputs) -> str:
     """Build the catalog index of the run, or open the one that `ground.index_dir` names."""
     settings, own = sections.ground, steps.folder / "index"
+    named = [index_mark(settings.index_dir)] if settings.index_dir else []
 
     def build() -> None:
         catalog = load_catalog(catalog_source(sections.data.catalog, sections.data.dataset))
@@ -183,8 +184,8 @@ def build_index(steps: Steps, sections: RunSections, inputs: Inputs) -> str:
     return steps.do(
         "index",
         build,
-        depends=[inputs.data, settings.encoder_dtype, inputs.encoder],
-        outputs=[] if is_hub_id(settings.index_dir or "") else [Path(settings.index_dir or own)],
+        depends=[inputs.data, settings.encoder_dtype, inputs.encoder, *named],
+        outputs=[] if named else [own / name for name in INDEX_FILES],
         distributed=True,
     )
 

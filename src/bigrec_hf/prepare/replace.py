@@ -34,10 +34,16 @@ def check_replaceable(target: Path) -> None:
     """Raise BigrecError if `target` is anything but a prepared set, an empty folder, or missing."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BigrecError(f"{target} is not a folder: choose another prepared_dir")
-    if target.is_dir() and any(target.iterdir()) and not (target / FACTS_FILE).is_file():
+    if target.is_dir() and any(target.iterdir()) and not (target / FACTS_FILE).is_file() and not _is_remainder(target):
         raise BigrecError(
             f"{target} is neither empty nor a prepared set (no {FACTS_FILE}): choose another prepared_dir"
         )
+
+
+def _is_remainder(target: Path) -> bool:
+    """Whether nothing but the card of a prepared set is left, all of whose other files `run` has removed."""
+    files = [file for file in target.rglob("*") if not file.is_dir()]
+    return files == [target / "README.md"] and "bigrec_hf" in files[0].read_text(encoding="utf-8", errors="replace")
 
 
 def remove_stale(target: Path) -> None:

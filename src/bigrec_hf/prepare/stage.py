@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.fingerprints import cached_sha256
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.catalog import Catalog
-from bigrec_hf.data.examples import FACTS_FILE
+from bigrec_hf.data.examples import CONTENT, FACTS_FILE, check_unchanged
 from bigrec_hf.data.samples import evaluation_sample, training_sample
 from bigrec_hf.prepare import tables as parquet
 from bigrec_hf.prepare.card import dataset_card
@@ -266,9 +267,9 @@ def _write_atomically(
         }
         facts |= write_set(temporary, files, protocol, settings)
         facts |= fingerprint
-        facts["bytes"] = {
-            file.relative_to(temporary).as_posix(): file.stat().st_size for file in sorted(temporary.rglob("*.parquet"))
-        }
+        tables = {file.relative_to(temporary).as_posix(): file for file in sorted(temporary.rglob("*.parquet"))}
+        facts["bytes"] = {name: file.stat().st_size for name, file in tables.items()}
+        facts[CONTENT] = {name: cached_sha256(file) for name, file in tables.items()}
         (temporary / "README.md").write_text(dataset_card(facts), encoding="utf-8")
         text = json.dumps(facts, ensure_ascii=False, indent=2)
         (temporary / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
@@ -295,7 +296,9 @@ def _finished_facts(target: Path, fingerprint: dict[str, Any]) -> dict[str, Any]
     try:
         facts = json.loads((target / FACTS_FILE).read_text(encoding="utf-8"))
         sizes = {name: (target / name).stat().st_size for name in facts["bytes"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        for name, sha256 in facts.get(CONTENT, {}).items():
+            check_unchanged(target / name, sha256)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     same = all(facts.get(name) == value for name, value in fingerprint.items()) and sizes == facts["bytes"]
     return facts if same and (target / "README.md").is_file() else None

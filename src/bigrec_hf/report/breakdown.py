@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import yaml
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import write_json
+from bigrec_hf.common.files import read_table, write_json
 from bigrec_hf.report.rows import METRICS, Row, markdown_table, row_labels
 from bigrec_hf.score.significance import read_method_scores
 from bigrec_hf.score.users import intervals, user_codes, user_ids
@@ -95,7 +94,7 @@ def list_facts(top_rows: Sequence[Sequence[int]], n_items: int, k: int) -> dict[
 def read_histories(run_folder: str | Path) -> dict[str, list[int]]:
     """Example id -> history (catalog rows) from the run's generations; empty if it has none."""
     for file in sorted(Path(run_folder).glob("*/generations.parquet")):
-        table = pq.read_table(file, columns=[C.EXAMPLE_ID, C.HISTORY])
+        table = read_table(file, columns=[C.EXAMPLE_ID, C.HISTORY])
         return dict(zip(table[C.EXAMPLE_ID].to_pylist(), table[C.HISTORY].to_pylist(), strict=True))
     return {}
 
@@ -131,7 +130,7 @@ def break_down(
     path = Path(folder) / RANKINGS_FILE
     if not path.is_file():
         raise BigrecError(f"{path} does not exist: run `bigrec-hf ground` first")
-    table = pq.read_table(path)
+    table = read_table(path)
     if table[C.EXAMPLE_ID].to_pylist() != scores.example_ids:
         raise BigrecError(f"{path} and the scores next to it cover different examples: run `bigrec-hf score` again")
     targets = table[C.TARGET].to_numpy()

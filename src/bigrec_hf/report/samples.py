@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json
+from bigrec_hf.common.files import read_json, read_table
 from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.generations import GENERATE_FILE, GENERATIONS_FILE
 from bigrec_hf.data.rankings import RANKINGS_FILE
@@ -31,8 +29,8 @@ def sample_recommendations(folder: str | Path, n: int = 3) -> list[str]:
         titles = load_catalog(catalog_source(data.get("catalog"), data.get("dataset") or [])).titles
     except BigrecError:  # the run was moved away from its data
         return []
-    generations = pq.read_table(files[0], columns=[C.TARGET_TITLE, C.HISTORY, C.TEXTS]).slice(0, n).to_pylist()
-    rankings = pq.read_table(files[1], columns=[C.RANK, C.TOP_ROWS]).slice(0, n).to_pylist()
+    generations = read_table(files[0], columns=[C.TARGET_TITLE, C.HISTORY, C.TEXTS]).slice(0, n).to_pylist()
+    rankings = read_table(files[1], columns=[C.RANK, C.TOP_ROWS]).slice(0, n).to_pylist()
     lines = []
     for example, ranking in zip(generations, rankings, strict=True):
         history = [titles[row] for row in example[C.HISTORY][-SHOWN_HISTORY:] if row >= 0]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_table
 from bigrec_hf.score.stage import PER_EXAMPLE_FILE
 from bigrec_hf.score.users import bootstrap_users, user_codes, user_ids, user_sums
 
@@ -112,7 +112,7 @@ def read_method_scores(folders: Sequence[str | Path]) -> Scores:
         path = Path(folder) / PER_EXAMPLE_FILE
         if not path.is_file():
             raise BigrecError(f"{path} does not exist: run `bigrec-hf score` first")
-        table = pq.read_table(path)
+        table = read_table(path)
         ids = table[C.EXAMPLE_ID].to_pylist()
         if len(set(ids)) < len(ids):
             raise BigrecError(f"{path} holds an example id twice: examples cannot be matched by it")

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import write_json, write_table
+from bigrec_hf.common.files import read_table, write_json, write_table
 from bigrec_hf.common.fingerprints import file_fingerprint
 from bigrec_hf.data.generations import GENERATIONS_FILE
 from bigrec_hf.data.rankings import (
@@ -148,7 +147,7 @@ def check_rankings_are_current(rankings: Path) -> None:
 
     For a hybrid ranking they are those of the plain method. Rankings of baselines have none.
     """
-    ranked = table_settings(pq.read_table(rankings, columns=[])).get(GENERATIONS_KEY)
+    ranked = table_settings(read_table(rankings, columns=[])).get(GENERATIONS_KEY)
     generations = rankings.parent.with_name(rankings.parent.name.removesuffix(HYBRID)) / GENERATIONS_FILE
     if ranked is not None and generations.is_file() and file_fingerprint(generations) != ranked:
         raise BigrecError(
@@ -172,13 +171,13 @@ def score_folder(
     check_rankings_are_current(rankings)
     by_metric = rankings.with_name(RANKS_BY_METRIC_FILE)
     results, per_example = score_rankings(
-        pq.read_table(rankings),
+        read_table(rankings),
         ks,
         drop_empty=drop_empty,
         bootstrap=bootstrap,
         confidence=confidence,
         seed=seed,
-        by_metric=pq.read_table(by_metric) if by_metric.is_file() else None,
+        by_metric=read_table(by_metric) if by_metric.is_file() else None,
     )
     write_results(results, per_example, folder)
     return results

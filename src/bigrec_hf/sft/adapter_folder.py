@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.common.files import read_record, write_json
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.models.identity import ADAPTER_FILES, TRAINING_FILE
 
@@ -19,7 +19,7 @@ CHECKPOINTS = "checkpoints"  # in the adapter's folder, until the training is do
 
 def finished(adapter_dir: Path, mark: str) -> dict[str, Any] | None:
     """Return the record of the adapter in `adapter_dir` if it is complete and its fingerprint is `mark`."""
-    record = read_json(adapter_dir / TRAINING_FILE)
+    record = read_record(adapter_dir / TRAINING_FILE)
     return record if record.get("fingerprint") == mark and has_adapter(adapter_dir) else None
 
 
@@ -27,7 +27,7 @@ def open_checkpoints(adapter_dir: Path, mark: str, settings: dict[str, Any]) -> 
     """Return the folder of checkpoints; those of other settings are removed. Every process must call this."""
     folder, state = adapter_dir / CHECKPOINTS, process_state()
     if state.is_main_process:
-        if folder.exists() and read_json(folder / "settings.json").get("fingerprint") != mark:
+        if folder.exists() and read_record(folder / "settings.json").get("fingerprint") != mark:
             shutil.rmtree(folder)
         write_json(folder / "settings.json", {"fingerprint": mark, **settings})
     state.wait_for_everyone()

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.common.files import read_json, read_table, write_json
 from bigrec_hf.common.fingerprints import file_fingerprint
 from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.earlier import with_seen
@@ -230,7 +229,7 @@ def main(
     plain = run_dir / run.method / RANKINGS_FILE
     rows = {}
     if plain.is_file():
-        rows[run.method], _ = score_rankings(pq.read_table(plain), **vars(score), seed=run.seed)
+        rows[run.method], _ = score_rankings(read_table(plain), **vars(score), seed=run.seed)
     for name, parameters in chosen.items():
         folder = run_dir / f"{run.method}_fused_{name}"
         value = read_json(folder / FUSION_FILE)["value"]

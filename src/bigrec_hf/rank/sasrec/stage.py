@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigrec_hf.common.environment import environment, measured
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.common.files import read_record, write_json
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.data.catalog import Catalog, catalog_sha256, load_catalog
 from bigrec_hf.data.examples import load_config, read_train_counts
@@ -65,11 +65,11 @@ def trained_model(
     settings: dict[str, Any] = {key.removeprefix("sasrec_"): value for key, value in vars(sasrec).items()}
     settings |= {"seed": seed, "catalog_sha256": catalog_sha}
     mark = fingerprint(settings, content.hexdigest())
-    if read_json(folder / TRAINING_FILE).get("fingerprint") == mark and (folder / "model").is_dir():
+    if read_record(folder / TRAINING_FILE).get("fingerprint") == mark and (folder / "model").is_dir():
         print(f"SASRec in {folder} is trained and its settings are unchanged: kept")
         return SasRecModel.from_pretrained(folder / "model").eval()
     checkpoints = folder / "checkpoints"
-    if read_json(checkpoints / "settings.json").get("fingerprint") != mark and checkpoints.exists():
+    if read_record(checkpoints / "settings.json").get("fingerprint") != mark and checkpoints.exists():
         shutil.rmtree(checkpoints)  # checkpoints of other settings or data must not be resumed
     write_json(checkpoints / "settings.json", {"fingerprint": mark, **settings})
     print(f"SASRec: {len(sequences):,} training sequences, {len(sequences.items):,} entries, {len(counts):,} items")
