@@ -167,7 +167,7 @@ def run_pool(steps: Steps, sections: RunSections, depends: list[Any]) -> None:
         "pool",
         lambda: stage.main(s.run, s.data, s.ground, s.score, s.pool),
         depends=[*depends, asdict(s.pool)],
-        outputs=_results(steps, *stage.method_names(s.run.method, s.pool.pool_models)),
+        outputs=_folders(steps, *stage.method_names(s.run.method, s.pool.pool_models)),
     )
 
 
