@@ -100,7 +100,8 @@ class LastTokenEncoder:
 
     `model`: a transformers base model (no LM head). The tokenizer adds its usual special tokens. A text without tokens
     (an empty one, if the tokenizer adds none) is encoded as a single BOS token, or EOS if there is no BOS. Equal texts
-    are encoded once and get equal vectors. Padding is on the tokenizer's side; the result does not depend on it.
+    are encoded once and get equal vectors. Padding is on the right, whatever the tokenizer's side is: a causal model's
+    states do not depend on what follows, while padding on the left gets into those of some (RWKV).
     """
 
     kind = "last-token"
@@ -131,22 +132,17 @@ class LastTokenEncoder:
 
     @torch.inference_mode()
     def _last_states(self, batch: list[list[int]]) -> np.ndarray:
-        """(len(batch), d) float32 of token ids padded on the tokenizer's side."""
+        """(len(batch), d) float32 of token ids."""
         width = max(map(len, batch))
-        left = self.tokenizer.padding_side == "left"
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         ids = torch.full((len(batch), width), pad, dtype=torch.long)
         mask = torch.zeros((len(batch), width), dtype=torch.long)
         for i, row in enumerate(batch):
-            place = slice(width - len(row), width) if left else slice(0, len(row))
-            ids[i, place] = torch.tensor(row)
-            mask[i, place] = 1
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        options = {}
-        if left:  # with right padding the default positions are correct, and some architectures accept no others
-            options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        if not mask.all():  # no mask without padding: masked attention takes 2.5 times as long on a CPU
-            options["attention_mask"] = mask
+        # no mask without padding: masked attention takes 2.5 times as long on a CPU
+        options = {} if mask.all() else {"attention_mask": mask}
         hidden = self.model(input_ids=ids, use_cache=False, **options).last_hidden_state  # (batch, width, d)
         return last_token_states(hidden, mask).float().cpu().numpy()
 

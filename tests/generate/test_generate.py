@@ -361,6 +361,19 @@ def run_generate(assets, run_dir, **overrides):
     return pq.read_table(folder / "generations.parquet"), json.loads((folder / "generate.json").read_text())
 
 
+def test_what_a_chat_template_does_not_say_itself_is_recorded(assets, tmp_path):
+    template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{% if m['role'] == 'system' %}"
+    template += "{{ raise_exception('no system role') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    base = save_tiny_model(tmp_path / "model", seed=1)
+    tokenizer.save_pretrained(base)
+    _, facts = run_generate({**assets, "base_model": base, "train_prompt": "chat-basic"}, tmp_path / "run")
+    assert (facts["prompt_date"], facts["system_message"]) == ("2024-07-26", "in the user's turn")
+    _, facts = run_generate({**assets, "base_model": base}, tmp_path / "plain")
+    assert "prompt_date" not in facts and "system_message" not in facts
+
+
 def command(assets, run_dir):
     return flags(**assets, output_dir=run_dir)
 

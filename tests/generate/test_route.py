@@ -1,16 +1,25 @@
 """The way prompts go through a model: hybrid and recurrent models, wrong caches, the measurement's own faults."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.prompts import parse_answer
 from bigrec_hf.data.trie import build_title_trie
-from bigrec_hf.generate import route
+from bigrec_hf.generate import kv_cache, route
 from bigrec_hf.generate.constrained import Constraint
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
-from bigrec_hf.generate.route import ONE_BY_ONE, PROMPT_CACHE, SHARED_PREFIX, STOCK, choose_route, probe_length
+from bigrec_hf.generate.route import (
+    NO_CACHE,
+    ONE_BY_ONE,
+    PROMPT_CACHE,
+    SHARED_PREFIX,
+    STOCK,
+    choose_route,
+    measure,
+    probe_length,
+)
 from bigrec_hf.generate.strategy import Decoding
 from tests.helpers.architectures import tiny_architecture
 from tests.helpers.tiny import TITLES, tiny_model, tiny_tokenizer
@@ -41,13 +50,34 @@ def decoder(model, tokenizer, strategy, prompts):
     return Decoder(model, tokenizer, STRATEGIES[strategy], shared_prefix=prefix, constraint=constraint)
 
 
-def stock_texts(model, tokenizer, prompt, n):
+def stock_scores(model, prompt, decoding):
+    output = model.generate(
+        input_ids=torch.tensor([prompt]),
+        generation_config=GenerationConfig(
+            max_new_tokens=decoding.max_new_tokens,
+            num_beams=decoding.num_beams,
+            num_return_sequences=decoding.num_beams,
+            eos_token_id=2,
+            pad_token_id=3,
+            return_dict_in_generate=True,
+            output_scores=True,
+        ),
+    )
+    return output.sequences_scores.tolist()
+
+
+def stock_texts(model, tokenizer, prompt, n, use_cache=True):
     """transformers' own generate on this prompt alone."""
     output = model.generate(
         input_ids=torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         generation_config=GenerationConfig(
-            max_new_tokens=6, num_beams=n, num_return_sequences=n, eos_token_id=2, pad_token_id=3
+            max_new_tokens=6,
+            num_beams=n,
+            num_return_sequences=n,
+            eos_token_id=2,
+            pad_token_id=3,
+            use_cache=use_cache,
         ),
     )
     return [parse_answer(text) for text in tokenizer.batch_decode(output[:, len(prompt) :], skip_special_tokens=True)]
@@ -78,13 +108,30 @@ def test_a_model_that_padding_inside_the_prompt_changes_shares_no_prefix(tokeniz
     assert ours.route.name == PROMPT_CACHE and "differs by" in ours.route.reasons[SHARED_PREFIX]
 
 
-def test_a_model_that_cannot_do_beams_is_refused_in_one_line(tokenizer, prompts):
-    model = tiny_architecture("rwkv")
-    assert decoder(model, tokenizer, "greedy", prompts).decode(prompts, list("abc"))[0] == [
-        stock_texts(model, tokenizer, prompt, 1) for prompt in prompts
-    ]
-    with pytest.raises(BigrecError, match=r"RwkvForCausalLM cannot use beam search.*use decoding greedy or sample"):
-        decoder(model, tokenizer, "beam", prompts).decode(prompts, list("abc"))
+@pytest.mark.parametrize(
+    ("name", "reason", "stock_is_wrong"),
+    [
+        ("rwkv", "cannot use beam search with a cache", False),  # raises
+        ("recurrent_gemma", "beams that change places leave states behind", True),
+        ("minimax", "beams that change places leave states behind", True),
+    ],
+)
+def test_beams_of_models_whose_states_do_not_follow_them_take_no_cache(
+    tokenizer, prompts, name, reason, stock_is_wrong
+):
+    model = tiny_architecture(name)
+    greedy = decoder(model, tokenizer, "greedy", prompts)
+    assert greedy.decode(prompts, list("abc"))[0] == [stock_texts(model, tokenizer, prompt, 1) for prompt in prompts]
+    assert greedy.route.name in (STOCK, ONE_BY_ONE)
+    ours = decoder(model, tokenizer, "beam", prompts)
+    found = ours.decode(prompts, list("abc"))
+    assert ours.route.name == NO_CACHE and reason in ours.route.reasons[ONE_BY_ONE]
+    for row, prompt in enumerate(prompts):
+        assert found[0][row] == stock_texts(model, tokenizer, prompt, 3, use_cache=False)
+    if stock_is_wrong:
+        stock = Decoding("beam", num_beams=3, max_new_tokens=6)
+        scores = [stock_scores(model, prompt, stock) for prompt in prompts]
+        assert not np.allclose(found[1], scores, atol=1e-3)
 
 
 def test_a_model_that_ignores_the_mask_is_asked_one_by_one(tokenizer, prompts, monkeypatch):
@@ -101,6 +148,17 @@ def test_a_model_that_ignores_the_mask_is_asked_one_by_one(tokenizer, prompts, m
     ours = decoder(model, tokenizer, "beam", prompts)
     assert ours.decode(prompts, list("abc"))[0] == expected
     assert ours.route.name == ONE_BY_ONE and set(ours.route.reasons) == {SHARED_PREFIX, PROMPT_CACHE, STOCK}
+
+
+@pytest.mark.parametrize("untrained", [False, True])
+def test_caches_that_do_not_move_with_their_beams_are_noticed(monkeypatch, untrained):
+    """Also where hardly anything depends on the text: the probabilities of an untrained model."""
+    model = tiny_model(seed=1, spread=0.02 if untrained else 0.3)
+    assert choose_route(model, [5, 6, 7, 8], 3, beams=True).name == SHARED_PREFIX
+    monkeypatch.setattr(kv_cache.AnswerLayer, "reorder_cache", lambda self, beam_idx: None)
+    chosen = measure(model, [5, 6, 7, 8], 4, 3, beams=True)
+    assert chosen.name == STOCK  # transformers' own cache
+    assert "leave states behind" in chosen.reasons[SHARED_PREFIX]
 
 
 def test_what_a_route_raises_is_its_reason_but_memory_is_not(monkeypatch):
@@ -131,11 +189,10 @@ def test_no_number_is_no_equality(monkeypatch):
 
 def test_measured_once_for_a_model_and_again_beyond_a_window(monkeypatch):
     measured = []
-    measure = route.measure
 
-    def counted(model, longest, n, pad_id):
+    def counted(model, longest, n, pad_id, *, beams):
         measured.append(n)
-        return measure(model, longest, n, pad_id)
+        return measure(model, longest, n, pad_id, beams=beams)
 
     monkeypatch.setattr(route, "measure", counted)
     plain = tiny_model(seed=1)

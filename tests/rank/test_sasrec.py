@@ -16,6 +16,7 @@ from transformers import AutoModel, TrainerCallback
 
 from bigrec_hf.cli import main as cli
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.processes import PRECISION
 from bigrec_hf.data.catalog import Catalog, catalog_sha256, load_catalog
 from bigrec_hf.data.examples import load_config
 from bigrec_hf.data.generations import Examples
@@ -268,6 +269,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, negatives):
     assert again["optimizer_steps"] == record["optimizer_steps"]
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_float32_whatever_accelerate_says(tmp_path, monkeypatch):
+    inputs = (sequences_of(cycle()), np.full(6, 60), examples([[0, 1]], [2]))
+    model, _ = train_sasrec(*inputs, tmp_path / "plain", SETTINGS, seed=3)
+    monkeypatch.setenv(PRECISION, "bf16")
+    launched, _ = train_sasrec(*inputs, tmp_path / "launched", SETTINGS, seed=3)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(launched.state_dict()[name], value, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "trainer_state.json"])

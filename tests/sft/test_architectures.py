@@ -1,25 +1,22 @@
-"""The lean CPU loss is TRL's on every architecture: a shared prefix where that is right, plain batches elsewhere."""
+"""The loss of training is that of the model's own logits: a shared prefix where that is right, plain batches elsewhere.
+
+All architectures are in tests/models/test_matrix.py.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig
 from transformers import AutoConfig
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
+from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.sft.shared_prefix import draws_at_random
 from bigrec_hf.sft.trainer import CompletionLossTrainer, resting
-from tests.helpers.architectures import ARCHITECTURES, tiny_architecture
-from tests.helpers.tiny import tiny_tokenizer
+from tests.helpers.training import check_equal, definition, loss_and_gradients, make_trainer
 
-IGNORED = -100
 SHARED, PLAIN, STOCK = (True, True), (True, False), (False, False)  # lean loss, shared prefix
 EXPECTED: dict[str, tuple[bool, bool]] = {
     "llama": SHARED,
@@ -43,56 +40,6 @@ EXPECTED: dict[str, tuple[bool, bool]] = {
     "mixtral": STOCK,
     "mixtral, sliding window": STOCK,
 }
-# models whose loss TRL itself cannot compute: with that of the router it asks for config.num_experts, which they lack
-NO_ROUTER_LOSS = {"phimoe", "phimoe, sliding window", "granitemoe", "granitemoehybrid"}
-NOT_TRAINED = {"llama4_text"}  # TRL calls its model without a head and gets one with it
-
-
-def tokens(seed: int = 0) -> Dataset:
-    """Examples of 50 to 64 tokens that begin with the same 40, the last 5 supervised."""
-    rng = np.random.default_rng(seed)
-    prefix = rng.integers(4, 600, 40).tolist()
-    rows = [prefix + rng.integers(4, 600, int(length)).tolist() for length in (24, 10, 17, 20)]
-    return Dataset.from_dict({"input_ids": rows, "labels": [[IGNORED] * (len(row) - 5) + row[-5:] for row in rows]})
-
-
-def make_trainer(folder: Path, name: str, changes: dict[str, Any] | None = None, **options: Any):
-    config = {"max_length": 64, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True, "bf16": False}
-    config |= {"activation_checkpointing": False, **options}
-    return CompletionLossTrainer(
-        model=tiny_architecture(name, **(changes or {})),
-        args=SFTConfig(str(folder), **config),
-        train_dataset=tokens(),
-        processing_class=tiny_tokenizer(),
-        peft_config=LoraConfig(
-            r=2,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            exclude_modules=r".*(router|out_proj|gate)$",  # PEFT cannot adapt PhiMoE's router and Mamba's out_proj
-            task_type="CAUSAL_LM",
-        ),
-    )
-
-
-def loss_and_gradients(trainer: SFTTrainer, compute_loss: Any) -> tuple[float, list[torch.Tensor]]:
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    trainer.model.eval()  # dropout off, gradients on
-    loss = compute_loss(trainer, trainer.model, batch)
-    weights = [value for name, value in trainer.model.named_parameters() if "lora_B" in name]
-    return loss.item(), list(torch.autograd.grad(loss, weights, allow_unused=True))
-
-
-def check_equal(trainer: CompletionLossTrainer) -> None:
-    """Loss and gradients of ours and of TRL's on the model's own attention."""
-    ours, our_gradients = loss_and_gradients(trainer, CompletionLossTrainer.compute_loss)
-    if trainer.shares:
-        trainer.base().set_attn_implementation("sdpa")
-    stock, stock_gradients = loss_and_gradients(trainer, SFTTrainer.compute_loss)
-    assert ours == pytest.approx(stock, rel=2e-5)
-    for got, wanted in zip(our_gradients, stock_gradients, strict=True):
-        assert (got is None) == (wanted is None)
-        if got is not None:
-            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -104,10 +51,29 @@ def test_what_is_measured_decides(tmp_path, name, capsys):
     check_equal(trainer)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(EXPECTED) - NOT_TRAINED))
-def test_loss_and_gradients_are_trls(tmp_path, name):
-    check_equal(make_trainer(tmp_path, name, **({"router_aux_loss_coef": 0.0} if name in NO_ROUTER_LOSS else {})))
+@pytest.mark.parametrize(
+    ("name", "changes"), [("modernbert-decoder", {}), ("recurrent_gemma", {"logits_soft_cap": 2.0})]
+)
+def test_trls_loss_is_not_taken_where_it_leaves_out_what_makes_the_logits(tmp_path, name, changes, capsys):
+    trainer = make_trainer(tmp_path, name, changes)
+    assert "loss: from the model's own logits (TRL's loss of this model is" in capsys.readouterr().out
+    check_equal(trainer)
+    right, _ = loss_and_gradients(trainer, definition)
+    assert loss_and_gradients(trainer, SFTTrainer.compute_loss)[0] != pytest.approx(right, rel=2e-4)
+    with pytest.raises(BigrecError, match=r"TRL's loss of this model is .* it cannot be trained with these settings"):
+        make_trainer(tmp_path, name, changes, loss_type="dft")
+    make_trainer(tmp_path, name, changes, label_smoothing_factor=0.1)  # TRL's own way with whole logits, which is right
+
+
+@pytest.mark.parametrize("name", ["llama4_text", "phimoe", "granitemoe", "granitemoehybrid"])
+def test_models_whose_names_trl_does_not_know(tmp_path, name):
+    check_equal(make_trainer(tmp_path, name))
+
+
+def test_a_dense_model_of_a_family_with_experts_has_no_router_loss(tmp_path):
+    trainer = make_trainer(tmp_path, "granitemoehybrid", {"num_local_experts": 0})
+    assert not trainer.aux_loss_enabled
+    check_equal(trainer)
 
 
 def test_a_window_wider_than_the_examples_does_not_matter(tmp_path):

@@ -10,8 +10,9 @@ import torch
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.processes import PRECISION
 from bigrec_hf.settings import SftSettings
-from bigrec_hf.sft.config import PRECISION, batch_sizes, check_launcher, trainer_config
+from bigrec_hf.sft.config import batch_sizes, check_launcher, trainer_config
 
 
 def config(settings: SftSettings | None = None, **options):

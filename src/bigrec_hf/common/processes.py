@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 from accelerate import PartialState
 
 from bigrec_hf.common.errors import BigrecError
+
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # what `accelerate launch` makes of its configuration's mixed_precision
+
+
+@contextlib.contextmanager
+def own_precision() -> Iterator[None]:
+    """TrainingArguments made within take their own fields' precision, not the accelerate configuration's: they would
+    autocast float32 weights with it."""
+    launched_with = os.environ.pop(PRECISION, None)
+    try:
+        yield
+    finally:
+        if launched_with is not None:
+            os.environ[PRECISION] = launched_with
 
 
 def process_state() -> PartialState:

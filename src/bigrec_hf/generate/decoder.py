@@ -24,7 +24,7 @@ from bigrec_hf.data.prompts import parse_answer
 from bigrec_hf.generate.beams import BeamScores
 from bigrec_hf.generate.kv_cache import pad_prompts, prefix_cache, prompts_cache
 from bigrec_hf.generate.memory import GIB, Footprint, budget, footprint, is_out_of_memory, weight_bytes
-from bigrec_hf.generate.route import ONE_BY_ONE, PROMPT_CACHE, SHARED_PREFIX, STOCK, Route, choose_route
+from bigrec_hf.generate.route import NO_CACHE, ONE_BY_ONE, PROMPT_CACHE, SHARED_PREFIX, STOCK, Route, choose_route
 from bigrec_hf.generate.strategy import ChooseToken, Decoding, StopAtLineBreak, end_token_ids, line_break_ids, uniforms
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Decoder:
 
     def _n_fitting(self, longest: int, route: str) -> int:
         """Prompts of this length that may be decoded together, at least 1."""
-        if route == ONE_BY_ONE:
+        if route in (ONE_BY_ONE, NO_CACHE):
             return 1
         of_one = self._footprint(1, longest, expanded=route == STOCK).total
         fitting = budget(self.model.device, self.memory_gib) // of_one
@@ -195,7 +195,8 @@ class Decoder:
         )
 
     def _choose_route(self, prompts: Sequence[Sequence[int]]) -> str:
-        route = choose_route(self.model, max(prompts, key=len), self.tokenizer.pad_token_id)
+        beams = self.decoding.has_beams and self.decoding.num_beams > 1
+        route = choose_route(self.model, max(prompts, key=len), self.tokenizer.pad_token_id, beams=beams)
         if route != self.route:
             self.route = route
             self.prefix = self.given_prefix if route.name == SHARED_PREFIX else []
@@ -207,7 +208,9 @@ class Decoder:
         copies = self.decoding.rows_per_prompt
         ids, mask = pad_prompts(prompts, len(self.prefix), self.tokenizer.pad_token_id, self.model.device)
         width = ids.shape[1]
-        options: dict[str, Any] = {"generation_config": self.config()}
+        config = self.config()
+        config.use_cache = route != NO_CACHE
+        options: dict[str, Any] = {"generation_config": config}
         if route in (SHARED_PREFIX, PROMPT_CACHE):
             room = 1 + self.decoding.max_new_tokens
             options["past_key_values"] = prompts_cache(
@@ -219,13 +222,7 @@ class Decoder:
 
         def run(processor: LogitsProcessor) -> torch.Tensor:
             options["logits_processor"] = LogitsProcessorList([processor])
-            try:
-                output = self.model.generate(input_ids=ids, attention_mask=mask, **options)  # type: ignore[operator]
-                return output.sequences
-            except ValueError as error:
-                if "cannot use beam search" not in str(error):
-                    raise
-                raise BigrecError(f"{error}: use decoding greedy or sample with this model") from error
+            return self.model.generate(input_ids=ids, attention_mask=mask, **options).sequences  # type: ignore[operator]
 
         if self.constraint is not None:
             constrained = self.constraint.processor(self.trie, copies, width, example_ids)

@@ -16,7 +16,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.generations import GENERATIONS_FILE, write_generations
-from bigrec_hf.data.prompts import TITLE_LIST
+from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
 from bigrec_hf.generate import exact
 from bigrec_hf.generate.batches import decode_batches, plan_batches
 from bigrec_hf.generate.constrained import Constraint, load_constraint
@@ -78,7 +78,7 @@ def main(
         copies=decoding.rows_per_prompt,
     )
     folder = Path(run.run_dir) / run.method
-    record: dict[str, Any] = {"dropped_history_titles": n_dropped}
+    record: dict[str, Any] = {"dropped_history_titles": n_dropped, **prompt_facts(template_of(prompt), tokenizer)}
 
     def load() -> Work:
         decoder = make_decoder(model, prompt, generate, facts, tokenizer, decoding, prompts, constraint)

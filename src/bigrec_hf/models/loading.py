@@ -139,6 +139,17 @@ def keep_trainable_precise(model: PreTrainedModel | PeftModel) -> None:
                 parameter.data = parameter.data.float()
 
 
+def mend_names(model: PreTrainedModel) -> None:
+    """Give a model the names by which TRL finds its experts and its transformer, where its own class has others."""
+    config = model.config.get_text_config()
+    if hasattr(config, "output_router_logits") and not hasattr(config, "num_experts"):  # PhiMoE, GraniteMoe
+        config.num_experts = getattr(config, "num_local_experts", 0)
+        if config.num_experts == 0:  # the dense ones of a family with experts: there is nothing to balance
+            config.router_aux_loss_coef = 0.0
+    if model.base_model is model and isinstance(getattr(model, "model", None), torch.nn.Module):  # Llama 4's text part
+        model.base_model_prefix = "model"
+
+
 def lora_config(
     *, r: int, alpha: int, dropout: float, target_modules: list[str], base_name: str | None = None
 ) -> LoraConfig:

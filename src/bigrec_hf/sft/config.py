@@ -13,11 +13,9 @@ from datasets import Dataset
 from trl import SFTConfig, pack_dataset
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.processes import process_state
+from bigrec_hf.common.processes import own_precision, process_state
 from bigrec_hf.models.loading import launched_with_fsdp
 from bigrec_hf.settings import SftSettings
-
-PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch` from mixed_precision in its configuration
 
 
 def check_launcher(state: PartialState) -> None:
@@ -156,14 +154,11 @@ def trainer_config(
     }
     if sft.length_grouping:
         options["train_sampling_strategy"] = "group_by_length"
-    launched_with = os.environ.pop(PRECISION, None)  # SFTConfig would autocast float32 weights with it
     try:
-        return SFTConfig(**(options | trainer_args))
+        with own_precision():
+            return SFTConfig(**(options | trainer_args))
     except (TypeError, ValueError) as error:
         raise BigrecError(
             f"trl.SFTConfig refuses these settings ({' '.join(str(error).split())}): correct trainer_args "
             f"{sorted(trainer_args)}"
         ) from error
-    finally:
-        if launched_with is not None:
-            os.environ[PRECISION] = launched_with

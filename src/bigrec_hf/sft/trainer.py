@@ -20,11 +20,13 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig, SFTTrainer
 
+from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.models.checkpoints import ExactResume, last_checkpoint
-from bigrec_hf.models.loading import keep_trainable_precise
+from bigrec_hf.models.loading import keep_trainable_precise, mend_names
 from bigrec_hf.sft.callbacks import OneLine, TimeLimit
 from bigrec_hf.sft.shared_prefix import MergedBatch, draws_at_random, merge_batch, use_shared_attention
 
@@ -41,7 +43,9 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
     On CUDA, TRL's fused head leaves out the unsupervised positions already. Elsewhere it projects every position onto
     the vocabulary and computes entropies; with ~12 completion tokens in ~150 that is most of a small model's time. The
     common prefix is shared where dropout would not tell the rows apart. Same loss, no entropy metrics: both ways are
-    measured against TRL's loss first, and not taken where they differ. Trainable weights are in float32.
+    measured against TRL's loss first, and not taken where they differ. TRL's loss is measured as well, on any device:
+    its fused head knows nothing of what some models do between their last layer and the logits. Trainable weights are
+    in float32.
     """
 
     args: SFTConfig
@@ -49,12 +53,15 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
     train_dataset: Dataset
     eval_dataset: Dataset | None
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
+    def __init__(self, model: PreTrainedModel, *args: Any, **options: Any):
+        mend_names(model)
+        super().__init__(model, *args, **options)
         keep_trainable_precise(self.model)
         self.draws = draws_at_random(self.base())
         self.lean, self.shares = False, False
-        if self.args.device.type == "cpu" and not self.is_fsdp_enabled and self.has_plain_loss():
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()  # no process has the weights to measure with
+        own_loss = self.label_smoother is not None or self.compute_loss_func is not None  # of the model's own logits
+        if not sharded and not own_loss:
             with resting(self):
                 self.lean, self.shares = self.measure()
 
@@ -67,13 +74,24 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
         changed = self.args.loss_type != "nll" or self.args.label_smoothing_factor > 0 or self.aux_loss_enabled
         return not changed and self.compute_loss_func is None
 
-    def measure(self) -> tuple[bool, bool]:
-        """Whether the lean loss, and with a shared prefix, is TRL's on the longest examples; says so where it is not.
+    def trl_loss(self, batch: dict[str, torch.Tensor]) -> float:
+        """The mean cross-entropy of the labels as TRL computes it, without what the settings add to it."""
+        loss_type, aux_loss_enabled = self.args.loss_type, self.aux_loss_enabled
+        self.args.loss_type, self.aux_loss_enabled = "nll", False
+        try:
+            return super().compute_loss(self.model, dict(batch)).item()
+        finally:
+            self.args.loss_type, self.aux_loss_enabled = loss_type, aux_loss_enabled
 
-        Long examples, because windows and other limits of attention show only beyond them.
+    def measure(self) -> tuple[bool, bool]:
+        """Whether to take the lean loss, and with a shared prefix; says so where that is unusual.
+
+        On a CPU wherever it is TRL's on the longest examples (long ones, because windows and other limits of attention
+        show only beyond them). On any device where TRL's is not that of the model's own logits. Raises BigrecError
+        where TRL's is wrong and the settings need it.
         """
         batch = self._prepare_inputs(longest_batch(self))
-        wanted = super().compute_loss(self.model, dict(batch)).item()
+        wanted = self.trl_loss(batch)
         exact = all(parameter.dtype == torch.float32 for parameter in self.model.parameters())
         tolerance = abs(wanted) * (TOLERANCE if exact else ROUNDED_TOLERANCE)
 
@@ -85,9 +103,24 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
             mean = loss.item() / max(int(count), 1)
             return None if abs(mean - wanted) <= tolerance else f"a loss of {mean:.6g} instead of {wanted:.6g}"
 
+        lean = self.args.device.type == "cpu" and self.has_plain_loss()
         reason = difference(None)
         if reason is not None:
-            self.accelerator.print(f"loss: as TRL computes it, for this model knows no shorter way ({reason})")
+            own = logits_loss(self.model, batch)
+            if abs(own - wanted) <= tolerance:
+                if lean:
+                    self.accelerator.print(f"loss: as TRL computes it, for this model knows no shorter way ({reason})")
+                return False, False
+            told = f"TRL's loss of this model is {wanted:.6g}, that of its logits {own:.6g}"
+            wanted, lean = own, True
+            reason = difference(None)
+            if reason is not None or not self.has_plain_loss():
+                raise BigrecError(
+                    f"{told}: it cannot be trained with these settings; leave loss_type and router_aux_loss_coef out "
+                    "of trainer_args, set router_aux_loss_coef to 0, or take another base model"
+                )
+            self.accelerator.print(f"loss: from the model's own logits ({told})")
+        if not lean:
             return False, False
         if set(batch) != BATCH_KEYS or batch["input_ids"].shape[0] < 2:
             return True, False
@@ -163,6 +196,13 @@ def lean_loss(
     logits = outputs.logits[kept].float()
     loss = torch.nn.functional.cross_entropy(logits, targets[:, positions][kept], reduction="sum")
     return loss, supervised.sum(), outputs
+
+
+def logits_loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> float:
+    """The mean cross-entropy of the labels under all the logits that the model gives: the definition."""
+    others = {key: value for key, value in inputs.items() if key != "labels"}
+    logits = model(**others, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+    return torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten()).item()
 
 
 def train_adapter(

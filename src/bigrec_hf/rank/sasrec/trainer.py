@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.processes import own_precision
 from bigrec_hf.data.generations import Examples
 from bigrec_hf.data.sequences import ItemSequences
 from bigrec_hf.ground.from_scores import rank_scores
@@ -168,27 +169,31 @@ def new_model(sasrec: SasrecSettings, n_items: int, seed: int, catalog_sha256: s
 
 
 def training_arguments(sasrec: SasrecSettings, checkpoints: Path, seed: int, has_validation: bool) -> TrainingArguments:
-    """Return the arguments of the Trainer: a checkpoint per epoch and, with validation, the best one at the end."""
+    """Return the arguments of the Trainer: a checkpoint per epoch and, with validation, the best one at the end.
+
+    In float32, whatever the accelerate configuration says.
+    """
     interval = "epoch" if has_validation else "no"
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=sasrec.sasrec_epochs,
-        per_device_train_batch_size=sasrec.sasrec_batch_size,
-        learning_rate=sasrec.sasrec_lr,
-        lr_scheduler_type="constant",
-        weight_decay=sasrec.sasrec_weight_decay,
-        seed=seed,
-        data_seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        eval_strategy=interval,
-        save_strategy="epoch",
-        save_total_limit=2,
-        logging_strategy="epoch",
-        report_to="none",
-        load_best_model_at_end=has_validation,
-        metric_for_best_model="eval_ndcg" if has_validation else None,
-        greater_is_better=True if has_validation else None,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        restore_callback_states_from_checkpoint=True,
-    )
+    with own_precision():
+        return TrainingArguments(
+            output_dir=str(checkpoints),
+            num_train_epochs=sasrec.sasrec_epochs,
+            per_device_train_batch_size=sasrec.sasrec_batch_size,
+            learning_rate=sasrec.sasrec_lr,
+            lr_scheduler_type="constant",
+            weight_decay=sasrec.sasrec_weight_decay,
+            seed=seed,
+            data_seed=seed,
+            use_cpu=not torch.cuda.is_available(),
+            eval_strategy=interval,
+            save_strategy="epoch",
+            save_total_limit=2,
+            logging_strategy="epoch",
+            report_to="none",
+            load_best_model_at_end=has_validation,
+            metric_for_best_model="eval_ndcg" if has_validation else None,
+            greater_is_better=True if has_validation else None,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            remove_unused_columns=False,
+            restore_callback_states_from_checkpoint=True,
+        )
