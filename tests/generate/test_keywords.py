@@ -87,7 +87,7 @@ def test_look_up_and_a_keyword_catalog():
     assert keyword_catalog(catalog, keywords).titles == ["crime, heist", "pig", "crime, heist"]
     assert keyword_catalog(catalog, keywords).item_ids == ["i0", "i1", "i2"]
     assert look_up(["odd", ""], keywords, "x") == ["odd", ""]
-    with pytest.raises(BigrecError, match="2 titles of the catalog have no keywords, the first is 'Heat'"):
+    with pytest.raises(BigrecError, match="2 titles of the catalog have no keywords, such as 'Heat'"):
         keyword_catalog(catalog, {})
 
 
@@ -159,15 +159,15 @@ def test_stage(tmp_path, model, capsys):
     write_generations(run / "validation/finetuned/generations.parquet", [["Another", "c"], ["A new one", "d"]])
     capsys.readouterr()
     assert cli.main(arguments(run, model)) == 0
-    assert "20 titles are done, 2 to ask" in capsys.readouterr().out
+    assert "20 titles are done, 2 remain" in capsys.readouterr().out
     table = pq.read_table(run / "keywords/keywords.parquet")
     assert table["title"].to_pylist() == [*TITLES, "A new one", "Another"]
     assert table["keywords"].to_pylist() == ["x"] * 20 + ["A new one", "Another"]
-    assert cli.main(arguments(run, model)) == 0 and "0 to ask" in capsys.readouterr().out
+    assert cli.main(arguments(run, model)) == 0 and "0 remain" in capsys.readouterr().out
 
     # another question makes all of them new
     assert cli.main(arguments(run, model, "--keywords_noun", "film")) == 0
-    assert "0 titles are done, 22 to ask" in capsys.readouterr().out
+    assert "0 titles are done, 22 remain" in capsys.readouterr().out
     keywords = read_keywords(run / "keywords/keywords.parquet")
     assert keywords["Babe (1995)"] == "Babe (1995)"
 

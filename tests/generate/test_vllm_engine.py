@@ -160,14 +160,14 @@ def test_how_the_model_is_loaded(calls, base, tmp_path):
     assert expected.items() <= calls.llm.items()
     assert calls.lora.path == str(tmp_path) and calls.lora.number > 0  # vLLM: adapters count from 1
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 1024}))
-    with pytest.raises(BigrecError, match="rank 1024 is above"):
+    with pytest.raises(BigrecError, match="rank 1024 of the adapter exceeds"):
         decoder(base, BEAM, adapter=str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("decoding", "quantization", "n", "words"),
     [
-        (Decoding("constrained"), "none", 1, "takes no constraint: use --engine hf"),
+        (Decoding("constrained"), "none", 1, "cannot decode by constrained, only by beam, greedy, sample"),
         (BEAM, "8bit", 1, "use 4bit or none"),
         (BEAM, "none", 2, "start one process"),
     ],

@@ -347,7 +347,7 @@ class TestStage:
             order = np.lexsort((np.arange(5), a * first + b * second))
             assert table[C.TOP_ROWS].to_pylist()[i] == order.tolist()
             assert table[C.RANK].to_pylist()[i] == int(np.isin(order, target).argmax())
-        with pytest.raises(BigrecError, match=r"1 titles of .* have no keywords, the first is 'one'"):
+        with pytest.raises(BigrecError, match=r"1 titles of .* have no keywords, such as 'one'"):
             del keywords["one"]
             self.fuse(run, given, fusion="keywords")
 

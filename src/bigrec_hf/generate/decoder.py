@@ -260,7 +260,7 @@ class Decoder:
         return texts, scores
 
     def _draws(self, example_ids: Sequence[str]) -> torch.Tensor | None:
-        if self.decoding.strategy != "sample":
+        if not self.decoding.is_sampled:
             return None
         decoding = self.decoding
         rows = [

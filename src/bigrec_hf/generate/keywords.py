@@ -1,9 +1,9 @@
-"""Keywords: an instruct LM describes catalog titles and predicted titles by a few comma-separated attributes.
+"""Keywords: an instruct model describes catalog titles and generated titles by a few comma-separated attributes.
 
-Writes `<run_dir>/keywords/keywords.parquet`, one row a distinct clean title (of the catalog, and of the first texts in
-the method's generations, validation included), and `keywords.json`. What the file already holds by the same model and
-prompt is kept; an interrupted run goes on where it stopped (shards.py). An answer that is no JSON with keywords falls
-back to the title. Fusing by keywords (fuse.py) builds an ordinary catalog index over them, row by row.
+Writes `<run_dir>/keywords/keywords.parquet`, one row per distinct clean title (of the catalog, and of the first texts
+in the method's generations, including those for validation), and `keywords.json`. Rows that the same model and prompt
+have written are kept, and an interrupted run resumes (shards.py). If an answer contains no JSON with keywords, the
+title is used instead. The fusion of keywords (`rank/fuse`) builds a catalog index over them, row by row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
 from bigrec_hf.data.examples import load_facts
 from bigrec_hf.data.generations import GENERATIONS_FILE, read_generations
 from bigrec_hf.data.prompts import KEYWORDS_PLACEHOLDERS, keywords_prompt_ids
-from bigrec_hf.data.run_folder import VALIDATION_DIR
+from bigrec_hf.data.run_folder import run_folder, split_folders
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.identity import model_revision
 
@@ -36,46 +36,46 @@ KEYWORDS_FILE = "keywords.parquet"
 KEYWORDS_FOLDER = "keywords"
 KEYWORDS_INDEX = "keywords_index"
 SUMMARY_FILE = "keywords.json"
-N_SHOWN = 5  # answers without keywords that the summary shows
+N_SHOWN = 5  # answers without keywords in the summary
 KEYWORDS_SCHEMA = pa.schema([(C.TITLE, pa.string()), (C.KEYWORDS, pa.string()), (C.PARSED, pa.bool_())])
 
 
 def read_keywords(path: str | Path) -> dict[str, str]:
-    """Clean title -> keywords of a keywords.parquet. Raises BigrecError where there is none."""
+    """Return the keywords by clean title. Raises BigrecError if `path` is missing or not a keywords file."""
     path = Path(path)
     if not path.is_file():
         raise BigrecError(f"{path} does not exist: write the keywords with `bigrec-hf keywords`")
     table = read_table(path)
     missing = [name for name in (C.TITLE, C.KEYWORDS) if name not in table.column_names]
     if missing:
-        raise BigrecError(f"{path} lacks the column {missing[0]!r}: it is no file of `bigrec-hf keywords`")
+        raise BigrecError(f"{path} lacks the column {missing[0]!r}: give a file written by `bigrec-hf keywords`")
     return dict(zip(table[C.TITLE].to_pylist(), table[C.KEYWORDS].to_pylist(), strict=True))
 
 
 def look_up(titles: Sequence[str], keywords: dict[str, str], place: str) -> list[str]:
-    """The keywords of each title ("" of an empty one). Raises BigrecError naming the first title without any."""
+    """Return the keywords of each title, "" for an empty one. Raises BigrecError if a title has none."""
     keywords = {"": ""} | keywords
     cleaned = [clean_title(title) for title in titles]
     unknown = list(dict.fromkeys(title for title in cleaned if title not in keywords))
     if unknown:
         raise BigrecError(
-            f"{len(unknown)} titles of {place} have no keywords, the first is {unknown[0]!r}: "
+            f"{len(unknown)} titles of {place} have no keywords, such as {unknown[0]!r}: "
             "run `bigrec-hf keywords` after `generate`"
         )
     return [clean_title(keywords[title]) or title for title in cleaned]
 
 
 def keyword_catalog(catalog: Catalog, keywords: dict[str, str]) -> Catalog:
-    """The catalog with keywords in place of titles, row by row: what a keyword index is built over."""
+    """Return the catalog with keywords in place of titles, row by row, for an index of keywords."""
     return Catalog(list(catalog.item_ids), look_up(catalog.titles, keywords, "the catalog"))
 
 
 def parse_keywords(answer: str) -> list[str] | None:
-    """The keywords of the first JSON object in an answer that has some, else None.
+    """Return the keywords of the first JSON object in an answer that has any, else None.
 
-    The object's `keywords` (in any case) is a comma-separated string or a list of strings; text and code fences around
-    it are ignored, outer spaces and repetitions (in any case) dropped. Text that is no valid Unicode does not count,
-    nor does an echo of the question's own placeholders, which weak models give.
+    `keywords` in the object (the case of the key is ignored) is a comma-separated string or a list of strings. Text and
+    code fences around the object are ignored, outer spaces and repetitions (in any case) dropped. Invalid Unicode does
+    not count, nor do the placeholders of the question, which weak models repeat.
     """
     decoder = json.JSONDecoder()
     start = answer.find("{")
@@ -98,7 +98,7 @@ def _keyword_list(value: dict[str, Any]) -> list[str]:
     if len(texts) < len(parts):
         return []
     words = [" ".join(clean_title(word).split()) for text in texts for word in text.split(",")]
-    distinct = {word.casefold(): word for word in reversed(words) if word}  # the first spelling wins
+    distinct = {word.casefold(): word for word in reversed(words) if word}  # the first spelling is kept
     ordered = dict.fromkeys(word.casefold() for word in words if word)
     try:
         json.dumps([distinct[key] for key in ordered], ensure_ascii=False).encode("utf-8")
@@ -108,14 +108,14 @@ def _keyword_list(value: dict[str, Any]) -> list[str]:
 
 
 def keywords_table(titles: Sequence[str], answers: Sequence[str]) -> pa.Table:
-    """KEYWORDS_SCHEMA of clean titles and the LM's answers to them."""
+    """Return the table (KEYWORDS_SCHEMA) of clean titles and the answers to them."""
     parsed = [parse_keywords(answer) for answer in answers]
     texts = [", ".join(words) if words else title for title, words in zip(titles, parsed, strict=True)]
     return pa.table([list(titles), texts, [words is not None for words in parsed]], schema=KEYWORDS_SCHEMA)
 
 
 def wanted_titles(catalog: Catalog, generations: Sequence[Path]) -> list[str]:
-    """Distinct clean titles: the catalog's, then the first texts of these files (those that exist)."""
+    """Return distinct clean titles: those of the catalog, then the first texts of the existing `generations` files."""
     titles = dict.fromkeys(clean_title(title) for title in catalog.titles)
     for path in generations:
         if path.is_file():
@@ -129,7 +129,7 @@ def _noun(dataset: Sequence[str]) -> str:
 
 
 def _kept(folder: Path, facts: dict[str, Any]) -> pa.Table:
-    """What `folder` holds by the same model and prompt (KEYWORDS_SCHEMA), or no row."""
+    """Return the rows in `folder` (KEYWORDS_SCHEMA) that the same model and prompt have written."""
     old, file = read_record(folder / SUMMARY_FILE), folder / KEYWORDS_FILE
     if file.is_file() and all(old.get(key) == value for key, value in facts.items()):
         return read_table(file, schema=KEYWORDS_SCHEMA)
@@ -137,83 +137,80 @@ def _kept(folder: Path, facts: dict[str, Any]) -> pa.Table:
 
 
 def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: KeywordsSettings) -> None:
-    """Ask for the keywords of all titles that have none yet; of several processes, each takes a part of the batches."""
+    """Write keywords for all titles that have none yet; several processes share the batches."""
     from bigrec_hf.common.processes import process_state
-    from bigrec_hf.common.shards import ShardFolder
+    from bigrec_hf.common.shards import ShardFolder, processes
     from bigrec_hf.generate.batches import decode_batches, plan_batches
     from bigrec_hf.generate.decoder import Decoder, common_prefix_length
     from bigrec_hf.generate.job import load_network
     from bigrec_hf.generate.strategy import Decoding
     from bigrec_hf.models.loading import load_tokenizer
 
-    if run.run_dir is None:
-        raise BigrecError("no run folder given: name it with --output_dir or --config RECIPE")
-    name = keywords.keywords_model or model.base_model
+    folder, name = run_folder(run) / KEYWORDS_FOLDER, keywords.keywords_model or model.base_model
     if not name:
-        raise BigrecError("no model given: name an instruct LM with --keywords_model")
-    folder = Path(run.run_dir) / KEYWORDS_FOLDER
+        raise BigrecError("no model given: name an instruct model with --keywords_model")
     state = process_state()
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     tokenizer = load_tokenizer(name, padding_side="left")
     noun = keywords.keywords_noun or _noun(data.dataset)
-    decoding = Decoding("greedy", max_new_tokens=keywords.keywords_tokens)
-    facts: dict[str, Any] = {
-        "keywords_model": name,
-        "model_fingerprint": model_revision(name),
-        **{key: getattr(model, key) for key in ("dtype", "quantization", "attn_implementation")},
-        "max_new_tokens": decoding.max_new_tokens,
-        "noun": noun,
-        "prompt_sha256": hashlib.sha256(json.dumps(keywords_prompt_ids("", noun, tokenizer)).encode()).hexdigest(),
-    }
+    facts = settings_facts(name, model, keywords, keywords_prompt_ids("", noun, tokenizer), noun)
     kept = _kept(folder, facts)
     done = set(kept[C.TITLE].to_pylist())
-    parts = (Path(run.run_dir), Path(run.run_dir) / VALIDATION_DIR)
-    wanted = wanted_titles(catalog, [part / run.method / GENERATIONS_FILE for part in parts])
-    titles = [title for title in wanted if title not in done]
+    files = [place / run.method / GENERATIONS_FILE for place in reversed(split_folders(run).values())]
+    titles = [title for title in wanted_titles(catalog, files) if title not in done]
     prompts = [keywords_prompt_ids(title, noun, tokenizer) for title in titles]
     batches = plan_batches(
         [len(ids) for ids in prompts],
         batch_size=keywords.keywords_batch_size,
         batch_tokens=keywords.keywords_batch_tokens,
-        extra_tokens=decoding.max_new_tokens,
+        extra_tokens=keywords.keywords_tokens,
         copies=1,
     )
-    shards = ShardFolder(
-        folder / "shards",
-        fingerprint(facts, titles, batches),
-        len(batches),
-        rank=state.process_index,
-        n_processes=state.num_processes,
-    )
-    numbers = shards.own()
-    state.print(f"keywords: {len(done)} titles are done, {len(titles)} to ask, {len(shards.missing())} batches left")
-    state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
+    shards = ShardFolder(folder / "shards", fingerprint(facts, titles, batches), len(batches), **processes(state))
+    numbers, quiet = shards.own(), not state.is_main_process
+    state.print(f"keywords: {len(done)} titles are done, {len(titles)} remain, in {len(shards.missing())} batches")
+    state.wait_for_everyone()  # all processes have seen the same shards before the first new one appears
     with shards.shared_failure():
         if numbers:
-            network = load_network(model, name, None)
-            prefix = prompts[0][: common_prefix_length(prompts)]
-            decoder = Decoder(network, tokenizer, decoding, shared_prefix=prefix, single_line=False)
-            decode_batches(
-                decoder,
-                prompts,
-                titles,
-                batches,
-                numbers,
-                shards.write,
-                label="keywords",
-                quiet=not state.is_main_process,
+            decoder = Decoder(
+                load_network(model, name, None),
+                tokenizer,
+                Decoding("greedy", max_new_tokens=keywords.keywords_tokens),
+                shared_prefix=prompts[0][: common_prefix_length(prompts)],
+                single_line=False,
             )
-        if state.is_main_process:
-            shards.wait_complete()
-            answers = [texts[0] for texts in shards.read(len(titles))[0]] if titles else []
-            new = keywords_table(titles, answers)
-            table = pa.concat_tables([kept, new])
-            failed = [answer for answer, parsed in zip(answers, new[C.PARSED].to_pylist(), strict=True) if not parsed]
-            n_parsed = sum(table[C.PARSED].to_pylist())
-            write_table(table, folder / KEYWORDS_FILE)
-            counts = {"n_titles": len(table), "n_asked": len(titles), "n_fallback": len(table) - n_parsed}
-            write_json(folder / SUMMARY_FILE, facts | counts | {"unparsed_answers": failed[:N_SHOWN]})
-            shards.remove()
-            print(f"keywords: {len(table)} titles, {counts['n_fallback']} of them without JSON, by their title instead")
-        else:
-            shards.wait_joined()
+            decode_batches(decoder, prompts, titles, batches, numbers, shards.write, label="keywords", quiet=quiet)
+        if not state.is_main_process:
+            return shards.wait_joined()
+        shards.wait_complete()
+        answers = [texts[0] for texts in shards.read(len(titles))[0]] if titles else []
+        write_keywords(folder, kept, titles, answers, facts)
+        shards.remove()
+
+
+def settings_facts(
+    name: str, model: ModelSettings, keywords: KeywordsSettings, prompt_ids: Sequence[int], noun: str
+) -> dict[str, Any]:
+    """Return what the answers depend on besides the titles; `prompt_ids`: the prompt without a title."""
+    return {
+        "keywords_model": name,
+        "model_fingerprint": model_revision(name),
+        **{key: getattr(model, key) for key in ("dtype", "quantization", "attn_implementation")},
+        "max_new_tokens": keywords.keywords_tokens,
+        "noun": noun,
+        "prompt_sha256": hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest(),
+    }
+
+
+def write_keywords(
+    folder: Path, kept: pa.Table, titles: Sequence[str], answers: Sequence[str], facts: dict[str, Any]
+) -> None:
+    """Write keywords.parquet, the rows of `kept` first, and keywords.json; print a summary."""
+    new = keywords_table(titles, answers)
+    table = pa.concat_tables([kept, new])
+    failed = [answer for answer, parsed in zip(answers, new[C.PARSED].to_pylist(), strict=True) if not parsed]
+    n_fallback = len(table) - sum(table[C.PARSED].to_pylist())
+    write_table(table, folder / KEYWORDS_FILE)
+    counts = {"n_titles": len(table), "n_asked": len(titles), "n_fallback": n_fallback}
+    write_json(folder / SUMMARY_FILE, facts | counts | {"unparsed_answers": failed[:N_SHOWN]})
+    print(f"keywords: {len(table)} titles, {n_fallback} of which keep their title because the answer had no keywords")

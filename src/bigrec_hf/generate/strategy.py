@@ -1,4 +1,4 @@
-"""How an answer is chosen: the strategy and its limits, what ends an answer, and the choice of one token."""
+"""How an answer is chosen: the strategy with its limits, the end of an answer, and the choice of a token."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import GenerateSettings
 
 
-CONSTRAINED = ("constrained", "debiased")  # beams that write catalog titles only
-STRATEGIES = ("beam", "greedy", "sample", *CONSTRAINED)
+BEAMS = ("num_beams", "length_penalty")
+STRATEGIES = {  # strategy -> the fields of `Decoding` that it reads besides `max_new_tokens`
+    "beam": BEAMS,
+    "greedy": (),
+    "sample": ("temperature", "top_p", "top_k", "seed"),
+    "constrained": BEAMS,
+    "debiased": BEAMS,
+}
+CONSTRAINED = ("constrained", "debiased")  # beams that can only be catalog titles
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are chosen, as in `settings.GenerateSettings`. Raises BigrecError on impossible values."""
+    """How answers are chosen, as in `settings.GenerateSettings`. Raises BigrecError for impossible values."""
 
     strategy: str = "beam"  # one of STRATEGIES
     num_beams: int = 4
@@ -40,7 +47,7 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise BigrecError on values that are impossible alone or together."""
+        """Raise BigrecError for values that are impossible alone or together."""
         if self.strategy not in STRATEGIES:
             raise BigrecError(f"decoding is {self.strategy!r}: choose one of {', '.join(STRATEGIES)}")
         if self.max_new_tokens < 1:
@@ -61,9 +68,7 @@ class Decoding:
             )
         if self.strategy == "sample":
             if not self.temperature > 0:
-                raise BigrecError(
-                    f"temperature is {self.temperature}: it must be above 0 (decoding greedy takes the top)"
-                )
+                raise BigrecError(f"temperature is {self.temperature}: it must be above 0 (else use decoding greedy)")
             if not 0 < self.top_p <= 1:
                 raise BigrecError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
             if self.top_k < 0:
@@ -71,7 +76,7 @@ class Decoding:
 
     @classmethod
     def from_settings(cls, generate: GenerateSettings, seed: int) -> Decoding:
-        """What the section `generate` asks for; debiased beams are never normalized by their length."""
+        """Return the decoding of the section `generate`; debiased beams are never normalized by their length."""
         return cls(
             strategy=generate.decoding,
             num_beams=generate.num_beams,
@@ -91,26 +96,31 @@ class Decoding:
 
     @property
     def is_constrained(self) -> bool:
-        """Whether only catalog titles are written."""
+        """Whether only catalog titles can be written."""
         return self.strategy in CONSTRAINED
 
     @property
+    def is_sampled(self) -> bool:
+        """Whether answers are drawn at random."""
+        return "seed" in STRATEGIES[self.strategy]
+
+    @property
     def n_texts(self) -> int:
-        """Texts an example gets (fewer where a constraint leaves fewer titles)."""
+        """Number of texts per example (fewer if a constraint leaves fewer titles)."""
         if self.has_beams:
             return self.num_return_sequences or self.num_beams
         return max(1, self.num_return_sequences)
 
     @property
     def rows_per_prompt(self) -> int:
-        """Sequences decoded side by side for one prompt."""
+        """Number of sequences decoded in parallel for one prompt."""
         return self.num_beams if self.has_beams else self.n_texts
 
 
 def end_token_ids(*owners: object) -> list[int]:
-    """Every id that ends an answer: `eos_token_id` (int or list) of the tokenizer and the model's two configurations.
+    """Return all ids that end an answer: `eos_token_id` (int or list) of the tokenizer and the configurations.
 
-    Raises BigrecError where none of them has any.
+    Raises BigrecError if none of them has one.
     """
     found: set[int] = set()
     for owner in owners:
@@ -122,16 +132,16 @@ def end_token_ids(*owners: object) -> list[int]:
 
 
 def line_break_ids(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """Ids of all tokens whose text holds a line break.  # (n,) int64"""
+    """Return the ids of all tokens whose text contains a line break, (n,) int64."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return torch.tensor([i for i, text in enumerate(texts) if "\n" in text or "\r" in text], dtype=torch.long)
 
 
 def uniforms(seed: int, example_id: str, number: int, n: int) -> np.ndarray:
-    """The `n` random numbers of one sampled answer.  # (n,) float32 in [0, 1)
+    """Return the random numbers of one sampled answer, (n,) float32 in [0, 1).
 
-    They depend on the seed, the example's id and the answer's number alone: neither on the batch, nor on the number of
-    processes, nor on what was decoded before a restart.
+    They depend only on the seed, the id of the example and the number of the answer, not on the batch, the number of
+    processes, or what was decoded before a restart.
     """
     digest = hashlib.sha256(f"{seed}\0{number}\0{example_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little")).random(n, dtype=np.float32)
@@ -140,14 +150,14 @@ def uniforms(seed: int, example_id: str, number: int, n: int) -> np.ndarray:
 class ChooseToken(LogitsProcessor):
     """Greedy choice, or sampling by inverting the distribution function at given numbers; keeps log-probabilities.
 
-    It returns 0 at the chosen token and -inf elsewhere, so that `generate(do_sample=False)` takes it. Temperature,
-    top-k and top-p are transformers' own warpers, in the order in which `generate` applies them.
+    It returns 0 at the chosen token and -inf elsewhere, so that `generate(do_sample=False)` takes that token.
+    Temperature, top-k and top-p are the warpers of transformers, in the order in which `generate` applies them.
     """
 
     def __init__(self, decoding: Decoding, draws: torch.Tensor | None) -> None:
         """`draws`: (rows, max_new_tokens) in [0, 1), or None for the greedy choice."""
         self.draws = draws
-        self.log_probs: list[torch.Tensor] = []  # one (rows,) float32 a step, under the unchanged distribution
+        self.log_probs: list[torch.Tensor] = []  # one (rows,) float32 per step, under the original distribution
         self.warpers = LogitsProcessorList()
         if draws is not None:
             self.warpers.append(TemperatureLogitsWarper(decoding.temperature))
@@ -157,12 +167,12 @@ class ChooseToken(LogitsProcessor):
                 self.warpers.append(TopPLogitsWarper(decoding.top_p))
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
-        """`scores`: (rows, vocabulary) logits. Gives 0 at the chosen token and -inf elsewhere, in the same shape."""
+        """Return 0 at the chosen token and -inf elsewhere; `scores`: logits, (rows, vocabulary)."""
         if self.draws is None:
             chosen = scores.argmax(dim=-1, keepdim=True)
         else:
             mass = self.warpers(input_ids, scores).softmax(dim=-1).cumsum(dim=-1)  # (rows, vocabulary)
-            # the first token whose cumulated mass exceeds the draw: one without mass never is
+            # the first token whose cumulative mass exceeds the draw: never one without mass
             total = mass[:, -1:].contiguous()
             point = self.draws[:, len(self.log_probs), None] * total
             last = torch.searchsorted(mass, total)  # last token with mass: the product may round up to the total
@@ -171,17 +181,17 @@ class ChooseToken(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
 
     def mean_log_probs(self, lengths: Sequence[int]) -> list[float]:
-        """The mean over each row's first tokens, as many as its answer has."""
+        """Return the mean log-probability of each row over the tokens of its answer."""
         table = torch.stack(self.log_probs, dim=1).tolist()  # (rows, steps)
         return [float(np.mean(row[:length])) for row, length in zip(table, lengths, strict=True)]
 
 
 class StopAtLineBreak(StoppingCriteria):
-    """Ends a row after a token with a line break: the answer is cut there anyway."""
+    """End a row after a token with a line break, where the answer is cut anyway."""
 
     def __init__(self, token_ids: torch.Tensor) -> None:
         self.token_ids = token_ids
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
-        """(rows,) bool: rows whose newest token is one of these."""
+        """Return the rows whose last token is one of these, (rows,) bool."""
         return torch.isin(input_ids[:, -1], self.token_ids.to(input_ids.device))

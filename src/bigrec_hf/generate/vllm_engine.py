@@ -1,9 +1,9 @@
 """Optional engine of `generate`: vLLM (extra `vllm`, NVIDIA GPUs), with the interface of `decoder.Decoder`.
 
-Written against the documented interface of vLLM 0.22 to 0.33; we have not run it on a GPU. What differs from the
-built-in engine: vLLM's beam search takes no logits processor, so there are no constrained strategies; its beams end at
-the tokenizer's EOS only and are chosen by a length that counts the prompt (the scores here do not); samples are
-reproducible for a seed and an example, but are other ones. The adapter is passed, not merged.
+Written against the documented interface of vLLM 0.22 to 0.33, and not yet run on a GPU. Differences from the built-in
+engine: there are no constrained strategies; beams end only at the EOS token of the tokenizer and are chosen by a length
+that counts the prompt (the scores here do not); samples are reproducible for a seed and an example, but differ from
+those of the built-in engine. The adapter is passed to vLLM, not merged.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's max_lora_rank may be
-QUANTIZATIONS = {"none": None, "4bit": "bitsandbytes"}  # 4bit: NF4 on the fly, as the built-in engine
+STRATEGIES = ("beam", "greedy", "sample")  # vLLM's beam search takes no logits processor, so no constraint
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # possible values of vLLM's max_lora_rank
+QUANTIZATIONS = {"none": None, "4bit": "bitsandbytes"}  # 4bit: NF4 while loading, as in the built-in engine
 
 
 def check_vllm(decoding: Decoding, quantization: str, n_processes: int) -> dict[str, str]:
-    """vLLM's version. Raises BigrecError, before a model is loaded, for what this engine cannot do."""
-    if decoding.is_constrained:
-        raise BigrecError(f"vLLM's beam search takes no constraint: use --engine hf for decoding {decoding.strategy}")
+    """Return the version of vLLM. Raises BigrecError, before a model is loaded, for what this engine cannot do."""
+    if decoding.strategy not in STRATEGIES:
+        names = ", ".join(STRATEGIES)
+        raise BigrecError(f"engine vllm cannot decode by {decoding.strategy}, only by {names}: use --engine hf")
     if quantization not in QUANTIZATIONS:
-        raise BigrecError(f"vLLM does not quantize to {quantization} while loading: use 4bit or none, or --engine hf")
+        raise BigrecError(f"vLLM cannot quantize to {quantization} while loading: use 4bit or none, or --engine hf")
     if n_processes > 1:
-        raise BigrecError("vLLM spreads over GPUs itself: start one process, --vllm_args '{tensor_parallel_size: 2}'")
+        raise BigrecError(
+            "vLLM uses several GPUs in one process: start one process, with --vllm_args '{tensor_parallel_size: 2}'"
+        )
     try:
         import vllm
     except ImportError as error:
@@ -48,7 +52,7 @@ def check_vllm(decoding: Decoding, quantization: str, n_processes: int) -> dict[
 
 
 class VllmDecoder:
-    """A vLLM engine with a base model, an adapter and a decoding strategy; see the module's text for its limits."""
+    """A vLLM engine with a base model, an adapter and a strategy; the module's docstring lists its limits."""
 
     def __init__(
         self,
@@ -62,13 +66,13 @@ class VllmDecoder:
         max_length: int,
         vllm_args: dict[str, Any],
     ) -> None:
-        """`max_length`: tokens of prompt and answer; `vllm_args`: any other argument of vllm.LLM, wins over ours."""
+        """`max_length`: tokens of prompt and answer; `vllm_args`: arguments of vllm.LLM that override these."""
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
         path, revision = find_model(base_model)
         self.tokenizer, self.decoding = tokenizer, decoding
-        self.route = None  # vLLM has one of its own
+        self.route = None  # routes are those of the built-in engine
         with hub_errors(base_model):
             config = AutoConfig.from_pretrained(path, revision=revision)
             try:
@@ -84,8 +88,8 @@ class VllmDecoder:
             "dtype": dtype,
             "quantization": QUANTIZATIONS[quantization],
             "max_model_len": max_length,
-            "max_logprobs": max(2 * decoding.num_beams, 20),  # beam search asks for twice its width
-            "generation_config": "vllm",  # the model's own file has no say
+            "max_logprobs": max(2 * decoding.num_beams, 20),  # beam search requests twice its width
+            "generation_config": "vllm",  # ignore the file of the model
             "seed": decoding.seed,
         }
         self.lora = None
@@ -94,7 +98,9 @@ class VllmDecoder:
             rank = int(read_json(folder / "adapter_config.json").get("r", 0))
             fitting = [size for size in LORA_RANKS if size >= rank]
             if not fitting:
-                raise BigrecError(f"the adapter's rank {rank} is above vLLM's {LORA_RANKS[-1]}: use --engine hf")
+                raise BigrecError(
+                    f"the rank {rank} of the adapter exceeds the maximum of vLLM, {LORA_RANKS[-1]}: use --engine hf"
+                )
             options |= {"enable_lora": True, "max_lora_rank": fitting[0]}
             self.lora = LoRARequest("adapter", 1, str(folder))
         self.llm = LLM(**(options | vllm_args))
@@ -102,7 +108,7 @@ class VllmDecoder:
     def decode(
         self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]
     ) -> tuple[list[list[str]], list[list[float]]]:
-        """Answers to a batch of prompts (token ids): texts and scores as `Decoder.decode` defines them, best first."""
+        """Return texts and scores for a batch of prompts (token ids), best first, as `Decoder.decode` defines them."""
         given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         answers = self._beams(given) if self.decoding.has_beams else self._sequences(given, example_ids)
         texts, scores = [], []
@@ -140,7 +146,7 @@ class VllmDecoder:
 
         decoding = self.decoding
         common = {"max_tokens": decoding.max_new_tokens, "stop_token_ids": sorted(self.cut_ids), "logprobs": 0}
-        if decoding.strategy == "greedy":
+        if not decoding.is_sampled:
             params = [SamplingParams(n=1, temperature=0.0, **common)] * len(prompts)
         else:
             common |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}

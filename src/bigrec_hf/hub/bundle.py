@@ -190,6 +190,8 @@ def _decoding(generate: dict[str, Any], seed: int) -> dict[str, Any]:
             "decoding debiased needs a collaborative model's scores of the examples, which a recommender lacks: "
             "generate with beam or constrained"
         )
+    from bigrec_hf.generate.strategy import Decoding
+
     batches = {
         "batch_size": generate["generate_batch_size"],
         "batch_tokens": generate["generate_batch_tokens"],
@@ -197,9 +199,9 @@ def _decoding(generate: dict[str, Any], seed: int) -> dict[str, Any]:
     if generate["decoding"] == EXACT:
         n_texts = generate["num_return_sequences"] or N_TEXTS
         return {"decoding": {"strategy": EXACT, "width": generate["exact_width"], "n_texts": n_texts}, **batches}
-    names = ("num_beams", "length_penalty", "num_return_sequences", "max_new_tokens", "temperature", "top_p")
-    decoding = {"strategy": generate["decoding"], "top_k": generate["sample_top_k"], "seed": seed}
-    return {"decoding": decoding | {name: generate[name] for name in names}, **batches}
+    known = {item.name for item in dataclasses.fields(GenerateSettings)}
+    settings = GenerateSettings(**{key: value for key, value in generate.items() if key in known})
+    return {"decoding": asdict(Decoding.from_settings(settings, seed)), **batches}
 
 
 def _task(data: dict[str, Any], run_dir: Path) -> tuple[str, str, dict[str, str] | None]:

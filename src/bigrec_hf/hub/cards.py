@@ -198,9 +198,10 @@ def model_card(
 
 def decoding_rows(decoding: dict[str, Any]) -> list[tuple[str, str]]:
     """The decoding settings that apply to their strategy."""
-    beams = ("num_beams", "length_penalty")
-    own = {"sample": ("temperature", "top_p", "top_k", "seed"), "greedy": (), "exact": ("width",)}
-    return card_rows(decoding, ("strategy", "max_new_tokens", *own.get(decoding["strategy"], beams)))
+    from bigrec_hf.generate.strategy import STRATEGIES
+
+    own = STRATEGIES.get(decoding["strategy"], ("width",))  # exact is not a strategy of `Decoding`
+    return card_rows(decoding, ("strategy", "max_new_tokens", *own))
 
 
 def index_card(
