@@ -6,14 +6,19 @@ from bigrec_hf.common.version import __version__
 
 if TYPE_CHECKING:
     from bigrec_hf.hub.recommender import Recommender
+    from bigrec_hf.recommend.serve import recommend_frame
 
-__all__ = ["Recommender", "__version__"]
+__all__ = ["Recommender", "__version__", "recommend_frame"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Recommender` on first use: it pulls in torch, which `--help` does not need."""
+    """Import `Recommender` and `recommend_frame` on first use: they pull in torch, which `--help` does not need."""
     if name == "Recommender":
         from bigrec_hf.hub.recommender import Recommender
 
         return Recommender
+    if name == "recommend_frame":
+        from bigrec_hf.recommend.serve import recommend_frame
+
+        return recommend_frame
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -94,6 +94,7 @@ STAGES = {
     "run": Stage("pipeline.run", RUN_SECTIONS, "all stages from one recipe; done stages are skipped", "run_dir"),
     "recipes": Stage("settings.shipped", (), "list the shipped recipes, which `--config` finds by name"),
     "report": Stage("report.stage", ("report",), "one table of runs, baselines and published rows", "report_path"),
+    "recommend": Stage("recommend.stage", ("recommend",), "the best items for a file of users, by a run or an adapter"),
     "publish": Stage(
         "hub.publish",
         ("publish",),

@@ -49,6 +49,12 @@ class Columns:
     TOP_ROWS: Final = "top_rows"  # list[int32], the top_k catalog rows, nearest first
     TOP_DISTANCES: Final = "top_distances"  # list[float32], Euclidean
 
+    # recommendations: one row per user and RANK, which counts from 1 here; ITEM_ID and TITLE as above
+    USER: Final = "user"  # as the input names them
+    SCORE: Final = "score"  # float32, larger is better
+    TEXT: Final = "text"  # string, the first generated or the likeliest title; null for rankers that write none
+    FALLBACK: Final = "fallback"  # bool, no known title in the history: the most popular items
+
     # keywords.parquet: one row per distinct clean title
     KEYWORDS: Final = "keywords"  # string, comma-separated; the title itself if the generation did not parse
     PARSED: Final = "parsed"  # bool, the generation was JSON with keywords

@@ -62,11 +62,9 @@ def earlier_items(
     Raises BigrecError for an id that names no user of the set or a position beyond the user's sequence, and where a
     history differs: times below a second order the examples, and `interactions` holds whole seconds.
     """
-    table = load_config(dataset, "interactions", "train").data.table
-    names = table[C.USER_ID].combine_chunks().dictionary_encode()
-    rows, starts = _by_user(names.indices.to_numpy(), table[C.ROW].to_numpy(), table[C.TIMESTAMP])
+    dictionary, rows, starts = user_sequences(dataset)
     parts = [user_and_position(example_id) for example_id in example_ids]
-    users = pc.index_in(pa.array([part[0] if part else None for part in parts], pa.string()), names.dictionary)
+    users = pc.index_in(pa.array([part[0] if part else None for part in parts], pa.string()), dictionary)
     found = []
     for number, (part, user) in enumerate(zip(parts, users.to_pylist(), strict=True)):
         if part is None or user is None or starts[user] + part[1] >= starts[user + 1]:
@@ -84,6 +82,14 @@ def earlier_items(
             )
         found.append(earlier)
     return found
+
+
+def user_sequences(dataset: str) -> tuple[pa.StringArray, np.ndarray, np.ndarray]:
+    """All users of a prepared set's `interactions`, in the order of the file, (n,); all their items, catalog rows by
+    user, oldest first, (total,) int64; and where each user's begin, (n + 1,) int64."""
+    table = load_config(dataset, "interactions", "train").data.table
+    names = table[C.USER_ID].combine_chunks().dictionary_encode()
+    return names.dictionary, *_by_user(names.indices.to_numpy(), table[C.ROW].to_numpy(), table[C.TIMESTAMP])
 
 
 def _by_user(users: np.ndarray, rows: np.ndarray, times: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

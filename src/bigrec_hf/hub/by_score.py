@@ -13,7 +13,20 @@ from bigrec_hf.generate.exact import CatalogTokens, catalog_tokens, likeliest_ti
 from bigrec_hf.ground.from_scores import rank_scores
 from bigrec_hf.hub.bundle import RecommenderConfig
 from bigrec_hf.hub.histories import Choice, Found
-from bigrec_hf.hub.items import ranked_items
+from bigrec_hf.hub.items import Item, ranked_items
+
+
+def best_items(scores: np.ndarray, catalog: Catalog, choice: Choice) -> list[list[Item]]:
+    """The candidates with the highest scores, (n, n_items), of every history, best first, ties by catalog row."""
+    part = scores if choice.candidates is None else scores[:, choice.candidates]
+    ranking = rank_scores(
+        lambda start, stop: part[start:stop], [[0]] * len(part), part.shape[1], choice.top_k, choice.hidden
+    )
+    rows = choice.catalog_rows(ranking.top_rows)
+    return [
+        ranked_items(catalog, own, costs, distances=False)
+        for own, costs in zip(rows, ranking.top_distances, strict=True)
+    ]
 
 
 class ScoredTitles:
@@ -47,16 +60,9 @@ class ScoredTitles:
 
         def keep(_: int, positions: list[int], scores: np.ndarray) -> None:
             texts, values = likeliest_titles(scores, self.catalog.titles, self.config.decoding["n_texts"])
-            own = choice.part(positions)
-            places = own.candidates
-            part = scores if places is None else scores[:, places]
-            ranking = rank_scores(
-                lambda start, stop: part[start:stop], [[0]] * len(part), part.shape[1], own.top_k, own.hidden
-            )
-            top_rows = own.catalog_rows(ranking.top_rows)
-            for at, position in enumerate(positions):
-                items = ranked_items(self.catalog, top_rows[at], ranking.top_distances[at], distances=False)
-                found[position] = Found(texts[at], values[at], items)
+            items = best_items(scores, self.catalog, choice.part(positions))
+            for position, one in zip(positions, map(Found, texts, values, items), strict=True):
+                found[position] = one
 
         self._score(histories, keep, quiet)
         return [one for one in found if one is not None]

@@ -169,7 +169,7 @@ class Recommender:
         rows = None if candidates is None else candidate_rows(candidates, self.catalog)
         if not histories:
             return []
-        ids = list(example_ids) if example_ids is not None else [_history_id(titles) for titles in histories]
+        ids = list(example_ids) if example_ids is not None else [history_id(titles) for titles in histories]
         choice = choose_items(histories, self.catalog, top_k, exclude_seen=exclude_seen, candidates=rows)
         found = self.engine.recommend(histories, ids, choice, quiet=len(histories) < PROGRESS_FROM)
         known = self.catalog.rows_by_title
@@ -230,7 +230,8 @@ class Recommender:
             return publish_saved(self.save_pretrained(temporary), repo_id, base_model=base_model, **options)
 
 
-def _history_id(titles: Sequence[str]) -> str:
+def history_id(titles: Sequence[str]) -> str:
+    """An id of a history, by its titles."""
     return hashlib.sha256(json.dumps(titles, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 

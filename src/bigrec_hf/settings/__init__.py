@@ -26,6 +26,7 @@ from bigrec_hf.settings.rank import (
 from bigrec_hf.settings.rank import (
     RankOptions as RankOptions,
 )
+from bigrec_hf.settings.recommend import RecommendSettings
 from bigrec_hf.settings.share import DownloadSettings, PublishSettings, ReportSettings
 from bigrec_hf.settings.train import (
     GenerateSettings,
@@ -66,5 +67,6 @@ SECTIONS: dict[str, type] = {section.name: type(section.default) for section in 
     "evaluate": EvaluateSettings,
     "report": ReportSettings,
     "publish": PublishSettings,
+    "recommend": RecommendSettings,
     "download": DownloadSettings,
 }

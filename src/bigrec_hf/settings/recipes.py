@@ -286,6 +286,7 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
         sft = merged.setdefault("sft", {})
         sft["adapter_dir"] = sft.get("adapter_dir") or str(folder / "adapter")
         merged.setdefault("publish", {}).setdefault("published_run", str(folder))
+        merged.setdefault("recommend", {}).setdefault("recommend_run", str(folder))
     for section, key in (("run", "run_dir"), ("sft", "adapter_dir"), ("evaluate", "output_dir")):
         if merged.get(section, {}).get(key) is not None:
             _check_folder(Path(merged[section][key]), flag_of(section, key))

@@ -46,6 +46,20 @@ def count_neighbors(items: np.ndarray, starts: np.ndarray, n_items: int, distanc
     return Neighbors(begins, pairs % n_items, counts)
 
 
+def cooccurrence_scores(
+    histories: Sequence[Sequence[int]], neighbors: Neighbors, train_counts: np.ndarray, recent: int = 3
+) -> np.ndarray:
+    """Scores of histories, (n, n_items) float64: summed co-occurrence with the `recent` latest items, and less than 1
+    for the train counts, (n_items,) float64. Rows below 0 (items that are not in the catalog) are dropped first."""
+    tie_break = train_counts / (train_counts.max() + 1)  # below 1, the smallest difference between two counts
+    scores = np.tile(tie_break, (len(histories), 1))
+    for i, history in enumerate(histories):
+        for row in [row for row in history if row >= 0][-recent:]:
+            near = slice(neighbors.starts[row], neighbors.starts[row + 1])
+            scores[i, neighbors.items[near]] += neighbors.counts[near]
+    return scores
+
+
 def cooccurrence_rankings(
     catalog: Catalog,
     neighbors: Neighbors,
@@ -68,19 +82,9 @@ def cooccurrence_rankings(
         )
     if recent < 1:
         raise BigrecError(f"co-occurrence: recent is {recent}: it must be at least 1 item")
-    tie_break = popularity / (popularity.max() + 1)  # below 1, the smallest difference between two counts
-
-    def scores(start: int, stop: int) -> np.ndarray:
-        result = np.tile(tie_break, (stop - start, 1))
-        for i, history in enumerate(examples.histories[start:stop]):
-            for row in [row for row in history if row >= 0][-recent:]:
-                near = slice(neighbors.starts[row], neighbors.starts[row + 1])
-                result[i, neighbors.items[near]] += neighbors.counts[near]
-        return result
-
     return baseline_rankings(
         "cooccurrence",
-        scores,
+        lambda start, stop: cooccurrence_scores(examples.histories[start:stop], neighbors, popularity, recent),
         catalog,
         examples,
         options,

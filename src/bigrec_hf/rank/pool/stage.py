@@ -60,10 +60,15 @@ def read_models(
         else:
             read[name] = read_scores(find_scores(place / name, None), answers.example_ids, catalog)
     own = read_scores(place / method / SCORES_FILE, answers.example_ids, catalog)
+    level_unwritten(own, catalog)
+    return {method: own, **read}
+
+
+def level_unwritten(scores: np.ndarray, catalog: Catalog) -> None:
+    """Give the titles without a text the lowest score of each row of `scores`, (n, n_items), in place."""
     written = np.array([bool(title.strip()) for title in catalog.titles])
     if not written.all():
-        own[:, ~written] = own[:, written].min(axis=1, keepdims=True)
-    return {method: own, **read}
+        scores[:, ~written] = scores[:, written].min(axis=1, keepdims=True)
 
 
 def fit(

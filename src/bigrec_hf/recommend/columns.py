@@ -1,0 +1,172 @@
+"""Tables of histories: which columns hold users, items and times, from files and from frames."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from bigrec_hf.common.errors import BigrecError
+
+USERS = ("user", "userid", "users", "reviewerid", "customer", "customerid", "member", "account", "visitorid", "uid")
+TITLES = ("title", "titles", "historytitles", "itemtitle", "name")
+ITEMS = (
+    *("history", "items", "item", "itemid", "movie", "movieid", "book", "bookid", "isbn", "asin", "parentasin"),
+    *("product", "productid", "game", "gameid", "song", "songid", "track", "trackid", "article", "articleid", "news"),
+)
+TIMES = ("timestamp", "time", "when", "date", "datetime", "unixreviewtime", "reviewtime")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """Columns that the caller names; None = found by their names."""
+
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+
+
+def read_table_file(path: Path) -> pl.DataFrame:
+    """A table of any of SUFFIXES; of delimited text every column is text. Raises BigrecError naming the file."""
+    if path.suffix not in SUFFIXES:
+        raise BigrecError(f"{path} is not a table: give {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise BigrecError(f"{path} does not exist: give a file of histories")
+    try:
+        if path.suffix == ".parquet":
+            return pl.read_parquet(path)
+        if path.suffix == ".jsonl":
+            return pl.read_ndjson(path)
+        return pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False)
+    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BigrecError(f"{path} cannot be read as {path.suffix[1:]} ({reason}): fix the file") from error
+
+
+def as_polars(frame: Any) -> pl.DataFrame:
+    """A pandas, polars or Arrow table as polars. Raises BigrecError for anything else."""
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    if isinstance(frame, pl.LazyFrame):
+        return frame.collect()
+    try:
+        made = pl.from_pandas(frame) if type(frame).__module__.startswith("pandas") else pl.from_arrow(frame)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise BigrecError(
+            f"cannot read histories from {type(frame).__name__}: give a pandas or polars frame"
+        ) from error
+    if not isinstance(made, pl.DataFrame):
+        raise BigrecError(f"cannot read histories from {type(frame).__name__}: give a pandas or polars frame")
+    return made
+
+
+def find_columns(frame: pl.DataFrame, named: ColumnNames, place: str) -> tuple[str, str, str | None]:
+    """The columns of users, items and times (None: there is none). Raises BigrecError naming what the table has."""
+    user = column_of(frame, named.user, USERS, place, "user")
+    rest = [name for name in frame.columns if name != user]
+    lists = [name for name in rest if isinstance(frame.schema[name], pl.List | pl.Array)]
+    item = lists[0] if named.item is None and len(lists) == 1 else None
+    item = item or column_of(frame.select(rest), named.item, (*TITLES, *ITEMS), place, "item")
+    time = named.time
+    if time is not None and time not in frame.columns:
+        raise BigrecError(f"{place} has no column {time!r} among {', '.join(frame.columns)}: check --time_column")
+    return user, item, time or next((name for name in rest if _plain(name) in TIMES), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+def column_of(frame: pl.DataFrame, given: str | None, usual: Sequence[str], place: str, what: str) -> str:
+    """The column that is `given`, else the first with one of the `usual` names. Raises BigrecError for neither."""
+    if given is not None:
+        if given not in frame.columns:
+            raise BigrecError(
+                f"{place} has no column {given!r} among {', '.join(frame.columns)}: check --{what}_column"
+            )
+        return given
+    found = [name for wanted in usual for name in frame.columns if _plain(name) == wanted]
+    if not found:
+        raise BigrecError(
+            f"{place} has the columns {', '.join(frame.columns)}, and which one holds the {what}s is not clear: name "
+            f"it with --{what}_column"
+        )
+    return found[0]
+
+
+def histories_of(
+    frame: pl.DataFrame, named: ColumnNames, place: str, separator: str = "|"
+) -> tuple[pl.Series, list[list[str]], bool]:
+    """Users, each one's items as text, oldest first, and whether the column's name says that they are titles.
+
+    One row per user with all its items (a list, a JSON list, or text cut at `separator`), or one row per user and item,
+    in the order of the times, equal times and tables without times in the order of the rows. Users are in the order in
+    which they first occur. Raises BigrecError for columns that are not found, users or items that are null, a user with
+    two lists, and times that are neither numbers nor dates.
+    """
+    user, item, time = find_columns(frame, named, place)
+    if frame[user].null_count():
+        row = int(frame[user].is_null().arg_max() or 0)
+        raise BigrecError(f"{place}: row {row}: {user} is missing: fill it in, or remove the row")
+    titled = _plain(item) in TITLES
+    if _holds_lists(frame[item], item):
+        if frame[user].is_duplicated().any():
+            twice = frame[user].filter(frame[user].is_duplicated())[0]
+            raise BigrecError(f"{place}: the user {twice!r} has two histories: keep one of the rows")
+        return frame[user], [_split(value, separator) for value in frame[item].to_list()], titled
+    if frame[item].null_count():
+        row = int(frame[item].is_null().arg_max() or 0)
+        raise BigrecError(f"{place}: row {row}: {item} is missing: fill it in, or remove the row")
+    columns = [frame[user].alias("user"), frame[item].cast(pl.String).alias("item")]
+    order = pl.int_range(pl.len()) if time is None else pl.lit(_times(frame[time], place))
+    table = pl.DataFrame(columns).with_columns(order.alias("order"))
+    grouped = table.group_by("user", maintain_order=True).agg(pl.col("item").sort_by("order", maintain_order=True))
+    return grouped["user"], grouped["item"].to_list(), titled
+
+
+def _holds_lists(values: pl.Series, name: str) -> bool:
+    """Whether each cell is a whole history: by its type, or for text by the column's name or the first cell."""
+    if isinstance(values.dtype, pl.List | pl.Array):
+        return True
+    first = next((value for value in values if value), "") if values.dtype == pl.String else ""
+    return _plain(name) in ("history", "historytitles", "items", "titles") or str(first).startswith('["')
+
+
+def _split(value: Any, separator: str) -> list[str]:
+    """The items of one cell."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
+                return [part.strip() for part in value.split(separator)]
+        else:
+            return [part.strip() for part in value.split(separator)]
+    return [str(part) for part in value if part is not None]
+
+
+def _times(values: pl.Series, place: str) -> pl.Series:
+    """Times as numbers that sort."""
+    if values.dtype.is_temporal() or values.dtype.is_numeric():
+        found = values.to_physical().cast(pl.Float64)
+    else:
+        found = values.cast(pl.Float64, strict=False)
+        if found.null_count():
+            text = values.str.replace("T", " ", literal=True).str.strip_suffix("Z")
+            moments = text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
+            moments = moments.fill_null(text.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False))
+            found = moments.to_physical().cast(pl.Float64)
+    if found.null_count():
+        row = int(found.is_null().arg_max() or 0)
+        raise BigrecError(
+            f"{place}: row {row}: {values.name} is {values[row]!r}, neither a number nor an ISO date: fix it"
+        )
+    return found

@@ -1,0 +1,240 @@
+"""The rankers of a run, each as a function from histories to recommendations: the language model, the models that score
+items, and the combinations of both whose weights the run has chosen on validation (`rerank`, `pool`).
+
+For the histories of the run's test examples a ranker gives the run's own rankings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json
+from bigrec_hf.common.hub_names import pin_name
+from bigrec_hf.data.catalog import Catalog, read_items_parquet
+from bigrec_hf.data.generations import Answers
+from bigrec_hf.generate.exact import likeliest_titles
+from bigrec_hf.ground.index import CATALOG_FILE
+from bigrec_hf.hub.bundle import METHOD, Bundle, locate
+from bigrec_hf.hub.by_distance import GroundedTexts
+from bigrec_hf.hub.by_score import ScoredTitles, best_items
+from bigrec_hf.hub.histories import Choice, Found
+from bigrec_hf.hub.items import bundle_catalog
+from bigrec_hf.hub.recommender import Recommender, history_id
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.models.identity import adapter_fingerprint
+from bigrec_hf.rank.model_selection import CHOICE_FILE, PRIMARY
+from bigrec_hf.rank.pool.fit import pooled
+from bigrec_hf.rank.pool.stage import level_unwritten
+from bigrec_hf.rank.rerank.apply import text_split, weight_rows
+from bigrec_hf.rank.rerank.formulas import combine, parts
+from bigrec_hf.recommend.models import NAMES, POPULARITY, ItemModels
+
+
+class Histories(NamedTuple):
+    """Histories of some users, oldest item first."""
+
+    titles: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[int]]  # catalog rows of the same; -1 for a title that is not in the catalog
+
+
+Rank = Callable[[Histories, Choice], list[Found]]
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the language model says of histories: texts, and a cost for every item."""
+
+    texts: list[list[str]]
+    scores: list[list[float]]
+    costs: np.ndarray  # (n, n_items) float64, ascending is better
+
+    @property
+    def empty(self) -> list[bool]:
+        """The text is empty: nothing is recommended."""
+        return [not clean_title(row[0]) for row in self.texts]
+
+
+class Rankers:
+    """All rankers of a run folder; of an adapter that lies elsewhere, those that a prepared set allows."""
+
+    def __init__(self, name: str | Path | Recommender, dataset: str | None = None, **options: Any) -> None:
+        """`name`: as for `Recommender.from_pretrained`, which gets the `options` when the model is first needed, or
+        such a recommender. `dataset`: the prepared set that the models of items are fitted to (default: the run's)."""
+        self.given = name if isinstance(name, Recommender) else None
+        self.name = str(name) if self.given is None else self.given.bundle.adapter
+        self.bundle: Bundle = self.given.bundle if self.given else locate(pin_name(str(name), "model"))
+        self.options = options
+        self.dataset = dataset or self.bundle.dataset
+
+    @cached_property
+    def recommender(self) -> Recommender:
+        """The language model, loaded when first needed."""
+        if self.given is not None:
+            return self.given
+        return Recommender.from_pretrained(self.name, **self.options)
+
+    @cached_property
+    def models(self) -> ItemModels:
+        """The models that score items. Raises BigrecError where no prepared set is known, or that of other items."""
+        if self.dataset is None:
+            raise BigrecError(f"{self.name} names no prepared set to fit other models to: name it with --dataset")
+        models = ItemModels(self.dataset, self.bundle.run_dir)
+        if models.catalog.titles != self.catalog.titles:
+            raise BigrecError(
+                f"the items of {self.dataset!r} are not the catalog of {self.name}: name its own prepared set"
+            )
+        return models
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The items that are recommended."""
+        if self.given is None and self.bundle.config.by_score:
+            return bundle_catalog(self.bundle)
+        if self.given is None and self.bundle.index is not None and Path(self.bundle.index).is_dir():
+            return read_items_parquet(Path(self.bundle.index) / CATALOG_FILE)  # without the embeddings
+        return self.recommender.catalog
+
+    @cached_property
+    def train_counts(self) -> np.ndarray | None:
+        """(n_items,) int64: how often each item is a training target; None where nothing says so."""
+        if self.dataset is not None:
+            return self.models.counts
+        return self.recommender.train_counts
+
+    def names(self) -> list[str]:
+        """The rankers that can be asked for."""
+        run_dir = self.bundle.run_dir
+        files = sorted(run_dir.glob(f"*/{CHOICE_FILE}")) if run_dir is not None else []
+        mixes = [file.parent.name for file in files if {"formula", "weights"} & set(read_json(file))]
+        return [METHOD, *(NAMES if self.dataset else ()), *mixes]
+
+    def facts(self, ranker: str) -> dict[str, Any]:
+        """What a ranker's results depend on; no model is loaded. Raises BigrecError for an unknown ranker."""
+        if ranker not in self.names():
+            raise BigrecError(f"{self.name} has no ranker {ranker!r}: choose among {', '.join(self.names())}")
+        choice = read_json(self.bundle.run_dir / ranker / CHOICE_FILE) if self.bundle.run_dir is not None else {}
+        return {
+            "ranker": ranker,
+            "adapter_sha256": adapter_fingerprint(self.bundle.adapter),
+            "config": asdict(self.bundle.config),
+            "dataset": self.dataset,
+            "chosen": {key: value for key, value in choice.items() if key not in ("tried", "grid")},
+        }
+
+    def rank(self, ranker: str) -> Rank:
+        """The function of a ranker, one of `names`.
+
+        Raises BigrecError for another, and for one that needs what is known of the run's examples only.
+        """
+        self.facts(ranker)
+        if ranker == METHOD:
+            return self._language_model
+        if ranker in NAMES:
+            return self._by_model(ranker)
+        choice = read_json(Path(str(self.bundle.run_dir)) / ranker / CHOICE_FILE)
+        return self._pool(choice) if "weights" in choice else self._rerank(ranker, choice)
+
+    def popularity(self, n: int, choice: Choice) -> list[Found]:
+        """The most popular items, for `n` users without a known item. BigrecError where no counts are known."""
+        counts = self.train_counts
+        if counts is None:
+            raise BigrecError(
+                f"{self.name} says nothing of popularity, which users without a known title get: name the prepared set "
+                "with --dataset"
+            )
+        scores = np.broadcast_to(counts.astype(np.float64), (n, len(counts)))
+        return [Found([], [], items) for items in best_items(scores, self.catalog, choice)]
+
+    def _language_model(self, histories: Histories, choice: Choice) -> list[Found]:
+        ids = [history_id(titles) for titles in histories.titles]
+        return self.recommender.engine.recommend(histories.titles, ids, choice)
+
+    def _by_model(self, name: str) -> Rank:
+        score = self.models.score(name)
+
+        def rank(histories: Histories, choice: Choice) -> list[Found]:
+            return [Found([], [], items) for items in best_items(score(histories.rows), self.catalog, choice)]
+
+        return rank
+
+    def _answer(self, histories: Histories) -> _Answers:
+        engine = self.recommender.engine
+        if isinstance(engine, ScoredTitles):
+            scores = engine.scores(histories.titles)
+            texts, values = likeliest_titles(scores, self.catalog.titles, self.bundle.config.decoding["n_texts"])
+            return _Answers(texts, values, -scores.astype(np.float64))
+        ids = [history_id(titles) for titles in histories.titles]
+        return ground(engine, *engine.generate(histories.titles, ids), ids)
+
+    def _rerank(self, ranker: str, choice: dict[str, Any]) -> Rank:
+        """Distances or log-probabilities combined with popularity or a model's scores, as `rerank` chose."""
+        weights, formula = choice["weighted_by"], choice["formula"]
+        facts = choice.get("validation_scores", {})
+        if choice["base_method"] != METHOD or (weights != POPULARITY and facts.get("model") not in NAMES):
+            raise BigrecError(
+                f"the ranker {ranker} is made of {choice['base_method']} and scores of {facts.get('model')!r}, which "
+                f"are known for the run's examples only: choose another of {', '.join(self.names())}"
+            )
+        counts = self.models.counts.tolist() if weights != "scores" else None
+        score = self.models.score(facts["model"]) if weights != POPULARITY else None
+        value = choice["parameters"][PRIMARY]
+
+        def rank(histories: Histories, chosen: Choice) -> list[Found]:
+            answers, n = self._answer(histories), len(histories.titles)
+            other = None if score is None else score(histories.rows)
+            costs, weight = answers.costs, weight_rows(weights, n, counts, other)(0, n)
+            if chosen.candidates is not None:
+                costs, weight = costs[:, chosen.candidates], weight[:, chosen.candidates]
+            cost = combine(formula, *parts(formula, costs, weight, chosen.hidden), value)
+            if chosen.candidates is not None:  # back to the catalog's columns; the others are never ranked
+                full = np.zeros((n, len(self.catalog)))
+                full[:, chosen.candidates] = cost
+                cost = full
+            items = best_items(-cost, self.catalog, chosen)
+            return [
+                Found(text, scores, [] if empty else own)
+                for text, scores, own, empty in zip(answers.texts, answers.scores, items, answers.empty, strict=True)
+            ]
+
+        return rank
+
+    def _pool(self, choice: dict[str, Any]) -> Rank:
+        """The weighted sum of log-probabilities and other models' scores, as `pool` fitted it."""
+        weights = choice["weights"]
+        others = {name: self.models.score(name) for name in weights if name not in (METHOD, POPULARITY)}
+
+        def rank(histories: Histories, chosen: Choice) -> list[Found]:
+            n, scores, texts = len(histories.titles), [], None
+            for name in weights:
+                if name == METHOD:
+                    texts = self._answer(histories)
+                    own = -texts.costs
+                    level_unwritten(own, self.catalog)
+                    scores.append(own)
+                elif name == POPULARITY:
+                    scores.append(np.log1p(self.models.counts.astype(np.float32)))
+                else:
+                    scores.append(others[name](histories.rows))
+            total = pooled(
+                [np.broadcast_to(s, (n, len(self.catalog))) for s in scores], np.array([*weights.values()]), 0, n
+            )
+            items = best_items(total.astype(np.float32), self.catalog, chosen)
+            if texts is None:
+                return [Found([], [], own) for own in items]
+            return [Found(*answer) for answer in zip(texts.texts, texts.scores, items, strict=True)]
+
+        return rank
+
+
+def ground(engine: GroundedTexts, texts: list[list[str]], scores: list[list[float]], ids: list[str]) -> _Answers:
+    """Generated texts, and their distances to all titles of the catalog as costs."""
+    first = [row[0] for row in texts]
+    answers = Answers(ids, first, [0] * len(first), [[] for _ in first])
+    return _Answers(texts, scores, text_split(answers, engine.index, engine.encode).costs(0, len(first)))

@@ -1,0 +1,119 @@
+"""Users and their histories in terms of a catalog: from a table, from a prepared set, or from titles typed in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.earlier import user_sequences
+from bigrec_hf.hub.histories import did_you_mean
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.recommend.columns import ITEMS, TITLES, USERS, column_of, read_table_file
+from bigrec_hf.recommend.rankers import Histories
+
+KINDS = ("auto", "titles", "ids")
+SHOWN = 3  # unknown titles that are named with the nearest known ones
+
+
+@dataclass(frozen=True)
+class Users:
+    """Users and their histories, oldest item first."""
+
+    ids: pl.Series  # distinct
+    histories: Histories
+    unknown: Counter[str]  # items that are not in the catalog, and how often they occur
+
+    def part(self, start: int, stop: int) -> Users:
+        """Some of the users; `unknown` stays that of all."""
+        histories = Histories(self.histories.titles[start:stop], self.histories.rows[start:stop])
+        return Users(self.ids[start:stop], histories, self.unknown)
+
+    @property
+    def without_known(self) -> np.ndarray:
+        """(n,) bool: no title of the history is in the catalog."""
+        return np.array([not any(row >= 0 for row in rows) for rows in self.histories.rows], bool)
+
+
+def match_items(ids: pl.Series, items: Sequence[Sequence[str]], catalog: Catalog, kind: str) -> tuple[Users, str]:
+    """The users' items as catalog titles and rows, and what the items were read as: "titles" or "ids".
+
+    With the kind `auto` the one that knows more of the distinct items. Unknown titles stay in a history, as the
+    language model reads them like any other; unknown ids are left out, as they mean nothing to it. Both are counted.
+    """
+    row_of_id = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
+    row_of_title = {title: rows[0] for title, rows in catalog.rows_by_title.items()}
+    distinct = {item for history in items for item in history}
+    if kind == "auto":
+        by_id = sum(item in row_of_id for item in distinct)
+        kind = "ids" if by_id > sum(clean_title(item) in row_of_title for item in distinct) else "titles"
+    if kind == "ids":
+        known = {item: row_of_id.get(item, -1) for item in distinct}
+    else:
+        known = {item: row_of_title.get(clean_title(item), -1) for item in distinct}
+    rows = [[known[item] for item in history] for history in items]
+    unknown = Counter(item for history in items for item in history if known[item] < 0)
+    if kind == "ids":
+        rows = [[row for row in history if row >= 0] for history in rows]
+        titles = [[catalog.titles[row] for row in history] for history in rows]
+    else:
+        titles = [list(history) for history in items]
+    return Users(ids, Histories(titles, rows), unknown), kind
+
+
+def dataset_users(dataset: str, wanted: str, catalog: Catalog) -> Users:
+    """Users of a prepared set with all their items; `wanted`: `all`, or a file with a user per line (or a table with a
+    column of users). Raises BigrecError for a user that the set lacks."""
+    names, rows, starts = user_sequences(dataset)
+    position = {name: number for number, name in enumerate(names.to_pylist())}
+    if wanted == "all":
+        chosen = list(position)
+    else:
+        chosen = read_names(Path(wanted), "user")
+        missing = [name for name in chosen if name not in position]
+        if missing:
+            raise BigrecError(
+                f"{wanted}: {dataset!r} has no user {missing[0]!r} ({len(missing)} of {len(chosen)} are unknown): "
+                "remove them, or give their histories with --histories"
+            )
+    histories = [rows[starts[position[name]] : starts[position[name] + 1]].tolist() for name in chosen]
+    titles = [[catalog.titles[row] for row in history] for history in histories]
+    return Users(pl.Series("user", chosen, pl.String), Histories(titles, histories), Counter())
+
+
+def read_names(path: Path, what: str) -> list[str]:
+    """Distinct names from a file, in its order: a text file with one per line, or the column of a table that is named
+    after users (`what` "user") or items. Raises BigrecError for a missing or empty file."""
+    if path.suffix in (".txt", ""):
+        if not path.is_file():
+            raise BigrecError(f"{path} does not exist: give a file with one {what} per line")
+        names = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
+    else:
+        frame = read_table_file(path)
+        usual = USERS if what == "user" else ("itemid", *ITEMS, *TITLES)
+        column = frame.columns[0] if len(frame.columns) == 1 else column_of(frame, None, usual, str(path), what)
+        names = frame[column].drop_nulls().cast(pl.String).to_list()
+    found = list(dict.fromkeys(name for name in names if name))
+    if not found:
+        raise BigrecError(f"{path} is empty: give at least one {what}")
+    return found
+
+
+def describe_unknown(users: Users, catalog: Catalog, kind: str) -> list[str]:
+    """Lines about the items that are not in the catalog, the most frequent ones with the nearest titles."""
+    if not users.unknown:
+        return []
+    n_items, n_distinct = users.unknown.total(), len(users.unknown)
+    what = "titles" if kind == "titles" else "item ids"
+    use = "the language model reads them as they are" if kind == "titles" else "they are left out"
+    lines = [f"{n_items:,} history entries ({n_distinct:,} {what}) are not in the catalog: {use}"]
+    for item, n in users.unknown.most_common(SHOWN):
+        hint = did_you_mean(item, catalog) if kind == "titles" else ""
+        lines.append(f"  {item!r:.80}, {n:,} times{hint}")
+    return lines

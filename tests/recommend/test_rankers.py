@@ -1,0 +1,134 @@
+"""All rankers of a run: for the test examples they give the run's own rankings; rules of seen items and candidates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from bigrec_hf import Recommender, cli, recommend_frame
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.examples import load_examples
+from bigrec_hf.hub.histories import Choice, choose_items
+from bigrec_hf.recommend.rankers import Histories, Rankers
+from tests.helpers.tiny import TITLES
+from tests.helpers.tiny_run import make_run, run_histories
+
+MIXES = [f"finetuned_{name}" for name in ("mix_ease", "rrf_ease", "ease", "popularity", "mix_popularity")]
+POOLS = ["finetuned_pool_ease_popularity", "ease_popularity_pool"]
+
+
+@pytest.fixture(scope="module")
+def pooled_run(dense_run):
+    flags = ["--config", str(dense_run / "recipe.yaml"), "--run_dir", str(dense_run), "--debug"]
+    assert cli.main(["pool", *flags, "--pool_models", "ease", "popularity"]) == 0
+    return dense_run
+
+
+@pytest.fixture(scope="module")
+def rankers(pooled_run):
+    return Rankers(pooled_run)
+
+
+def as_histories(run_dir):
+    examples = load_examples(str(run_dir / "data"), "test", sample=10)
+    return Histories(list(examples["history_titles"]), list(examples["history"]))
+
+
+def same_as_the_run(rankers, run_dir, name):
+    found = rankers.rank(name)(as_histories(run_dir), Choice(5))
+    table = pq.read_table(run_dir / name / "rankings.parquet")
+    for one, rows, costs in zip(found, table["top_rows"].to_pylist(), table["top_distances"].to_pylist(), strict=True):
+        assert [item.row for item in one.items] == rows
+        assert [-item.score for item in one.items] == pytest.approx(costs, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["finetuned", "ease", "itemknn", "popularity", "cooccurrence", *MIXES, *POOLS])
+def test_the_runs_own_rankings(rankers, pooled_run, name):
+    assert name in rankers.names()
+    same_as_the_run(rankers, pooled_run, name)
+
+
+@pytest.fixture(scope="module")
+def distance_run(raw_movies, tiny_model_dir, tmp_path_factory):
+    """A run that ranks by distance, with SASRec."""
+    sasrec = {"sasrec_dim": 8, "sasrec_layers": 1, "sasrec_heads": 1, "sasrec_epochs": 2, "sasrec_batch_size": 16}
+    return make_run(
+        tmp_path_factory.mktemp("distance"),
+        raw_movies,
+        tiny_model_dir,
+        pipeline={"baselines": ["popularity"], "rankers": ["sasrec", "rerank"]},
+        sasrec=sasrec,
+        rerank={"formulas": ["reweight", "mix"], "weights": ["scores", "both"], "scores": "sasrec"},
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["finetuned", "sasrec", "finetuned_sasrec", "finetuned_mix_sasrec", "finetuned_mix_both"]
+)
+def test_a_run_by_distance_with_sasrec(distance_run, name):
+    same_as_the_run(Rankers(distance_run), distance_run, name)
+
+
+@pytest.mark.parametrize("name", ["finetuned", "ease", "finetuned_mix_ease", "finetuned_pool_ease_popularity"])
+def test_seen_items_and_other_candidates_never_come(rankers, pooled_run, name):
+    histories = as_histories(pooled_run)
+    choice = choose_items(histories.titles, rankers.catalog, 100, exclude_seen=True)
+    everything = rankers.rank(name)(histories, choice)
+    for one, rows in zip(everything, histories.rows, strict=True):
+        assert sorted([item.row for item in one.items] + sorted(set(rows))) == list(range(len(TITLES)))
+    choice = choose_items(histories.titles, rankers.catalog, 3, exclude_seen=True, candidates=np.array([2, 5, 7, 11]))
+    for one, rows in zip(rankers.rank(name)(histories, choice), histories.rows, strict=True):
+        assert {item.row for item in one.items} <= {2, 5, 7, 11} - set(rows)
+        assert len(one.items) == min(3, len({2, 5, 7, 11} - set(rows)))
+
+
+def test_unknown_rankers_and_those_without_data(rankers, tiny_run, tmp_path):
+    with pytest.raises(BigrecError, match="has no ranker 'svd': choose among finetuned, ease"):
+        rankers.rank("svd")
+    saved = Recommender.from_pretrained(tiny_run).save_pretrained(tmp_path / "saved")
+    alone = Rankers(saved)
+    assert alone.names() == ["finetuned"]
+    (one,) = alone.popularity(1, Choice(3))
+    counts = alone.train_counts
+    assert [item.row for item in one.items] == sorted(range(20), key=lambda row: (-counts[row], row))[:3]
+    # with the set they are chosen on validation, as the stage does
+    with_data = Rankers(saved, str(tiny_run / "data"))
+    assert "ease" in with_data.names()
+    assert len(with_data.rank("ease")(Histories([[TITLES[0]]], [[0]]), Choice(3))[0].items) == 3
+
+
+def test_frames_in_and_out(pooled_run):
+    histories, _ = run_histories(pooled_run)
+    recommender = Recommender.from_pretrained(pooled_run)
+    frame = pl.DataFrame({"user": list(range(7, 17)), "history": histories})
+    found = recommend_frame(frame, recommender, top_k=3, batch_users=4)
+    assert isinstance(found, pl.DataFrame)
+    assert found.columns == ["user", "rank", "item_id", "title", "score", "text", "fallback"]
+    assert found["user"].to_list() == [user for user in range(7, 17) for _ in range(3)]
+    expected = [item for one in recommender.recommend(histories, 3) for item in one.items]
+    assert found["item_id"].to_list() == [item.item_id for item in expected]
+    assert found["score"].to_list() == pytest.approx([item.score for item in expected], rel=1e-5)
+    # the same as a long table of ids in pandas
+    rows = [(7 + n, str(TITLES.index(title) + 1), at) for n, h in enumerate(histories) for at, title in enumerate(h)]
+    long = pd.DataFrame(rows, columns=["userId", "itemId", "timestamp"]).sample(frac=1, random_state=0)
+    again = recommend_frame(long, recommender, top_k=3)
+    assert isinstance(again, pd.DataFrame)
+    by_user = [dict(table.groupby("user")["item_id"].apply(list)) for table in (again, found.to_pandas())]
+    assert by_user[0] == by_user[1]
+    assert recommend_frame(frame.head(0), recommender).shape == (0, 7)
+    one = recommend_frame(frame, recommender, ranker="ease", candidates=[TITLES[4]], exclude_seen=False)
+    assert one["title"].to_list() == [TITLES[4]] * 10 and one["text"].to_list() == [None] * 10
+
+
+def test_users_without_a_known_title_get_the_popular_items(pooled_run, capsys):
+    frame = pl.DataFrame({"user": ["new", "b", "lost"], "history": [[], [TITLES[0]], ["Nothing (1900)"]]})
+    found = recommend_frame(frame, str(pooled_run), top_k=2)
+    assert "'Nothing (1900)', 1 times" in capsys.readouterr().out
+    flags = dict(zip(found["user"], found["fallback"], strict=True))
+    assert flags == {"new": True, "b": False, "lost": True}
+    popular = [title for user, title in zip(found["user"], found["title"], strict=True) if user == "new"]
+    assert popular == [title for user, title in zip(found["user"], found["title"], strict=True) if user == "lost"]
+    assert found.filter(pl.col("user") == "new")["text"].to_list() == [None, None]

@@ -1,0 +1,158 @@
+"""`bigrec-hf recommend`: inputs, formats, order, resumption after a kill, protection of other jobs' outputs."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import polars as pl
+import pytest
+
+from bigrec_hf import Recommender, cli
+from bigrec_hf.data.earlier import user_sequences
+from tests.helpers.processes import run_python
+from tests.helpers.tiny import TITLES
+from tests.helpers.tiny_run import run_histories
+
+
+@pytest.fixture(scope="module")
+def users_file(dense_run, tmp_path_factory):
+    """Ten users and their histories, the ninth unknown."""
+    histories, _ = run_histories(dense_run)
+    histories[8] = ["Nothing (1900)", "Toy Storry (1995)"]
+    frame = pl.DataFrame({"user": [f"u{9 - n}" for n in range(10)], "history": [json.dumps(h) for h in histories]})
+    path = tmp_path_factory.mktemp("users") / "users.csv"
+    frame.write_csv(path)
+    return path
+
+
+def recommend(*flags, code=0):
+    assert cli.main(["recommend", *map(str, flags), *(["--debug"] if code == 0 else [])]) == code
+
+
+def test_a_file_of_users_in_every_format(dense_run, users_file, tmp_path, capsys):
+    tables = []
+    for suffix in ("parquet", "csv", "jsonl"):
+        output = tmp_path / f"recs.{suffix}"
+        flags = ("--histories", users_file, "--top_k", 3, "--output", output, "--batch_users", 4)
+        recommend("--run_dir", dense_run, *flags)
+        read = {"parquet": pl.read_parquet, "csv": pl.read_csv, "jsonl": pl.read_ndjson}[suffix]
+        tables.append(read(output).cast({"rank": pl.Int32, "score": pl.Float32, "item_id": pl.String}))
+        assert sorted(p.name for p in tmp_path.iterdir() if suffix in p.name) == [output.name, f"{output.name}.json"]
+    assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
+    out = capsys.readouterr().out
+    assert "2 history entries (2 titles) are not in the catalog" in out
+    assert "'Toy Storry (1995)', 1 times; did you mean 'Toy Story (1995)'" in out
+    assert "1 users have no known title" in out
+    assert tables[0]["user"].to_list() == [f"u{9 - n}" for n in range(10) for _ in range(3)]
+    assert tables[0]["rank"].to_list() == [1, 2, 3] * 10
+    assert tables[0].filter("fallback")["user"].unique().to_list() == ["u1"]
+    histories, _ = run_histories(dense_run)
+    expected = Recommender.from_pretrained(dense_run).recommend(histories, 3)
+    rows = tables[0].filter(~pl.col("fallback"))
+    assert rows["title"].to_list() == [item.title for n, one in enumerate(expected) if n != 8 for item in one.items]
+    assert rows["text"].to_list() == [one.text for n, one in enumerate(expected) if n != 8 for _ in range(3)]
+    record = json.loads((tmp_path / "recs.csv.json").read_text())
+    assert (record["users"], record["rows"], record["fallback_users"], record["unknown_entries"]) == (10, 30, 1, 2)
+    assert record["users_per_second"] > 0
+
+
+def test_another_jobs_output_is_not_replaced(dense_run, users_file, tmp_path, capsys):
+    output = tmp_path / "recs.csv"
+    flags = ["--run_dir", dense_run, "--histories", users_file, "--output", output, "--ranker", "popularity"]
+    recommend(*flags)
+    before = output.read_bytes()
+    capsys.readouterr()
+    recommend(*flags)
+    assert "unchanged: kept" in capsys.readouterr().out
+    recommend(*flags, "--top_k", 2, code=2)
+    assert "recommendations of other settings, users or models" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    recommend(*flags, "--top_k", 2, "--overwrite")
+    assert len(pl.read_csv(output)) == 20
+    output.write_text("mine\n")
+    recommend(*flags, "--top_k", 2, code=2)
+    (tmp_path / "recs.csv.json").unlink()
+    recommend(*flags, code=2)
+    assert "of an unknown origin" in capsys.readouterr().err and output.read_text() == "mine\n"
+
+
+def test_whole_histories_of_a_prepared_set(dense_run, tmp_path, capsys):
+    output = tmp_path / "recs.parquet"
+    flags = ["--run_dir", dense_run, "--output", output, "--ranker", "ease", "--top_k", 100]
+    recommend(*flags, "--users", "all")
+    found = pl.read_parquet(output)
+    names, rows, starts = user_sequences(str(dense_run / "data"))
+    assert found["user"].unique(maintain_order=True).to_list() == names.to_pylist()
+    for number, name in enumerate(names.to_pylist()):
+        own = {str(row + 1) for row in rows[starts[number] : starts[number + 1]]}
+        assert not own & set(found.filter(pl.col("user") == name)["item_id"])
+    (tmp_path / "some.txt").write_text("7\n3\n")
+    (tmp_path / "titles.txt").write_text(f"{TITLES[0]}\n{TITLES[1]}\n")
+    some = ["--users", tmp_path / "some.txt", "--candidates", tmp_path / "titles.txt", "--include_seen", "--overwrite"]
+    recommend(*flags, *some)
+    found = pl.read_parquet(output)
+    assert found["user"].to_list() == ["7", "7", "3", "3"] and set(found["title"]) == {TITLES[0], TITLES[1]}
+    (tmp_path / "some.txt").write_text("7\nnobody\n")
+    recommend(*flags, *some, code=2)
+    assert "has no user 'nobody' (1 of 2 are unknown)" in capsys.readouterr().err
+
+
+def test_one_history_is_printed(dense_run, capsys):
+    recommend("--adapter", dense_run / "adapter", "--history", TITLES[0], TITLES[3], "--top_k", 2)
+    out = capsys.readouterr().out
+    assert "generated: " in out and out.count("\n  1  ") == 1 and out.count("\n  2  ") == 1
+    recommend("--run_dir", dense_run, "--history", "Nothing (1900)", "--top_k", 2)
+    assert "the most popular items" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give --run_dir (a run) or --adapter"),
+        (["--run_dir", "RUN"], "no users given: give one of"),
+        (["--run_dir", "RUN", "--users", "all", "--history", "x"], "--history and --users are both given"),
+        (["--run_dir", "RUN", "--users", "all"], "no place to write to: give --output"),
+        (["--run_dir", "RUN", "--users", "all", "--output", "recs.xlsx"], "give a file that ends in .parquet"),
+        (["--run_dir", "RUN", "--users", "all", "--output", "r.csv", "--ranker", "svd"], "has no ranker 'svd'"),
+        (["--run_dir", "RUN", "--histories", "none.csv", "--output", "r.csv"], "none.csv does not exist"),
+        (["--adapter", "./nothing", "--history", "x"], "'./nothing' does not exist"),
+    ],
+)
+def test_errors_in_one_line(dense_run, flags, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recommend(*(dense_run if flag == "RUN" else flag for flag in flags), code=2)
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from bigrec_hf import cli
+from bigrec_hf.common.shards import ShardFolder
+left, write = 2, ShardFolder.write_table
+def killed(self, *shard):
+    global left
+    write(self, *shard)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+ShardFolder.write_table = killed
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_job_is_resumed_with_the_same_rows(dense_run, users_file, tmp_path, capsys):
+    def flags(name):
+        return ["--run_dir", dense_run, "--histories", users_file, "--output", tmp_path / name, "--batch_users", 3]
+
+    recommend(*flags("whole.csv"))
+    done = run_python("-c", KILLED, "recommend", *flags("killed.csv"))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "killed.csv").exists()
+    capsys.readouterr()
+    recommend(*flags("killed.csv"))
+    assert "resuming, 6 of 10 users are done" in capsys.readouterr().out
+    assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not list(tmp_path.glob(".*"))
