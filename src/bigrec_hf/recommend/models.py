@@ -23,7 +23,8 @@ from bigrec_hf.data.sequences import ItemSequences, training_sequences
 from bigrec_hf.hub.bundle import RECIPE_FILE
 from bigrec_hf.rank.baselines.cooccurrence import cooccurrence_scores, count_neighbors
 from bigrec_hf.rank.baselines.linear import Fitted, choose_model, history_matrix, linear_scores
-from bigrec_hf.rank.baselines.stage import MODELS, VALIDATION_SAMPLE
+from bigrec_hf.rank.baselines.stage import MODELS
+from bigrec_hf.rank.item_models import VALIDATION_SAMPLE
 from bigrec_hf.rank.model_selection import CHOICE_FILE
 from bigrec_hf.settings import LinearSettings
 from bigrec_hf.settings.recipes import read_recipe
