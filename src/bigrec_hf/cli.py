@@ -95,6 +95,7 @@ STAGES = {
     "recipes": Stage("settings.shipped", (), "list the shipped recipes, which `--config` finds by name"),
     "report": Stage("report.stage", ("report",), "one table of runs, baselines and published rows", "report_path"),
     "recommend": Stage("recommend.stage", ("recommend",), "the best items for a file of users, by a run or an adapter"),
+    "demo": Stage("demo.stage", ("demo",), "a page in the browser to try a run or an adapter on"),
     "publish": Stage(
         "hub.publish",
         ("publish",),

@@ -27,7 +27,7 @@ from bigrec_hf.settings.rank import (
     RankOptions as RankOptions,
 )
 from bigrec_hf.settings.recommend import RecommendSettings
-from bigrec_hf.settings.share import DownloadSettings, PublishSettings, ReportSettings
+from bigrec_hf.settings.share import DemoSettings, DownloadSettings, PublishSettings, ReportSettings
 from bigrec_hf.settings.train import (
     GenerateSettings,
     ModelSettings,
@@ -69,4 +69,5 @@ SECTIONS: dict[str, type] = {section.name: type(section.default) for section in 
     "publish": PublishSettings,
     "recommend": RecommendSettings,
     "download": DownloadSettings,
+    "demo": DemoSettings,
 }

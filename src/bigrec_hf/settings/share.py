@@ -38,6 +38,18 @@ class ReportSettings:
 
 
 @dataclass(frozen=True)
+class DemoSettings:
+    """A page in the browser to try recommenders on."""
+
+    demo_runs: list[str] = setting([], "run folders; several recommenders are shown side by side", flag="--run_dir")
+    demo_adapters: list[str] = setting(
+        [], "adapters: folders or Hub ids, `@revision` allowed", flag="--adapter", hub="model"
+    )
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 = reachable from other machines")
+    port: int = setting(7860, "port to listen on", least=1, most=65535)
+
+
+@dataclass(frozen=True)
 class PublishSettings:
     """What to publish on the Hub, where and how. Without a token (`hf auth login` or HF_TOKEN) it is a dry run."""
 

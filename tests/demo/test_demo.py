@@ -1,0 +1,143 @@
+"""The demo: its HTTP answers are the recommender's, and a visitor's way through the page."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from bigrec_hf import Recommender, cli
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.demo import stage
+from bigrec_hf.demo.app import answer, build, columns, popular_titles, records
+from bigrec_hf.settings import DemoSettings
+
+CLIENTS, REQUESTS = 16, 64
+
+
+@pytest.fixture(scope="module")
+def recommenders(dense_run, tiny_run):
+    return {"dense": Recommender.from_pretrained(dense_run), "pairs": Recommender.from_pretrained(tiny_run)}
+
+
+@pytest.fixture(scope="module")
+def url(recommenders):
+    page = build(recommenders)
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_port=None)
+    yield address
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def history(recommenders):
+    return list(recommenders["dense"].catalog.titles[:3])
+
+
+@pytest.mark.parametrize("name", ["dense", "pairs"])
+def test_the_api_answers_as_the_recommender_does(url, recommenders, history, name):
+    client = Client(url, verbose=False)
+    found = client.predict([*history, "Nowhere (1900)"], 4, True, name, api_name="/recommend")
+    expected = recommenders[name].recommend([*history, "Nowhere (1900)"], 4)
+    assert found["text"] == expected.text
+    assert [item["title"] for item in found["items"]] == [item.title for item in expected.items]
+    assert [item["rank"] for item in found["items"]] == [1, 2, 3, 4]
+    assert found["unknown"] == ["Nowhere (1900)"]
+    assert not set(history) & {item["title"] for item in found["items"]}
+
+
+def test_wrong_requests_are_one_line(url, history):
+    client = Client(url, verbose=False)
+    with pytest.raises(AppError, match="top_k"):
+        client.predict(history, 0, True, "", api_name="/recommend")
+    with pytest.raises(AppError, match="no recommender 'other': choose among dense, pairs"):
+        client.predict(history, 3, True, "other", api_name="/recommend")
+
+
+def test_many_clients_lose_nothing(url, recommenders):
+    titles = recommenders["dense"].catalog.titles
+    histories = [[titles[i % len(titles)], titles[(3 * i + 1) % len(titles)]] for i in range(REQUESTS)]
+    clients = [Client(url, verbose=False) for _ in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        jobs = [
+            pool.submit(clients[i % CLIENTS].predict, one, 3, True, "dense", api_name="/recommend")
+            for i, one in enumerate(histories)
+        ]
+        found = [[item["item_id"] for item in job.result()["items"]] for job in jobs]
+    expected = recommenders["dense"].recommend(histories, 3)
+    assert found == [[item.item_id for item in one.items] for one in expected]
+
+
+def test_tables_show_what_is_known(recommenders, history):
+    dense, pairs = recommenders["dense"], recommenders["pairs"]
+    assert list(columns(dense).values()) == ["#", "title", "log-probability", "times in training"]
+    assert columns(pairs)["score"] == "minus distance"
+    (first, *_) = records(dense, answer(dense, history, 2, True))
+    row = dense.catalog.titles.index(first["title"])
+    assert first["train_count"] == dense.train_counts[row]
+    popular = popular_titles(dense, 2)
+    assert dense.train_counts[dense.catalog.titles.index(popular[0])] == dense.train_counts.max()
+    unknown = SimpleNamespace(train_counts=None, catalog=dense.catalog)
+    assert popular_titles(unknown, 2) == list(dense.catalog.titles[:2])
+    with pytest.raises(gr.Error):
+        answer(dense, history, 0, True)
+
+
+def test_a_runs_examples_are_its_first_histories(dense_run, recommenders, tmp_path):
+    examples = stage.example_histories(dense_run, recommenders["dense"])
+    assert len(examples) == stage.N_EXAMPLES and all(examples)
+    assert stage.example_histories(tmp_path, recommenders["dense"]) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (DemoSettings(), "nothing to show"),
+        (DemoSettings(demo_runs=["a/x", "b/x"]), "same name"),
+        (DemoSettings(demo_adapters=["nowhere/at/all"]), "nowhere"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(settings, words):
+    with pytest.raises(BigrecError, match=words):
+        stage.main(settings)
+
+
+def test_the_command_serves_what_it_is_given(dense_run, monkeypatch, capsys):
+    served = {}
+    monkeypatch.setattr(gr.Blocks, "launch", lambda self, **options: served.update(options))
+    assert cli.main(["demo", "--run_dir", str(dense_run), "--port", "1234"]) == 0
+    assert served["server_port"] == 1234 and served["server_name"] == "127.0.0.1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_visitors_way_through_the_page(url, recommenders, width):
+    """Choose a title, recommend, see both tables; no error in the console, nothing wider than the screen."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        errors: list[str] = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        title = recommenders["dense"].catalog.titles[7]
+        box = page.locator("#history input")
+        box.press_sequentially(title)
+        page.get_by_role("option", name=title).first.wait_for()  # the only one left
+        box.press("Enter")
+        box.press("Escape")
+        page.click("#recommend")
+        history = [*popular_titles(recommenders["dense"], 3), title]
+        for found in (one.recommend(history, 10) for one in recommenders.values()):
+            page.get_by_text(found.items[0].title).last.wait_for(timeout=60_000)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert errors == []
+        browser.close()
