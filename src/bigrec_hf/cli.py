@@ -14,7 +14,8 @@ from typing import Any
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.version import __version__
 from bigrec_hf.settings import RUN_SECTIONS
-from bigrec_hf.settings.recipes import add_retired_arguments, add_section_arguments, build_settings
+from bigrec_hf.settings.flags import add_arguments
+from bigrec_hf.settings.recipes import build_settings
 from bigrec_hf.settings.shipped import find_recipe
 
 
@@ -126,10 +127,7 @@ def build_parser(name: str) -> argparse.ArgumentParser:
         help="recipe: a YAML file, or the name of a shipped one (`bigrec-hf recipes` lists them)",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    aliases = {stage.output: "--output_dir"} if stage.output else {}
-    for section in stage.sections:
-        add_section_arguments(parser, section, aliases)
-    add_retired_arguments(parser)
+    add_arguments(parser, stage.sections, {stage.output: "--output_dir"} if stage.output else {})
     return parser
 
 

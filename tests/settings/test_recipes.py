@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.ground import stage as ground
+from bigrec_hf.hub import download
 from bigrec_hf.models.loading import lora_config
-from bigrec_hf.settings import SECTIONS
+from bigrec_hf.settings import SECTIONS, DownloadSettings
 from bigrec_hf.settings.field import LIMITS, check_value
+from bigrec_hf.settings.flags import add_section_arguments
+from bigrec_hf.settings.former import RETIRED
 from bigrec_hf.settings.recipes import (
-    RETIRED,
-    add_section_arguments,
     build_settings,
     coerce,
     field_types,
@@ -90,6 +91,24 @@ class TestReading:
         assert cli.main(["ground", "--config", str(child)]) == 0
         assert seen == ["history", "seen", "history"]
         assert cli.main(["ground", "--exclude", "all"]) == 2
+
+    def test_old_names_of_download_are_read_with_one_line(self, tmp_path, capsys, monkeypatch):
+        recipe = write(tmp_path, "c.yaml", "download: {include: '*.json', exclude: [a, b]}\nground: {exclude: seen}")
+        sections = read_recipe(recipe)
+        assert sections["download"] == {"include_files": ["*.json"], "exclude_files": ["a", "b"]}
+        assert sections["ground"] == {"exclude": "seen"}
+        shown = [
+            f"warning: {key} in section `download` of {recipe} is now {key}_files" for key in ("include", "exclude")
+        ]
+        assert capsys.readouterr().err.splitlines() == shown
+        found = []
+        monkeypatch.setattr(download, "main", lambda **settings: found.append(settings["download"]))
+        assert cli.main(["download", "--include", "*.json", "--exclude", "*.bin", "*.h5"]) == 0
+        shown = [f"warning: {key} on the command line is now {key}_files" for key in ("include", "exclude")]
+        assert capsys.readouterr().err.splitlines() == shown
+        assert cli.main(["download", "--include_files", "*.json", "--exclude_files", "*.bin", "*.h5"]) == 0
+        assert not capsys.readouterr().err
+        assert found[0] == found[1] == DownloadSettings(include_files=["*.json"], exclude_files=["*.bin", "*.h5"])
 
     def test_a_parent_may_serve_two_children_of_one_recipe(self, tmp_path):
         write(tmp_path, "base.yaml", "sft: {epochs: 1}")

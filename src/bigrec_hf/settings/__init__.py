@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from bigrec_hf.settings.item_models import BaselinesSettings, LinearSettings, PoolSettings, SasrecSettings
 from bigrec_hf.settings.prepare import DataSettings, PrepareSettings
 from bigrec_hf.settings.rank import (
-    BaselinesSettings,
     DebiasSettings,
     EvaluateSettings,
     FuseSettings,
     GroundSettings,
     KeywordsSettings,
-    LinearSettings,
-    PoolSettings,
     RerankSettings,
-    SasrecSettings,
     ScoreSettings,
 )
 from bigrec_hf.settings.rank import (

@@ -7,15 +7,12 @@ recipe's own values override all parents, so what several recipes share is writt
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
-import sys
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
-from functools import cache
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +20,19 @@ import yaml
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.settings import SECTIONS
-from bigrec_hf.settings.field import check_value, limits_text
+from bigrec_hf.settings.field import check_value
+from bigrec_hf.settings.former import RENAMED, RETIRED, renamed, warn_retired
 from bigrec_hf.settings.shipped import PACKAGED
 
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-RETIRED = {  # settings of earlier releases, ignored with this advice for one release
-    "streaming": "training reads its examples from disk whatever the size of the split",
-    "shuffle_buffer": "training shuffles all examples",
-    "search": "the search is exact",
-    "n_probe": "the search is exact",
-    "fusion_penalties": "the weighted fusion is gone, it ranked as min does",
-}
-RENAMED = {"exclude_history": ("exclude", {True: "history", False: "none"})}  # old name of a switch -> new one, values
 TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
 
 
-class _RecipeLoader(yaml.SafeLoader):
+class RecipeLoader(yaml.SafeLoader):
     """YAML 1.1 as `safe_load` reads it, except that a duplicate key in a mapping is an error."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Raise a ComposerError if a key occurs twice."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -56,18 +47,6 @@ class _RecipeLoader(yaml.SafeLoader):
 def field_types(section: str) -> dict[str, Any]:
     """Return the resolved type of each field of a section."""
     return typing.get_type_hints(SECTIONS[section])
-
-
-@cache
-def _warn_retired(key: str, where: str) -> None:
-    print(f"warning: {key} {where} is ignored, remove it: {RETIRED[key]}", file=sys.stderr, flush=True)
-
-
-def _renamed(key: str, value: bool, where: str) -> tuple[str, str]:
-    """Return the new name and value of an old switch, and print a line of warning."""
-    name, values = RENAMED[key]
-    print(f"warning: {key} {where} is now {name}: {values[value]}", file=sys.stderr, flush=True)
-    return name, values[value]
 
 
 def _section_of(key: str) -> str | None:
@@ -128,7 +107,7 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
     if path.resolve() in _seen:
         raise BigrecError(f"recipe {str(path)!r} extends itself, directly or through a parent: remove one `extends`")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BigrecError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -150,85 +129,17 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
         for key, value in values.items():
             where = f"section `{section}` of {path}"
             if key in RETIRED:
-                _warn_retired(key, f"in {where}")
+                warn_retired(key, f"in {where}")
                 continue
-            if key in RENAMED:
-                key, value = _renamed(key, coerce(value, bool, f"{key} in {where}"), f"in {where}")
+            if key in RENAMED.get(section, {}):
+                kind = bool if RENAMED[section][key].values else list[str]
+                key, value = renamed(section, key, coerce(value, kind, f"{key} in {where}"), f"in {where}")
             if key not in hints:
                 raise _unknown_key(key, list(hints), where)
             checked = coerce(value, hints[key], f"{key} in {where}")
             check_value(SECTIONS[section], key, checked, f"{key} in {where}")
             merged.setdefault(section, {})[key] = checked
     return merged
-
-
-def _parse_bool(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1"):
-        return True
-    if text.lower() in ("false", "no", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-
-
-def _parse_mapping(text: str) -> dict[str, Any]:
-    try:
-        value = yaml.load(text, _RecipeLoader)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a mapping: expected e.g. '{{max_grad_norm: 0.3}}'")
-    return value
-
-
-def add_section_arguments(parser: argparse.ArgumentParser, section: str, aliases: dict[str, str]) -> None:
-    """Add one flag per field, its help text with the default. `aliases`: field -> second flag.
-
-    A flag that is not given leaves no attribute in the parsed namespace.
-    """
-    cls = SECTIONS[section]
-    group = parser.add_argument_group(section, (cls.__doc__ or "").strip())
-    hints = field_types(section)
-    for item in fields(cls):
-        kind = hints[item.name]
-        if typing.get_origin(kind) is types.UnionType:
-            kind = next(k for k in typing.get_args(kind) if k is not type(None))
-        default = item.default_factory() if item.default_factory is not MISSING else item.default
-        shown = item.metadata["help"].replace("%", "%%")
-        if {"above", "most", "below"} & set(item.metadata):  # "at least 0" or "at least 1" need not be spelled out
-            shown += f"; {limits_text(item.metadata)}"
-        if default not in (None, [], {}):
-            shown_default = " ".join(map(str, default)) if isinstance(default, list) else default
-            shown += f" (default: {str(shown_default).lower() if isinstance(default, bool) else shown_default})"
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": shown}
-        if kind is bool:
-            options |= {"type": _parse_bool, "nargs": "?", "const": True, "metavar": "true|false"}
-        elif typing.get_origin(kind) is list:
-            options |= {"nargs": "*", "type": typing.get_args(kind)[0], "metavar": item.name.upper()}
-        elif typing.get_origin(kind) is dict:
-            options |= {"type": _parse_mapping, "metavar": "YAML"}
-        else:
-            options |= {"type": kind}
-            if item.metadata.get("choices"):
-                options["choices"] = item.metadata["choices"]
-            else:
-                options["metavar"] = kind.__name__.upper()
-        if item.metadata.get("positional"):
-            group.add_argument(item.name, **options)
-        else:
-            flags = [flag_of(section, item.name)]
-            if item.name in aliases:
-                flags.append(aliases[item.name])
-            group.add_argument(*flags, dest=item.name, **options)
-
-
-def add_retired_arguments(parser: argparse.ArgumentParser) -> None:
-    """Accept the flags of retired and renamed settings; `build_settings` warns about them."""
-    for key in RETIRED:
-        parser.add_argument(f"--{key}", nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    for key in RENAMED:
-        parser.add_argument(
-            f"--{key}", type=_parse_bool, nargs="?", const=True, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
 
 
 def flag_of(section: str, key: str) -> str:
@@ -261,10 +172,11 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
     merged = read_recipe(recipe) if recipe is not None else {}
     for key, value in overrides.items():
         if key in RETIRED:
-            _warn_retired(key, "on the command line")
+            warn_retired(key, "on the command line")
             continue
-        if key in RENAMED:
-            key, value = _renamed(key, value, "on the command line")
+        section, _, old = key.rpartition(".")
+        if section:  # `flags.add_former_arguments`
+            key, value = renamed(section, old, value, "on the command line")
         section = _section_of(key)
         if section is None:
             raise _unknown_key(key, [f.name for cls in SECTIONS.values() for f in fields(cls)], "the command line")
