@@ -174,9 +174,9 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
         if key in RETIRED:
             warn_retired(key, "on the command line")
             continue
-        section, _, old = key.rpartition(".")
-        if section:  # `flags.add_former_arguments`
-            key, value = renamed(section, old, value, "on the command line")
+        former, _, old = key.rpartition(".")
+        if former:  # a flag of an earlier release, see `flags.add_arguments`
+            key, value = renamed(former, old, value, "on the command line")
         section = _section_of(key)
         if section is None:
             raise _unknown_key(key, [f.name for cls in SECTIONS.values() for f in fields(cls)], "the command line")
