@@ -172,30 +172,30 @@ def test_the_commands_on_the_quickstarts_run_work(tiny_model_dir, raw_movies, tm
 
 
 @pytest.mark.slow
-def test_own_data_takes_a_recipe_and_two_commands(tiny_model_dir, tmp_path, monkeypatch, capsys):
-    """`Use your own data`: the recipe and the commands as written, on twelve invented readers and a tiny model."""
+def test_own_data_takes_three_commands(tiny_model_dir, tmp_path, monkeypatch, capsys):
+    """`Use your own data`: the commands as written, on a table of twelve invented readers, with a tiny model."""
     text = page("docs/guide.md").partition("## Use your own data")[2].partition("\n## ")[0]
-    (recipe,), (block,) = blocks(text, "yaml"), blocks(text, "bash")
+    (table,), (block,) = blocks(text, "csv"), blocks(text, "bash")
     monkeypatch.chdir(tmp_path)
-    Path("books").mkdir()
-    titles = ["Emma", "Persuasion", "Dracula", "Walden", "Ulysses", "Middlemarch"]
-    Path("books/titles.csv").write_text(
-        "".join(f"{i},{title}\n" for i, title in enumerate(["title", *titles])).replace("0,", "book,", 1)
-    )
-    rows = [f"u{user},{1 + (user + step) % 6},4,{1000 * step + user}" for user in range(12) for step in range(5)]
-    Path("books/ratings.csv").write_text("\n".join(["user,book,stars,when", *rows]) + "\n")
-    recipe = recipe.replace("recipes/", f"{ROOT}/recipes/")
-    small = {
-        "model": {"base_model": tiny_model_dir},
-        "pipeline": {"baselines": ["popularity"]},
-        "score": {"ks": [1, 5]},
-    }
-    Path("books.yaml").write_text(recipe + yaml.safe_dump(small))
-    run, recommend = commands(f"```bash\n{block}```")
-    assert cli.main([*run[1:], "--debug"]) == 0
-    assert "| fine-tuned LM |" in capsys.readouterr().out
-    exec(recommend[2], {})
-    assert capsys.readouterr().out.count("Item(row=") == 5
+    titles = ["Emma", "Persuasion", "Dracula", "Walden", "Ulysses", "Middlemarch", "Utopia", "Candide", "Kim", "Hamlet"]
+    rows = [
+        (user, 3 * user + step * step, f"2024-{1 + step:02}-{1 + user:02}") for user in range(12) for step in range(6)
+    ]
+    lines = [f"reader {user},978{book % 10},{titles[book % 10]},{date}" for user, book, date in rows]
+    Path("books.csv").write_text("\n".join([table.splitlines()[0], *lines]) + "\n")
+    small = {"run": ["--base_model", tiny_model_dir, "--dtype", "float32"]}
+    for words in commands(f"```bash\n{block}```"):
+        assert cli.main([*words[1:], *small.get(words[1], []), "--debug"]) == 0
+    out = capsys.readouterr().out
+    assert "| fine-tuned LM" in out and "| EASE" in out
+    written = Path("recs.csv").read_text().splitlines()
+    (header,) = re.findall(r"`(user,rank[^`]*)`", text)
+    assert written[0] == header
+    read = {f"reader {user}": {f"978{book % 10}" for other, book, _ in rows if other == user} for user in range(12)}
+    found = [line.split(",")[:3] for line in written[1:]]
+    assert [user for user, rank, _ in found if rank == "1"] == list(read)
+    assert all(item not in read[user] for user, _, item in found)
+    assert len(found) == sum(10 - len(items) for items in read.values())
 
 
 def test_evaluate_reads_the_references_json(tiny_model_dir, tmp_path, monkeypatch):
