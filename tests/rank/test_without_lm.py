@@ -12,6 +12,7 @@ from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.rank import without_lm
 from bigrec_hf.rank.baselines import stage as linear_stage
+from bigrec_hf.rank.sasrec import stage as sasrec_stage
 from bigrec_hf.report.stage import build_report
 from bigrec_hf.settings import (
     BaselinesSettings,
@@ -74,6 +75,17 @@ def test_seen_items_are_left_out_of_every_baseline(tiny_prepared, tmp_path):
     baselines(tmp_path, tiny_prepared, ground=GroundSettings(top_k=5, exclude="seen"))
     for name in WITHOUT_SASREC:
         assert json.loads((tmp_path / name / "results.json").read_text())["exclude"] == "seen"
+
+
+@pytest.mark.parametrize("exclude", ["none", "history", "seen"])
+def test_sasrecs_choice_of_epoch_and_logged_best_follow_exclude(tiny_prepared, tmp_path, exclude):
+    data = DataSettings(dataset=[tiny_prepared], eval_sample=0)
+    ground, score = GroundSettings(top_k=5, exclude=exclude), ScoreSettings(ks=[10], bootstrap=0)
+    sasrec_stage.main(RunSettings(run_dir=str(tmp_path)), data, ground, score, replace(SASREC, sasrec_epochs=3))
+    training = json.loads((tmp_path / "sasrec/training.json").read_text())
+    validation = json.loads((tmp_path / "validation/sasrec/results.json").read_text())
+    assert (training["exclude"], validation["exclude"]) == (exclude, exclude)
+    assert training["best_validation_ndcg@10"] == pytest.approx(validation["ndcg@10"], abs=1e-12)
 
 
 def test_a_catalog_too_large_for_ease_leaves_the_others(tiny_prepared, tmp_path, capsys):

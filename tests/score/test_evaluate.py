@@ -161,6 +161,22 @@ def test_the_catalogs_encoding(place):
     assert json.loads((place / "out/results.json").read_text())["hr@1"] == 1.0
 
 
+def test_titles_decoded_otherwise_than_the_catalog_name_the_encoding(place):
+    """The reference reads the UTF-8 catalog as latin-1: its predictions hold `WALL\u00c2\u00b7E`."""
+    (place / "id2name.txt").write_text("WALL·E\t0\nf\t1\na\t2\nb\t3\n", encoding="utf-8")
+    mojibake = "WALL·E".encode().decode("latin-1")
+    file = write_json(place / "p.json", [{"input": "", "output": f'"{mojibake}"', "predict": [mojibake]}])
+    with pytest.raises(BigrecError, match=r"read as latin-1: give --encoding latin-1 to") as caught:
+        run(place, [file])
+    assert "--catalog" not in str(caught.value)
+    settings = EvaluateSettings(generations=[str(file)], output_dir=str(place / "out"), catalog_encoding="latin-1")
+    run(place, [file], evaluate=settings)
+    assert json.loads((place / "out/results.json").read_text())["hr@1"] == 1.0
+    write_json(file, [{"input": "", "output": '"WALL·E"', "predict": ["WALL·E"]}])
+    with pytest.raises(BigrecError, match=r"catalog was read as latin-1: .*--encoding utf-8"):
+        run(place, [file], evaluate=settings)
+
+
 def test_names_are_distinct(place):
     for folder in ("a", "b"):
         write_json(place / folder / "p.json", RECORDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,11 +142,32 @@ def resolve_targets(
         else:
             resolved.append(row if row is not None and row >= 0 else candidates[0])
     if unknown:
+        remedy = _encoding_remedy(unknown, known) or "give the catalog these examples were made with (--catalog)"
         raise BigrecError(
             f"{place}: the target {unknown[0]!r} is not in the catalog, or not at the row that the file gives "
-            f"({len(unknown)} of {len(titles)} targets): give the catalog these examples were made with (--catalog)"
+            f"({len(unknown)} of {len(titles)} targets): {remedy}"
         )
     return resolved
+
+
+def _encoding_remedy(unknown: Sequence[str], known: Mapping[str, Any]) -> str | None:
+    """What to do if a title is in the catalog once it is decoded otherwise, as the reference reads UTF-8 as latin-1."""
+    for title in unknown:
+        for written, read, remedy in (
+            (
+                "latin-1",
+                "utf-8",
+                "its titles were read as latin-1: give --encoding latin-1 to read the catalog like them",
+            ),
+            ("utf-8", "latin-1", "the catalog was read as latin-1: give its own encoding, e.g. --encoding utf-8"),
+        ):
+            try:
+                decoded = title.encode(written).decode(read)
+            except UnicodeError:
+                continue
+            if decoded != title and clean_title(decoded) in known:
+                return remedy
+    return None
 
 
 def read_texts(path: str | Path) -> list[list[str]]:

@@ -34,6 +34,10 @@ class Protocol:
     date_to: str | None
     train_fraction: float
     validation_fraction: float
+    validation_count: int = 0
+    test_count: int = 0
+    validation_from: str | None = None
+    test_from: str | None = None
 
     @property
     def needs_time(self) -> bool:
@@ -58,6 +62,10 @@ def resolve_protocol(
     date_to: str | None = None,
     train_fraction: float = 0.8,
     validation_fraction: float = 0.1,
+    validation_count: int = 0,
+    test_count: int = 0,
+    validation_from: str | None = None,
+    test_from: str | None = None,
 ) -> Protocol:
     """Replace zeros and Nones by the preset's values. Raises BigrecError for values out of range."""
     if preset not in PRESETS:
@@ -75,6 +83,9 @@ def resolve_protocol(
             f"train_fraction {train_fraction} and validation_fraction {validation_fraction}: "
             "the first must be positive and their sum at most 1"
         )
+    _check_cuts(preset, validation_count, test_count, validation_from, test_from)
+    if test_count or test_from:
+        train_fraction = validation_fraction = 0.0
     is_d3 = preset == "d3"
     window = window or WINDOW
     date_from, date_to = (date_from or D3_FROM, date_to or D3_TO) if is_d3 else (date_from, date_to)
@@ -92,7 +103,29 @@ def resolve_protocol(
         date_to=date_to,
         train_fraction=train_fraction,
         validation_fraction=validation_fraction,
+        validation_count=validation_count,
+        test_count=test_count,
+        validation_from=validation_from,
+        test_from=test_from,
     )
+
+
+def _check_cuts(
+    preset: str, validation_count: int, test_count: int, validation_from: str | None, test_from: str | None
+) -> None:
+    """Raise BigrecError for splits by counts or dates that contradict each other or the preset."""
+    by_count, by_date = bool(validation_count or test_count), bool(validation_from or test_from)
+    if preset == "leave-one-out" and (by_count or by_date):
+        raise BigrecError("leave-one-out splits by position, not by counts or dates: choose another --preset")
+    if by_count and by_date:
+        raise BigrecError("splits are given by counts and by dates: give either *_count or *_from")
+    if by_count and not test_count:
+        raise BigrecError(f"validation_count is {validation_count} without a test split: give --test_count too")
+    if by_date:
+        if not (validation_from and test_from):
+            raise BigrecError("splits by dates need both --validation_from and --test_from")
+        if parse_date(validation_from, "validation_from") > parse_date(test_from, "test_from"):
+            raise BigrecError(f"validation_from {validation_from} is later than test_from {test_from}: exchange them")
 
 
 def parse_date(text: str, name: str) -> int:

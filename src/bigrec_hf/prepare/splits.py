@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigrec_hf.prepare.protocols import Protocol
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.prepare.protocols import Protocol, parse_date
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,31 @@ class ExampleRanges:
         return offsets.astype(np.int32), flat
 
 
-def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, ExampleRanges]:
-    """ExampleRanges of train, validation and test, in their final order.
+def _cuts(protocol: Protocol, times: np.ndarray, time_divisor: int) -> tuple[int, int]:
+    """Where validation and test begin among target times (n,), ascending. Raises BigrecError if the counts exceed n."""
+    n = len(times)
+    if protocol.test_from and protocol.validation_from:
+        dates = (parse_date(protocol.validation_from, "validation_from"), parse_date(protocol.test_from, "test_from"))
+        first, second = np.searchsorted(times, np.array(dates) * time_divisor, side="left")
+        return int(first), int(second)
+    if protocol.test_count:
+        second = n - protocol.test_count
+        if second - protocol.validation_count <= 0:
+            raise BigrecError(
+                f"validation_count {protocol.validation_count:,} and test_count {protocol.test_count:,} leave nothing "
+                f"of {n:,} examples for training: lower them"
+            )
+        return second - protocol.validation_count, second
+    upto = round(protocol.train_fraction + protocol.validation_fraction, 12)
+    return int(n * protocol.train_fraction), int(n * upto)
+
+
+def split_examples(protocol: Protocol, sequences: Sequences, time_divisor: int = 1) -> dict[str, ExampleRanges]:
+    """Examples of train, validation and test, in their final order; times are in `1 / time_divisor` seconds.
 
     Time protocols: the examples of all users are sorted (stably) by target time and cut at the fractions (by default
-    `int(n * 0.8)` and `int(n * 0.9)`). Leave-one-out: each user's last item is the test target, the one before it the
-    validation target, and earlier ones are training targets.
+    `int(n * 0.8)` and `int(n * 0.9)`), or by counts or dates. Leave-one-out: each user's last item is the test target,
+    the one before it the validation target, and earlier ones are training targets.
     """
     position = sequences.positions
     if (
@@ -107,8 +127,7 @@ def split_examples(protocol: Protocol, sequences: Sequences) -> dict[str, Exampl
     else:
         assert sequences.times is not None
         targets = targets[np.argsort(sequences.times[targets], kind="stable")]
-        upto = round(protocol.train_fraction + protocol.validation_fraction, 12)
-        first, second = int(len(targets) * protocol.train_fraction), int(len(targets) * upto)
+        first, second = _cuts(protocol, sequences.times[targets], time_divisor)
         parts = {"train": targets[:first], "validation": targets[first:second], "test": targets[second:]}
     return {
         split: ExampleRanges(np.maximum(sequences.starts[sequences.users[at]], at - protocol.window), at)

@@ -102,7 +102,7 @@ def _with_raw_dir(settings: PrepareSettings, raw_dir: Path) -> PrepareSettings:
 def _protocol(settings: PrepareSettings) -> Protocol:
     names = (
         *("window", "min_history", "k_core", "min_items", "min_rating", "date_from", "date_to"),
-        *("train_fraction", "validation_fraction"),
+        *("train_fraction", "validation_fraction", "validation_count", "test_count", "validation_from", "test_from"),
     )
     return resolve_protocol(str(settings.preset), **{name: getattr(settings, name) for name in names})
 
@@ -165,7 +165,7 @@ def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings
         kept, facts = select_interactions(read_source(settings, files), protocol)  # frees the raw data here
         _say(f"building sequences of {len(kept.user_ids):,} users from {len(kept.rows):,} interactions")
         sequences = build_sequences(kept.users, kept.rows, kept.ratings, kept.times)
-        splits = split_examples(protocol, sequences)
+        splits = split_examples(protocol, sequences, kept.time_divisor)
         n_with = users_with_example(sequences, splits.values())
         check_enough_items(settings, protocol, n_with, len(kept.user_ids), files)
     noun, noun_singular, verb = domain_words(settings, facts)

@@ -70,6 +70,14 @@ class PrepareSettings:
     validation_fraction: float = setting(
         0.1, "fraction for validation, after those for training; the rest is the test split", least=0, below=1
     )
+    validation_count: int = setting(
+        0, "instead of fractions: this many examples, the last ones by time before those of test_count", least=0
+    )
+    test_count: int = setting(0, "instead of fractions: this many examples, the last ones by time", least=0)
+    validation_from: str | None = setting(
+        None, "instead of fractions: UTC date or time of the first validation target; those before are for training"
+    )
+    test_from: str | None = setting(None, "instead of fractions: UTC date or time of the first test target")
     drop_untitled: bool = setting(
         False, "drop and count interactions whose item has no title (always so for amazon); false = an error"
     )

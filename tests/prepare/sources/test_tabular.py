@@ -10,6 +10,7 @@ import pytest
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.prepare.sources.sequences import find_sequence_files, load_sequences
 from bigrec_hf.prepare.sources.tabular import find_tabular_files, load_tabular
+from bigrec_hf.prepare.stage import prepare_dataset
 
 ITEMS = pl.DataFrame({"item_id": ["a", "b", "c"], "title": ["One", 'Two, "2"', "Three"]})
 ROWS = pl.DataFrame(
@@ -181,6 +182,25 @@ def test_sequences_in_order_with_and_without_header(tmp_path, header):
 def test_faulty_sequences_name_the_line(tmp_path, text, message):
     with pytest.raises(BigrecError, match=message):
         sequences(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("items.txt", "Zero\ta\nOne\tb\nTwo, a\tc\n"),
+        ("info.txt", "<x_1>\tZero\ta\n<x_2>\tOne\tb\n<x_3>\tTwo, a\tc\n"),
+        ("id2name.txt", "Two, a\t2\nZero\t0\nOne\t1\n"),
+    ],
+)
+def test_sequences_with_titles_and_ids_need_no_preset(tmp_path, name, lines):
+    (tmp_path / name).write_text(lines)
+    ids = "b a c" if "\ta" in lines and name != "id2name.txt" else "1 0 2"
+    (tmp_path / "sequences.txt").write_text(f"u\t{ids}\n")
+    prepared = prepare_dataset("sequences", tmp_path, tmp_path / "set")
+    assert pl.read_parquet(prepared / "data/items/train.parquet")["title"].to_list() == ["Zero", "One", "Two, a"]
+    test = pl.read_parquet(prepared / "data/default/test.parquet")
+    assert (test["history"].to_list(), test["target"].to_list()) == ([[1, 0]], [2])
+    assert json.loads((prepared / "facts.json").read_text())["preset"] == "leave-one-out"
 
 
 def test_unknown_items_are_dropped_on_request(tmp_path):
