@@ -11,10 +11,11 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from bigrec_hf import Recommender, cli
+from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.demo import stage
 from bigrec_hf.demo.app import answer, build, columns, popular_titles, records
+from bigrec_hf.recommend.rankers import Rankers
 from bigrec_hf.settings import DemoSettings
 
 CLIENTS, REQUESTS = 16, 64
@@ -22,7 +23,7 @@ CLIENTS, REQUESTS = 16, 64
 
 @pytest.fixture(scope="module")
 def recommenders(dense_run, tiny_run):
-    return {"dense": Recommender.from_pretrained(dense_run), "pairs": Recommender.from_pretrained(tiny_run)}
+    return {"dense": Rankers(dense_run), "pairs": Rankers(tiny_run)}
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,8 @@ def history(recommenders):
 @pytest.mark.parametrize("name", ["dense", "pairs"])
 def test_the_api_answers_as_the_recommender_does(url, recommenders, history, name):
     client = Client(url, verbose=False)
-    found = client.predict([*history, "Nowhere (1900)"], 4, True, name, api_name="/recommend")
-    expected = recommenders[name].recommend([*history, "Nowhere (1900)"], 4)
+    found = client.predict([*history, "Nowhere (1900)"], 4, True, "finetuned", name, api_name="/recommend")
+    expected = recommenders[name].recommender.recommend([*history, "Nowhere (1900)"], 4)
     assert found["text"] == expected.text
     assert [item["title"] for item in found["items"]] == [item.title for item in expected.items]
     assert [item["rank"] for item in found["items"]] == [1, 2, 3, 4]
@@ -53,9 +54,9 @@ def test_the_api_answers_as_the_recommender_does(url, recommenders, history, nam
 def test_wrong_requests_are_one_line(url, history):
     client = Client(url, verbose=False)
     with pytest.raises(AppError, match="top_k"):
-        client.predict(history, 0, True, "", api_name="/recommend")
-    with pytest.raises(AppError, match="no recommender 'other': choose among dense, pairs"):
-        client.predict(history, 3, True, "other", api_name="/recommend")
+        client.predict(history, 0, True, api_name="/recommend")
+    with pytest.raises(AppError, match="no 'other' here: choose among dense, pairs"):
+        client.predict(history, 3, True, "finetuned", "other", api_name="/recommend")
 
 
 def test_many_clients_lose_nothing(url, recommenders):
@@ -64,19 +65,18 @@ def test_many_clients_lose_nothing(url, recommenders):
     clients = [Client(url, verbose=False) for _ in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
         jobs = [
-            pool.submit(clients[i % CLIENTS].predict, one, 3, True, "dense", api_name="/recommend")
+            pool.submit(clients[i % CLIENTS].predict, one, 3, True, api_name="/recommend")
             for i, one in enumerate(histories)
         ]
         found = [[item["item_id"] for item in job.result()["items"]] for job in jobs]
-    expected = recommenders["dense"].recommend(histories, 3)
+    expected = recommenders["dense"].recommender.recommend(histories, 3)
     assert found == [[item.item_id for item in one.items] for one in expected]
 
 
 def test_tables_show_what_is_known(recommenders, history):
-    dense, pairs = recommenders["dense"], recommenders["pairs"]
-    assert list(columns(dense).values()) == ["#", "title", "log-probability", "times in training"]
-    assert columns(pairs)["score"] == "minus distance"
-    (first, *_) = records(dense, answer(dense, history, 2, True))
+    dense = recommenders["dense"]
+    assert list(columns(dense).values()) == ["#", "title", "score", "times in training"]
+    (first, *_) = records(dense, answer(dense, "finetuned", history, 2, True))
     row = dense.catalog.titles.index(first["title"])
     assert first["train_count"] == dense.train_counts[row]
     popular = popular_titles(dense, 2)
@@ -84,7 +84,19 @@ def test_tables_show_what_is_known(recommenders, history):
     unknown = SimpleNamespace(train_counts=None, catalog=dense.catalog)
     assert popular_titles(unknown, 2) == list(dense.catalog.titles[:2])
     with pytest.raises(gr.Error):
-        answer(dense, history, 0, True)
+        answer(dense, "finetuned", history, 0, True)
+
+
+def test_every_ranker_of_a_run_can_be_chosen(recommenders, history):
+    dense = recommenders["dense"]
+    assert {"finetuned", "ease", "popularity"} <= set(dense.names())
+    popular = popular_titles(dense, 6)
+    found = answer(dense, "popularity", [popular[0]], 3, True)
+    assert [item.title for item in found.items] == popular[1:4] and found.text == ""
+    nothing_known = answer(dense, "ease", ["Nowhere (1900)"], 3, True)  # popularity then, as `recommend` does
+    assert [item.title for item in nothing_known.items] == popular[:3]
+    with pytest.raises(gr.Error, match="no ranker 'oracle'"):
+        answer(dense, "oracle", history, 3, True)
 
 
 def test_a_runs_examples_are_its_first_histories(dense_run, recommenders, tmp_path):
@@ -136,7 +148,7 @@ def test_a_visitors_way_through_the_page(url, recommenders, width):
         box.press("Escape")
         page.click("#recommend")
         history = [*popular_titles(recommenders["dense"], 3), title]
-        for found in (one.recommend(history, 10) for one in recommenders.values()):
+        for found in (one.recommender.recommend(history, 10) for one in recommenders.values()):
             page.get_by_text(found.items[0].title).last.wait_for(timeout=60_000)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert errors == []

@@ -13,19 +13,19 @@ from bigrec_hf.data.generations import GENERATIONS_FILE
 from bigrec_hf.data.run_folder import run_name
 
 if TYPE_CHECKING:
-    from bigrec_hf.hub.recommender import Recommender
+    from bigrec_hf.recommend.rankers import Rankers
     from bigrec_hf.settings import DemoSettings
 
 N_EXAMPLES = 3
 
 
-def example_histories(run_dir: str | Path, recommender: Recommender) -> list[list[str]]:
+def example_histories(run_dir: str | Path, rankers: Rankers) -> list[list[str]]:
     """Return the histories of a run's first evaluated examples, as titles; [] where the run has none."""
     file = Path(run_dir) / "finetuned" / GENERATIONS_FILE
     if not file.is_file():
         return []
     rows = next(pq.ParquetFile(file).iter_batches(N_EXAMPLES, columns=[C.HISTORY])).column(0).to_pylist()
-    titles = recommender.catalog.titles
+    titles = rankers.catalog.titles
     return [[titles[row] for row in history if 0 <= row < len(titles)] for history in rows]
 
 
@@ -43,9 +43,13 @@ def main(demo: DemoSettings) -> None:
         from bigrec_hf.demo.app import CSS, build
     except ModuleNotFoundError as error:
         raise BigrecError("the demo needs gradio: pip install 'bigrec_hf[demo]'") from error
-    from bigrec_hf.hub.recommender import Recommender
+    from bigrec_hf.recommend.rankers import Rankers
 
-    recommenders = {name: Recommender.from_pretrained(source) for name, source in names.items()}
-    examples = example_histories(demo.demo_runs[0], next(iter(recommenders.values()))) if demo.demo_runs else []
-    page = build(recommenders, examples)
+    shown = {name: Rankers(source) for name, source in names.items()}
+    for rankers in shown.values():
+        print(
+            f"{rankers.name}: {len(rankers.recommender.catalog):,} items, rankers {', '.join(rankers.names())}"
+        )
+    examples = example_histories(demo.demo_runs[0], next(iter(shown.values()))) if demo.demo_runs else []
+    page = build(shown, examples)
     page.launch(server_name=demo.host, server_port=demo.port, css=CSS, footer_links=["api"])
