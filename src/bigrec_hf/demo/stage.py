@@ -47,9 +47,7 @@ def main(demo: DemoSettings) -> None:
 
     shown = {name: Rankers(source) for name, source in names.items()}
     for rankers in shown.values():
-        print(
-            f"{rankers.name}: {len(rankers.recommender.catalog):,} items, rankers {', '.join(rankers.names())}"
-        )
+        print(f"{rankers.name}: {len(rankers.recommender.catalog):,} items, rankers {', '.join(rankers.names())}")
     examples = example_histories(demo.demo_runs[0], next(iter(shown.values()))) if demo.demo_runs else []
     page = build(shown, examples)
     page.launch(server_name=demo.host, server_port=demo.port, css=CSS, footer_links=["api"])

@@ -71,6 +71,7 @@ class Rankers:
         self.name = str(name) if self.given is None else self.given.bundle.adapter
         self.bundle: Bundle = self.given.bundle if self.given else locate(pin_name(str(name), "model"))
         self.options = options
+        self.ranks: dict[str, Rank] = {}
         self.dataset = dataset or self.bundle.dataset
 
     @cached_property
@@ -129,10 +130,15 @@ class Rankers:
         }
 
     def rank(self, ranker: str) -> Rank:
-        """The function of a ranker, one of `names`.
+        """The function of a ranker, one of `names`; fitted or read when it is first asked for.
 
         Raises BigrecError for another, and for one that needs what is known of the run's examples only.
         """
+        if ranker not in self.ranks:
+            self.ranks[ranker] = self._rank(ranker)
+        return self.ranks[ranker]
+
+    def _rank(self, ranker: str) -> Rank:
         self.facts(ranker)
         if ranker == METHOD:
             return self._language_model
