@@ -25,8 +25,10 @@ PAIR_CHUNK = 128  # pairs compared in float64 at a time: 128 x 576 float64 fit i
 
 
 def score_error(query_norms: np.ndarray, item_norm: float | np.ndarray, dim: int) -> np.ndarray:
-    """Bound on |S - exact| (see the module's text) for queries of norm `query_norms` and items of norm <= `item_norm`,
-    both after subtraction of the mean; float64, broadcast."""
+    """Return a bound on |S - exact| (see the module docstring), float64, broadcast.
+
+    For queries of norm `query_norms` and items of norm <= `item_norm`, both after subtraction of the mean.
+    """
     terms = dim + 8
     relative = 1.01 * terms * FLOAT32_ROUNDOFF * (2.0 * query_norms + item_norm) * item_norm
     return relative + 8.0 * terms * FLOAT64_ROUNDOFF * (query_norms + item_norm) ** 2 + 4.0 * terms * FLOAT32_TINY
@@ -49,7 +51,7 @@ def check_vectors(name: str, vectors: np.ndarray) -> np.ndarray:
             finite = np.isfinite(chunk).all(axis=1)
             if not finite.all():
                 row = start + int(np.flatnonzero(~finite)[0])
-                raise ValueError(f"{name} holds NaN or infinity in row {row}: encode that text again or leave it out")
+                raise ValueError(f"{name} holds NaN or infinity in row {row}: encode that text again or drop it")
     return array
 
 

@@ -118,7 +118,7 @@ class LastTokenEncoder:
         encoded = self.tokenizer(list(texts), add_special_tokens=True, truncation=False, padding=False)["input_ids"]
         lone = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
         if lone is None and not all(encoded):
-            raise ValueError("an empty text has no token and the tokenizer has neither BOS nor EOS: leave the text out")
+            raise ValueError("an empty text has no token and the tokenizer has neither BOS nor EOS: drop the text")
         return [(ids or [lone])[: self.max_length] for ids in encoded]
 
     def encode(self, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
@@ -177,7 +177,7 @@ def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
 
 class SentenceEncoder:
-    """A sentence-transformers model as it is (with its own pooling and normalization)."""
+    """A sentence-transformers model, with the pooling and normalization that it defines."""
 
     kind = "sentence-transformers"
 

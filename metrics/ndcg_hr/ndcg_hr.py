@@ -10,6 +10,7 @@ import numpy as np
 
 from .distances import check_vectors
 from .encoders import Encoder, load_encoder
+from .examples import check_examples
 from .names import split_revision
 from .nearest import NearestPool
 from .ranking import flat_rows, rank_catalog
@@ -20,7 +21,7 @@ from .titles import clean_title, read_titles
 _SIBLINGS_OF_SIBLINGS = (NearestPool, split_revision)
 
 _DESCRIPTION = """
-Full-ranking NDCG@K and HR@K with one target an example: HR@K = mean(rank < K) and
+Full-ranking NDCG@K and HR@K with one target per example: HR@K = mean(rank < K) and
 NDCG@K = mean((rank < K) / log2(rank + 2)), where rank is the target's 0-based place among *all* catalog items (the
 ideal DCG of one target is 1). Ranks are exact: Euclidean distance in float64 from the given float32 vectors, ties by
 row.
@@ -42,7 +43,7 @@ Configurations (`evaluate.load(..., config_name=...)`):
 `titles` (default): each generated title is embedded and grounded to the nearest catalog titles.
     predictions: list of generated titles. references: list of true titles, each a title of the catalog.
     catalog: list of titles in catalog order, or a file of titles (movies.dat, id2name.txt, parquet or CSV with a title
-        column, .txt with one title a line).
+        column, .txt with one title per line).
     encoder: a sentence-transformers or causal LM name or folder, or a function texts -> (n, d) array.
     An empty prediction counts as a miss.
 `embeddings`: predictions: list of vectors. references: catalog row of each target. item_embeddings: (n_items, d) array.
@@ -51,9 +52,9 @@ Configurations (`evaluate.load(..., config_name=...)`):
 
 Options:
     ks: cut-offs, default [1, 3, 5, 10, 20, 50]; none may exceed the catalog (or list).
-    duplicates: "best" (default) = a target whose title (`embeddings`: vector) stands in several rows counts at the best
-        of them; "exact" = at its own row (`titles`: the first row with it). In `rankings`, the id's first place.
-    drop_empty: leave empty predictions out of the mean (as BIGRec's scripts do) instead of counting them as misses.
+    duplicates: "best" (default) = a target whose title (`embeddings`: vector) occurs in several rows gets the best rank
+        among them; "exact" = the rank of its own row (`titles`: of the first row with that title).
+    drop_empty: exclude empty predictions from the mean (as BIGRec's scripts do) instead of counting them as misses.
     bootstrap: resamples for percentile intervals; 0 (default) = none. confidence: their level (0.95). seed: 0.
     memory_mib: working memory of the ranking (256). batch_tokens: tokens encoded together (4096).
 
@@ -90,7 +91,7 @@ class NdcgHr(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **kwargs):
-        """Scores of the given examples, or of those added before."""
+        """Return the scores of the given examples, or of those added before."""
         try:
             return evaluate.Metric.compute(self, predictions=predictions, references=references, **kwargs)
         except Exception:
@@ -136,58 +137,23 @@ class NdcgHr(evaluate.Metric):
         unknown = sorted(set(inputs) - accepted)
         if unknown:
             raise ValueError(
-                f"{unknown[0]!r} is no input of config {self.config_name!r}: it takes {sorted(accepted) or 'none'} "
-                "beside the options"
+                f"{unknown[0]!r} is not an input of config {self.config_name!r}: besides the options it takes "
+                f"{sorted(accepted) or 'none'}"
             )
         rank, empty = rank_examples[self.config_name](
             predictions, references, check_ks(ks), duplicates=duplicates, **inputs
         )
         if drop_empty:
             if empty.all():
-                raise ValueError(f"all {len(rank)} predictions are empty: with drop_empty nothing is left to score")
+                raise ValueError(
+                    f"all {len(rank)} predictions are empty, so drop_empty leaves nothing to score: set it to false"
+                )
             rank = rank[~empty]
         ks = check_ks(ks)
         scores = mean_scores(rank, ks)
         if bootstrap:
             scores |= bootstrap_intervals(rank, ks, bootstrap, confidence, seed)
         return scores
-
-
-def check_examples(config_name: str, predictions: Sequence[Any] | None, references: Sequence[Any] | None) -> None:
-    """Raise a one-line ValueError if predictions or references are not what the config takes."""
-    if predictions is None or references is None:
-        missing = "predictions" if predictions is None else "references"
-        raise ValueError(f"{missing} is missing: give predictions and references, one of each an example")
-    for i, reference in enumerate(references):
-        if reference is None:
-            raise ValueError(f"reference {i} is missing: every example needs its target")
-        if not (
-            isinstance(reference, str) if config_name == "titles" else is_numeric(reference, dimensions=0, whole=True)
-        ):
-            kind = "text" if config_name == "titles" else "whole number"
-            raise ValueError(f"reference {i} is {reference!r}, no {kind}: give the target's")
-    for i, prediction in enumerate(predictions):
-        if config_name == "titles" and not isinstance(prediction, str):
-            raise ValueError(f"prediction {i} is {prediction!r}, no text: where there is none, give an empty one")
-        if config_name == "embeddings" and not is_numeric(prediction, dimensions=1):
-            raise ValueError(f"prediction {i} is no vector of numbers: give one an example")
-        if (
-            config_name == "rankings"
-            and prediction is not None
-            and not is_numeric(prediction, dimensions=1, whole=True)
-        ):
-            raise ValueError(f"prediction {i} is no list of whole numbers: give ids, best first, or an empty list")
-
-
-def is_numeric(value: Any, dimensions: int, whole: bool = False) -> bool:
-    """Whether a number, list or tensor has this many dimensions and no missing numbers; `whole`: only whole numbers."""
-    try:
-        array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-    except ValueError:  # lists of different lengths
-        return False
-    if array.ndim != dimensions or array.dtype.kind not in "iuf":
-        return False
-    return not whole or array.dtype.kind in "iu" or bool((array == np.floor(array)).all())
 
 
 def ranks_of_titles(
@@ -201,14 +167,14 @@ def ranks_of_titles(
     memory_mib: int = 256,
     batch_tokens: int = 4096,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of generated titles, (n,) int64, n_items for an empty one, and whether each is empty, (n,) bool."""
+    """Return ranks of generated titles, (n,) int64, and whether each is empty, (n,) bool; then its rank is n_items."""
     if catalog is None or encoder is None:
         missing = "catalog" if catalog is None else "encoder"
         raise ValueError(f"config 'titles' needs {missing}=: a list of titles and an encoder's name or folder")
     titles = read_titles(catalog) if isinstance(catalog, str | Path) else list(catalog)
     wrong = next((row for row, title in enumerate(titles) if not isinstance(title, str)), None)
     if wrong is not None:
-        raise ValueError(f"catalog row {wrong} is {titles[wrong]!r}, no text: give every row its title")
+        raise ValueError(f"catalog row {wrong} is {titles[wrong]!r}, not a text: give every row a title")
     titles = [clean_title(title) for title in titles]
     if not titles:
         raise ValueError("catalog is empty: give at least one title")
@@ -220,14 +186,14 @@ def ranks_of_titles(
     unknown = [title for title, target in zip(references, targets, strict=True) if target not in rows_by_title]
     if unknown:
         raise ValueError(
-            f"reference {unknown[0]!r} is no title of the catalog ({len(unknown)} such of {len(references)}): give the "
-            "catalog that holds every target"
+            f"reference {unknown[0]!r} is not a title of the catalog ({len(unknown)} of {len(references)} are not): "
+            "give the catalog that contains every target"
         )
     texts = [clean_title(text) for text in predictions]
     full = np.flatnonzero([bool(text) for text in texts])
     rank = np.full(len(texts), len(titles), np.int64)
     if len(full):
-        # one call for both, so that a generated catalog title gets that title's own vector
+        # one call for both, so that a generated catalog title gets the vector of that title
         everything = titles + [texts[i] for i in full]
         if callable(encoder):
             vectors = np.asarray(encoder(everything))
@@ -236,8 +202,8 @@ def ranks_of_titles(
             vectors = encoder.encode(everything, batch_tokens)
         if vectors.ndim != 2 or len(vectors) != len(everything):
             raise ValueError(
-                f"the encoder gives an array of shape {vectors.shape} for {len(everything)} texts: it must give one of "
-                "shape (n, d), a vector a text"
+                f"the encoder returned an array of shape {vectors.shape} for {len(everything)} texts: expected (n, d), "
+                "one vector per text"
             )
         ranking = rank_catalog(
             vectors[len(titles) :],
@@ -260,14 +226,14 @@ def ranks_of_embeddings(
     duplicates: str = "best",
     memory_mib: int = 256,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of target rows for prediction vectors, (n,) int64, and (n,) bool, all false: no vector is empty."""
+    """Return ranks of target rows for prediction vectors, (n,) int64, and (n,) bool, all false: no vector is empty."""
     if item_embeddings is None:
         raise ValueError("config 'embeddings' needs item_embeddings=: an array (n_items, d), in catalog order")
     if len(item_embeddings) == 0:
-        raise ValueError("item_embeddings is empty: give a vector for every row of the catalog")
+        raise ValueError("item_embeddings is empty: give one vector per row of the catalog")
     widths = {len(vector) for vector in predictions}
     if len(widths) > 1:
-        raise ValueError(f"predictions have vectors of {sorted(widths)} dimensions: give every example one of the same")
+        raise ValueError(f"predictions have vectors of {sorted(widths)} dimensions: give all the same number")
     items = check_vectors("item_embeddings", item_embeddings)
     check_ks(ks, len(items))
     flat_rows("references", references, len(references), len(items))
@@ -278,7 +244,7 @@ def ranks_of_embeddings(
 
 
 def same_vectors(items: np.ndarray, rows: Sequence[int]) -> list[list[int]]:
-    """For each of `rows`, all rows of `items` (m, d) with the same vector, ascending."""
+    """Return, for each of `rows`, all rows of `items` (m, d) with the same vector, ascending."""
     wanted: dict[bytes, list[int]] = {(items[row] + 0.0).tobytes(): [] for row in set(rows)}  # + 0.0: no negative zeros
     for row, vector in enumerate(items):
         found = wanted.get((vector + 0.0).tobytes())
@@ -290,7 +256,7 @@ def same_vectors(items: np.ndarray, rows: Sequence[int]) -> list[list[int]]:
 def ranks_of_lists(
     predictions: Sequence[list[int] | None], references: Sequence[int], ks: Sequence[int], *, duplicates: str = "best"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks of targets in ranked id lists, (n,) int64, max(ks) if absent, and whether each list is empty, (n,) bool."""
+    """Return ranks of targets in id lists, (n,) int64, max(ks) if absent, and whether each list is empty, (n,) bool."""
     lengths = np.array([len(ids) if ids is not None else 0 for ids in predictions], np.int64)
     empty = lengths == 0
     if not empty.all():
@@ -301,7 +267,7 @@ def ranks_of_lists(
 
 
 def place_of(target: int, ids: list[int] | None, absent: int) -> int:
-    """First position of `target` in a list, or `absent`; one pass, no copy."""
+    """Return the first position of `target` in a list, or `absent`; one pass, no copy."""
     try:
         return absent if ids is None else ids.index(target)
     except ValueError:  # not in the list

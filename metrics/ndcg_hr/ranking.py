@@ -64,7 +64,7 @@ def rank_catalog(
     exclude: Sequence[Sequence[int]] | None = None,
     duplicates: str = "best",
 ) -> Ranking:
-    """Rank of each query's target among all items, and the top_k nearest items.
+    """Return the rank of each query's target among all items, and the top_k nearest items.
 
     Args:
         queries: (n, d) float32. items: (m, d) float32, in catalog order.
@@ -120,11 +120,14 @@ def rank_catalog(
 
 
 def flat_rows(name, rows, n: int, m: int, first_only: bool = False, skip_negative: bool = False):
-    """(query index, row), int64 each, from one row or a list of rows per query. ValueError if they do not match."""
+    """Return (query index, row), int64 each, from one row or a list of rows per query.
+
+    Raises ValueError if they do not match.
+    """
     if rows is None:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     if len(rows) != n:
-        raise ValueError(f"{name} has {len(rows)} entries for {n} queries: give one a query")
+        raise ValueError(f"{name} has {len(rows)} entries for {n} queries: give one per query")
     if n == 0 or np.ndim(rows[0]) == 0:
         query, row = np.arange(n), np.asarray(rows)
     else:
@@ -146,7 +149,7 @@ def flat_rows(name, rows, n: int, m: int, first_only: bool = False, skip_negativ
 
 
 def _plan(n: int, m: int, dim: int, k: int, memory: int) -> tuple[int, int, int]:
-    """(queries per block, items per chunk, queries per product) that keep all buffers within `memory` bytes."""
+    """Return queries per block, items per chunk, queries per product that keep all buffers within `memory` bytes."""
     block = max(1, min(n, int(0.4 * memory / (4 * dim + NearestPool.BYTES_A_QUERY * k + 64))))
     chunk = max(1, min(m, ITEM_CHUNK, int(0.2 * memory / (4 * dim))))
     group = max(1, min(block, int(0.35 * memory / (CELL_BYTES * chunk))))

@@ -19,7 +19,10 @@ def ndcg_per_example(rank: np.ndarray, k: int) -> np.ndarray:
 
 
 def check_ks(ks: Sequence[int], longest: int | None = None, what: str = "the catalog") -> list[int]:
-    """The cut-offs, ascending and distinct; ValueError unless all are whole numbers from 1 to `longest`."""
+    """Return the cut-offs, ascending and distinct.
+
+    Raises ValueError unless all are whole numbers from 1 to `longest`.
+    """
     try:
         checked = sorted({int(k) for k in ks if int(k) == k})
     except (TypeError, ValueError):
@@ -35,7 +38,7 @@ def check_ks(ks: Sequence[int], longest: int | None = None, what: str = "the cat
 def mean_scores(rank: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
     """{"ndcg@K": ..., "hr@K": ...} over the examples. `rank`  # (n,) int64, 0-based. ValueError if n is 0."""
     if len(rank) == 0:
-        raise ValueError("there is no example to score: give at least one prediction that counts")
+        raise ValueError("there is no example to score: give at least one prediction")
     scores = {f"ndcg@{k}": float(ndcg_per_example(rank, k).mean()) for k in ks}
     scores.update({f"hr@{k}": float(hr_per_example(rank, k).mean()) for k in ks})
     return scores
@@ -54,7 +57,7 @@ def bootstrap_intervals(
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence={confidence} must lie between 0 and 1, such as 0.95")
     if len(rank) == 0:
-        raise ValueError("there is no example to resample: give at least one prediction that counts")
+        raise ValueError("there is no example to resample: give at least one prediction")
     outcomes = np.arange(max(ks) + 1)  # the last one: a miss at every K
     counts = np.bincount(np.minimum(rank, outcomes[-1]), minlength=len(outcomes))
     draws = np.random.default_rng(seed).multinomial(len(rank), counts / counts.sum(), size=resamples)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def clean_title(title: str) -> str:
-    """The title without outer white space, surrounding double quotes, and white space within those.
+    """Return the title without outer white space, surrounding double quotes, and white space within those.
 
     The reference strips `.strip().strip('"')`; the last strip is ours: a catalog title that begins with a space (342 of
     the game catalog's do) would otherwise not match the same title in quotes, as targets and answers are written.
@@ -25,7 +25,7 @@ def read_titles(path: str | Path) -> list[str]:
     if path.is_dir():
         path = path / "data/items/train.parquet"
     if not path.is_file():
-        raise ValueError(f"catalog {str(path)!r} does not exist: give a list of titles or a file that holds them")
+        raise ValueError(f"catalog {str(path)!r} does not exist: give a list of titles or a file of titles")
     if path.suffix == ".parquet":
         return _parquet_titles(path)
     try:
@@ -67,7 +67,7 @@ def _parquet_titles(path: Path) -> list[str]:
     try:
         names = pq.read_schema(path).names
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no parquet file: write it again") from error
+        raise ValueError(f"{path} is not a parquet file: write it again") from error
     if "title" not in names:
         raise ValueError(
             f"{path} has no column 'title', it has {', '.join(names)}: rename one, or give a list of titles"

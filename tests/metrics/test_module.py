@@ -118,9 +118,9 @@ FAULTS = [
     ("rankings", {"predictions": [[1]], "references": [1, 2]}, r"Mismatch in the number of predictions \(1\)"),
     ("rankings", {"predictions": [[1, 2], [3]], "references": [1, 3], "ks": [2]}, "ranked list of example 1"),
     ("rankings", {"predictions": [[1, 2]], "references": [1], "ks": [0]}, r"ks=\[0\]"),
-    ("rankings", {"predictions": [[1]], "references": [1], "ks": [1], "catalog": ["a"]}, "'catalog' is no input"),
+    ("rankings", {"predictions": [[1]], "references": [1], "ks": [1], "catalog": ["a"]}, "'catalog' is not an input"),
     ("rankings", {"predictions": [[1]], "references": [1], "ks": [1], "duplicates": "no"}, "duplicates='no'"),
-    ("rankings", {"predictions": [[]], "references": [1], "ks": [1], "drop_empty": True}, "nothing is left"),
+    ("rankings", {"predictions": [[]], "references": [1], "ks": [1], "drop_empty": True}, "leaves nothing to score"),
     ("rankings", {"predictions": [[1]], "references": [None], "ks": [1]}, "reference 0 is missing"),
     ("embeddings", {"predictions": [[1, 0]], "references": [0]}, "needs item_embeddings="),
     ("embeddings", {"predictions": [[NAN, 0]], "references": [0], "item_embeddings": np.eye(2), "ks": [1]}, "NaN"),
@@ -135,13 +135,25 @@ FAULTS = [
     ("titles", {"predictions": ["a"], "references": ["zz"], "catalog": CATALOG, "encoder": letters, "ks": [1]}, "'zz'"),
     ("titles", {"predictions": ["a"], "references": ["a"], "catalog": [], "encoder": letters}, "catalog is empty"),
     ("titles", {"predictions": ["a"], "references": ["f"], "catalog": CATALOG, "encoder": letters}, "K=50 is larger"),
-    ("rankings", {"predictions": [[1.5, 2]], "references": [1], "ks": [1]}, "prediction 0 is no list of whole numbers"),
-    ("rankings", {"predictions": [[1], ["2"]], "references": [1, 2], "ks": [1]}, "prediction 1 is no list of whole"),
-    ("rankings", {"predictions": [[1, None]], "references": [1], "ks": [1]}, "prediction 0 is no list of whole"),
-    ("rankings", {"predictions": [1], "references": [1], "ks": [1]}, "prediction 0 is no list of whole numbers"),
-    ("rankings", {"predictions": [[2**70]], "references": [1], "ks": [1]}, "prediction 0 is no list of whole numbers"),
-    ("rankings", {"predictions": [[1, [2]]], "references": [1], "ks": [1]}, "prediction 0 is no list of whole numbers"),
-    ("rankings", {"predictions": [[1]], "references": [1.5], "ks": [1]}, "reference 0 is 1.5, no whole number"),
+    (
+        "rankings",
+        {"predictions": [[1.5, 2]], "references": [1], "ks": [1]},
+        "prediction 0 is not a list of whole numbers",
+    ),
+    ("rankings", {"predictions": [[1], ["2"]], "references": [1, 2], "ks": [1]}, "prediction 1 is not a list of whole"),
+    ("rankings", {"predictions": [[1, None]], "references": [1], "ks": [1]}, "prediction 0 is not a list of whole"),
+    ("rankings", {"predictions": [1], "references": [1], "ks": [1]}, "prediction 0 is not a list of whole numbers"),
+    (
+        "rankings",
+        {"predictions": [[2**70]], "references": [1], "ks": [1]},
+        "prediction 0 is not a list of whole numbers",
+    ),
+    (
+        "rankings",
+        {"predictions": [[1, [2]]], "references": [1], "ks": [1]},
+        "prediction 0 is not a list of whole numbers",
+    ),
+    ("rankings", {"predictions": [[1]], "references": [1.5], "ks": [1]}, "reference 0 is 1.5, not a whole number"),
     ("rankings", {"references": [1], "ks": [1]}, "predictions is missing"),
     ("rankings", {"predictions": [[1]], "ks": [1]}, "references is missing"),
     (
@@ -149,8 +161,16 @@ FAULTS = [
         {"predictions": [[1]], "references": [0], "item_embeddings": [], "ks": [1]},
         "item_embeddings is empty",
     ),
-    ("embeddings", {"predictions": [None], "references": [0], "item_embeddings": [[1]], "ks": [1]}, "0 is no vector"),
-    ("embeddings", {"predictions": [["a"]], "references": [0], "item_embeddings": [[1]], "ks": [1]}, "0 is no vector"),
+    (
+        "embeddings",
+        {"predictions": [None], "references": [0], "item_embeddings": [[1]], "ks": [1]},
+        "0 is not a vector",
+    ),
+    (
+        "embeddings",
+        {"predictions": [["a"]], "references": [0], "item_embeddings": [[1]], "ks": [1]},
+        "0 is not a vector",
+    ),
     (
         "embeddings",
         {"predictions": [[1]], "references": [0.5], "item_embeddings": [[1]], "ks": [1]},
@@ -283,7 +303,7 @@ def test_titles_from_csv(tmp_path):
         ("movies.csv", b'id,title\n1,"A\n', r"movies.csv:2: .*repair the quotes"),
         ("titles.txt", b"A\n\xe9\n", r"titles.txt is not UTF-8 \(byte 2\)"),
         ("u.item", b"1|A\n", r"u.item: unknown kind of catalog file"),
-        ("items.parquet", b"PAR", r"items.parquet is no parquet file"),
+        ("items.parquet", b"PAR", r"items.parquet is not a parquet file"),
     ],
 )
 def test_faulty_files_of_titles_are_named(tmp_path, name, content, message):
@@ -304,7 +324,7 @@ def test_a_parquet_file_without_titles(tmp_path):
 
 def test_examples_are_checked_one_by_one_too():
     metric = load("rankings")
-    with pytest.raises(ValueError, match="no list of whole numbers"):
+    with pytest.raises(ValueError, match="not a list of whole numbers"):
         metric.add(prediction=[1.5], reference=1)
     with pytest.raises(ValueError, match="reference 0 is missing"):
         metric.add_batch(predictions=[[1]], references=[None])

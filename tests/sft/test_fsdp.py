@@ -76,5 +76,5 @@ def test_a_base_in_shards_is_not_put_on_one_device(tmp_path, monkeypatch):
     load_base(base, dtype="float32")  # to generate, every process has the whole model
     assert "LlamaForCausalLM" in moved
     assert os.environ["ACCELERATE_USE_FSDP"] == "true"
-    with pytest.raises(BigrecError, match="a base in 8bit cannot be trained in shards"):
+    with pytest.raises(BigrecError, match="a base in 8bit cannot be sharded"):
         load_base(base, dtype="float32", quantization="8bit", for_training=True)

@@ -1,9 +1,9 @@
-"""A token trie over all catalog titles, in flat arrays: the tokens that may follow a prefix, the titles that lie below.
+"""A token trie of all catalog titles in flat arrays: the tokens that can follow a prefix, and the titles below it.
 
-Nodes are numbered level by level and, within a level, in lexicographic order of their prefixes. So the children of a
-node are neighbors, sorted by token, and one sorted array of (parent, token) keys finds any child by binary search.
-Leaves, too, are numbered in lexicographic order: those below a node are a range, and cumulative sums over the leaves
-give the mass of any subtree by two look-ups.
+Nodes are numbered level by level and, within a level, in lexicographic order of their prefixes. The children of a node
+are therefore adjacent and sorted by token, and one sorted array of (parent, token) keys finds any child by binary
+search. Leaves are numbered in lexicographic order too: those below a node are a range, and cumulative sums over the
+leaves give the mass of any subtree with two look-ups.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ TOKEN_BITS = 32  # of a key: parent node above, token below
 class Trie:
     """Node 0 is the root (the empty prefix); children of `v` are `first_child[v]` up to `first_child[v + 1]`.
 
-    All int64, on one device; 48 bytes a node.
+    All int64, on one device; 48 bytes per node.
     """
 
     tokens: torch.Tensor  # (n_nodes,), the token that leads to the node; -1 at the root
     first_child: torch.Tensor  # (n_nodes + 1,)
     keys: torch.Tensor  # (n_nodes - 1,), parent and token of the nodes 1, 2, ..., ascending
-    leaf: torch.Tensor  # (n_nodes,), the leaf whose sequence ends here, else -1; a node may be a leaf and have children
+    leaf: torch.Tensor  # (n_nodes,), the leaf whose sequence ends here, else -1; a leaf may have children
     leaf_range: torch.Tensor  # (n_nodes, 2), first leaf below the node (itself included), and one past the last
-    depth: int  # tokens of the longest sequence
+    depth: int  # number of tokens in the longest sequence
 
     @property
     def n_nodes(self) -> int:
-        """Nodes, the root included."""
+        """Number of nodes, including the root."""
         return len(self.tokens)
 
     @property
     def n_leaves(self) -> int:
-        """Different sequences."""
+        """Number of different sequences."""
         return int(self.leaf_range[0, 1])
 
     @property
@@ -58,33 +58,36 @@ class Trie:
         return sum(array.nbytes for array in vars(self).values() if isinstance(array, torch.Tensor))
 
     def to(self, device: torch.device | str) -> Trie:
-        """The same trie on another device."""
+        """Return the trie on another device."""
         moved = {field.name: getattr(self, field.name).to(device) for field in fields(self) if field.name != "depth"}
         return replace(self, **moved)
 
     def child(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The nodes one token further, -1 where there is none or where `nodes` is -1.  # all (...,) int64"""
-        keys = (nodes << TOKEN_BITS) | tokens  # negative for node -1, so that it equals no key
+        """Return the child of each node by token, all (...,) int64; -1 if there is none or the node is -1."""
+        keys = (nodes << TOKEN_BITS) | tokens  # negative for node -1, and so not among the keys
         at = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
         return torch.where(self.keys[at] == keys, at + 1, -1)
 
     def children(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All children of `nodes` (rows,): each one's row and its node, both (n,) int64. Node -1 has none."""
+        """Return all children of `nodes` (rows,): the row and the node of each, both (n,) int64. Node -1 has none."""
         known = nodes.clamp(min=0)
         start = self.first_child[known]
         count = torch.where(nodes < 0, 0, self.first_child[known + 1] - start)
         row = torch.repeat_interleave(count)
-        shift = start - (count.cumsum(0) - count)  # from the place among all children to the node
+        shift = start - (count.cumsum(0) - count)  # from the position among all children to the node
         return row, torch.arange(len(row), device=row.device) + shift[row]
 
 
 def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
-    """The trie of non-empty token sequences, and each sequence's leaf, (n,) int64; equal sequences share a leaf."""
+    """Return the trie of token sequences, and the leaf of each, (n,) int64; equal sequences share a leaf.
+
+    Raises BigrecError if there is no sequence or one is empty.
+    """
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     if not len(lengths) or lengths.min() < 1:
         raise BigrecError("a trie needs at least one sequence, and each sequence at least one token")
     depth = int(lengths.max())
-    table = np.full((len(lengths), depth), -1, np.int32)  # a prefix sorts before what continues it
+    table = np.full((len(lengths), depth), -1, np.int32)  # a prefix sorts before its continuations
     table[np.arange(depth) < lengths[:, None]] = np.fromiter(chain.from_iterable(sequences), np.int32, lengths.sum())
     order = np.lexsort(table.T[::-1])
     table = table[order]
@@ -94,10 +97,10 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
     leaf_of_sequence[order] = np.cumsum(is_first) - 1
     table, lengths = table[is_first], lengths[order][is_first]
     n_leaves = len(table)
-    common = np.full(n_leaves, -1)  # tokens that a sequence has in common with the one before it
+    common = np.full(n_leaves, -1)  # number of tokens that a sequence shares with the one before it
     common[1:] = (table[1:] != table[:-1]).argmax(axis=1)
 
-    # level 0 is the root; each level: the leaves where its nodes' ranges start
+    # level 0 is the root; `starts`: the leaves at which the ranges of a level's nodes start
     starts, first_node = np.zeros(1, np.int64), 0
     levels = [(np.array([-1]), np.array([-1]), np.array([-1]), np.array([[0, n_leaves]]))]
     for level in range(1, depth + 1):
@@ -121,26 +124,26 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> tuple[Trie, np.ndarray]:
 
 @dataclass(frozen=True)
 class TitleTrie:
-    """The trie of a catalog's answers: every path is a completion as the model learns it, its end token included."""
+    """The trie of a catalog: every path is a completion as in training, including the end token."""
 
     trie: Trie
-    row_leaf: np.ndarray  # (n_items,) int64, leaf of each catalog row; -1: its title is empty, no answer means it
-    texts: list[str]  # by leaf: the (clean) title that it writes
-    lengths: list[int]  # by leaf: its number of tokens
-    n_ambiguous: int  # leaves of several different titles, which the tokenizer cannot tell apart; the first is written
+    row_leaf: np.ndarray  # (n_items,) int64, leaf of each catalog row; -1 if the title is empty
+    texts: list[str]  # by leaf: its (clean) title
+    lengths: list[int]  # by leaf: number of tokens
+    n_ambiguous: int  # leaves of several titles, which the tokenizer cannot distinguish; the first title is used
 
 
 def build_title_trie(titles: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> TitleTrie:
-    """The trie of the catalog's titles after a prompt of this template.
+    """Return the trie of the catalog's titles after a prompt of this template.
 
     The sequences are those of training (`prompts.build_output`, `prompts.completions_token_ids`): opening quote, title
-    and closing quote as the tokenizer merges them after the end of the prompt, then EOS. A title that spells out the
-    EOS token is cut after it. Raises BigrecError where no title is left.
+    and closing quote as the tokenizer merges them after the end of the prompt, then EOS. A title that contains
+    the EOS token is cut after it. Raises BigrecError if no title has any text.
     """
     known = [row for row, title in enumerate(titles) if clean_title(title)]
     if not known:
         raise BigrecError(f"none of the catalog's {len(titles)} titles has any text: nothing can be generated")
-    prompt = format_prompt(template, "", "", tokenizer)  # how it ends depends on the template alone
+    prompt = format_prompt(template, "", "", tokenizer)  # its end depends only on the template
     prompt_ids = prompt_token_ids(template, prompt, tokenizer)
     outputs = [build_output(titles[row]) for row in known]
     sequences = completions_token_ids(prompt, prompt_ids, outputs, template, tokenizer)

@@ -1,16 +1,16 @@
-"""Beams that can write catalog titles only, alone or mixed with a collaborative model's item scores.
+"""Beams that can only be catalog titles, alone or mixed with the item scores of a collaborative model.
 
-`constrained`: after every prefix only those tokens remain that lead to a catalog title (Trie); their log-probabilities
-stay those of the language model over its whole vocabulary.
+`constrained`: after every prefix only those tokens remain that can continue a catalog title (Trie); their
+log-probabilities are those of the language model over its whole vocabulary.
 
-`debiased` (debiasing-diversifying decoding, arXiv 2406.14900): no length normalization, which favors titles with many
-tokens that are certain anyway, and a text-free assistant against beams that all look alike:
+`debiased` (debiasing-diversifying decoding, D3, arXiv 2406.14900): no length normalization, which favors titles with
+many tokens that are certain anyway, and a text-free assistant that makes the beams differ:
 
     score(token | prefix) = a * log p_LM(token | prefix) + (1 - a) * log p_CF(token | prefix)
 
 p_CF is the item probability (softmax of the example's item scores over the catalog) of all titles that begin with
-prefix + token, normalized over the allowed tokens. p_LM is not normalized again over the allowed tokens: what it gives
-to tokens outside the catalog is lost, as in plain constrained beams and in the paper's code.
+prefix + token, normalized over the allowed tokens. p_LM is not normalized over the allowed tokens: the probability of
+other tokens is lost, as in plain constrained beams and in the code of the paper.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from bigrec_hf.data.catalog import Catalog
 
 
-LEAST_MASS = 1e-10  # added to every subtree's probability, so that none is 0 (the paper's code adds the same)
+LEAST_MASS = 1e-10  # added to the probability of every subtree, so that none is 0, as in the code of the paper
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Assistant:
     rows: dict[str, int]
 
     def cumulated(self, example_ids: Sequence[str], row_leaf: np.ndarray, n_leaves: int) -> np.ndarray:
-        """Item probability of the leaves before each, summed.  # (len(example_ids), n_leaves + 1) float64
+        """Return the total item probability of the leaves before each leaf, (len(example_ids), n_leaves + 1) float64.
 
-        The probability of all titles below a node is the difference at the ends of its leaf range.
+        The probability of all titles below a node is the difference of its values at the ends of the leaf range.
         """
         scores = self.scores[[self.rows[name] for name in example_ids]].astype(np.float64)  # (b, n_items)
         scores -= scores.max(axis=1, keepdims=True)
@@ -64,19 +64,19 @@ class Assistant:
 
 @dataclass(frozen=True)
 class Constraint:
-    """What constrained beams may write; with an assistant, `lm_weight` (a) of the score is the language model's."""
+    """The titles that constrained beams can be, the assistant, and the weight (a) of the language model."""
 
     titles: TitleTrie
     assistant: Assistant | None = None
     lm_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise BigrecError on a weight outside 0 to 1."""
+        """Raise BigrecError for a weight outside 0 to 1."""
         if not 0 <= self.lm_weight <= 1:
-            raise BigrecError(f"lm_weight is {self.lm_weight}: it must lie between 0 (item scores alone) and 1")
+            raise BigrecError(f"lm_weight is {self.lm_weight}: it must be between 0 (item scores alone) and 1")
 
     def processor(self, trie: Trie, num_beams: int, prompt_length: int, example_ids: Sequence[str]) -> TrieProcessor:
-        """The processor of one batch; `trie`: the titles' on the model's device."""
+        """Return the processor of one batch; `trie`: that of the titles, on the device of the model."""
         cumulated = None
         if self.assistant is not None:
             sums = self.assistant.cumulated(example_ids, self.titles.row_leaf, trie.n_leaves)
@@ -94,10 +94,10 @@ def load_constraint(
     assistant_scores: str | None,
     lm_weight: float,
 ) -> tuple[Constraint, dict[str, Any]]:
-    """The constraint of `constrained` or `debiased` decoding, and the facts that its answers depend on.
+    """Return the constraint of `constrained` or `debiased` decoding, and the facts that the generations depend on.
 
     `assistant_scores` (debiased only): a file of `item_scores.write_scores` with these examples and this catalog.
-    Raises BigrecError where it is missing or does not fit.
+    Raises BigrecError if it is missing or does not fit.
     """
     titles = build_title_trie(catalog.titles, template, tokenizer)
     facts = {
@@ -110,7 +110,7 @@ def load_constraint(
         return Constraint(titles), facts
     if not assistant_scores:
         raise BigrecError(
-            "decoding debiased needs item scores: set assistant_scores to a collaborative model's scores.safetensors, "
+            "decoding debiased needs item scores: set assistant_scores to the scores.safetensors of a model, "
             "or use decoding constrained"
         )
     scores = read_scores(assistant_scores, example_ids, catalog)
@@ -120,11 +120,11 @@ def load_constraint(
 
 
 class TrieProcessor(LogitsProcessor):
-    """Leaves each beam the tokens that the trie allows after it, everything else becomes -inf.
+    """Set the scores of all tokens that the trie does not allow after a beam to -inf.
 
-    For one call of `generate` with `num_beams` beams for each prompt. All rows are handled at once. A beam's node is
-    that of the row it continues (`beams.origins`), one token further. Only the first beam of a prompt starts: the
-    others would repeat it.
+    For one call of `generate` with `num_beams` beams per prompt; all rows are processed at once. The node of a beam is
+    a child of the node of the row that it continues (`beams.origins`). Only the first beam of a prompt starts, because
+    the others would repeat it.
     """
 
     def __init__(
@@ -135,15 +135,17 @@ class TrieProcessor(LogitsProcessor):
         cumulated: torch.Tensor | None = None,
         lm_weight: float = 1.0,
     ) -> None:
-        """`cumulated`: `Assistant.cumulated` of the prompts, on the trie's device; None = the language model alone."""
+        """`cumulated`: `Assistant.cumulated` of the prompts, on the device of the trie; None = no assistant."""
         self.trie, self.num_beams, self.prompt_length = trie, num_beams, prompt_length
         self.cumulated, self.lm_weight = cumulated, lm_weight
-        # of the step before: (rows, step) tokens, (rows,) nodes and summed scores, (rows, vocabulary) scores
+        # of the previous step: (rows, step) tokens, (rows,) nodes and summed scores, (rows, vocabulary) scores
         self.answers = self.nodes = self.totals = self.last = torch.empty(0)
-        self.ends: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # prompt, leaf, summed score; one a step
+        self.ends: list[
+            tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+        ] = []  # prompt, leaf, summed score; one entry per step
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """`scores`: (rows, vocabulary) log-probabilities (with one beam `generate` gives logits). Changes them."""
+        """Change `scores`, (rows, vocabulary) log-probabilities (logits if there is one beam), in place."""
         if self.num_beams == 1:
             scores = scores.log_softmax(dim=-1)
         self._advance(input_ids[:, self.prompt_length :])
@@ -162,12 +164,12 @@ class TrieProcessor(LogitsProcessor):
         return scores
 
     def _advance(self, answers: torch.Tensor) -> None:
-        """Follow each row's last token, from the node of the row that it continues."""
+        """Follow the last token of each row from the node of the row that it continues."""
         if answers.shape[1] == 0:
             self.nodes = torch.where(torch.arange(len(answers), device=answers.device) % self.num_beams == 0, 0, -1)
             self.totals = torch.zeros(len(answers), device=answers.device)
         else:
-            # rows that equal each other stand at one node with one sum, unless one of them never started
+            # equal rows have the same node and the same sum, unless one of them never started
             origin, found = origins(answers[:, :-1], self.answers, self.num_beams, self.nodes >= 0)
             nodes = torch.where(found, self.nodes[origin], -1)
             self.totals = self.totals[origin] + self.last[origin, answers[:, -1]]
@@ -175,7 +177,7 @@ class TrieProcessor(LogitsProcessor):
         self.answers = answers
 
     def _assistant(self, cumulated: torch.Tensor, row: torch.Tensor, child: torch.Tensor) -> torch.Tensor:
-        """log p_CF of each row's children.  # (n,) float64"""
+        """Return log p_CF of the children of each row, (n,) float64."""
         first, last = self.trie.leaf_range[child].unbind(dim=1)
         prompt = row // self.num_beams
         mass = cumulated[prompt, last] - cumulated[prompt, first] + LEAST_MASS
@@ -183,10 +185,10 @@ class TrieProcessor(LogitsProcessor):
         return mass.log() - total[row].log()
 
     def titles(self, sequences: torch.Tensor) -> tuple[list[list[int]], list[list[float]]]:
-        """Leaves and summed scores of the beams that `generate` returns, `num_beams` a prompt, in its order.
+        """Return the leaves and summed scores of the beams that `generate` returns, `num_beams` per prompt, in order.
 
-        `sequences`: (prompts * num_beams, prompt + answer). Where the catalog has fewer titles than beams, the places
-        left over are dropped. Raises BigrecError for any other beam that is no title, and for a title that comes twice.
+        `sequences`: (prompts * num_beams, prompt + answer). If the catalog has fewer titles than beams, the surplus
+        beams are dropped. Raises BigrecError for any other beam that is not a title, and for a repeated title.
         """
         leaf = sequences.new_full((len(sequences),), -1)
         node = torch.zeros_like(leaf)
@@ -201,8 +203,8 @@ class TrieProcessor(LogitsProcessor):
             kept = [at for at in beams if at >= 0]
             if len(set(kept)) != expected or len(kept) != expected:
                 raise BigrecError(
-                    f"constrained decoding gave {len(set(kept))} different titles in {self.num_beams} beams for prompt "
-                    f"{number} of its batch, {expected} were expected: this is a bug, please report it"
+                    f"constrained decoding found {len(set(kept))} different titles in {self.num_beams} beams for "
+                    f"prompt {number} of its batch instead of {expected}: this is a bug, please report it"
                 )
             leaves.append(kept)
             totals.append([known[number, at] for at in kept])

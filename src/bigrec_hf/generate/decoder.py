@@ -1,10 +1,9 @@
-"""Decoding of batches: beams, free or constrained to the catalog, greedy and sampling, with clean settings.
+"""Decoding of batches: beams, free or constrained to the catalog, greedy and sampling.
 
-Three properties hold for all strategies and are tested. The model's `generation_config.json` is ignored (Instruct
-models ship sampling and penalty values there). A text depends on its own prompt only, not on the rest of its batch
-(equal up to floating-point ties). Where the model's cache allows it (route.py), the keys and values of a prompt are
-computed once, however many beams or samples it gets, and those of the tokens that all prompts share (template and
-instruction) once for all.
+Three properties hold for all strategies and are tested. The `generation_config.json` of the model is ignored (Instruct
+models ship sampling and penalty values in it). A text depends only on its own prompt, not on the rest of the batch (up
+to floating-point ties). If the cache of the model allows it (route.py), the keys and values of a prompt are computed
+once for all its beams or samples, and those of the tokens that all prompts share (template and instruction) only once.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ Decoded = tuple[list[list[str]], list[list[float]]]  # texts and scores of each 
 
 
 def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with, at least one token of every prompt left over."""
+    """Return the number of first tokens that all prompts share, leaving at least one token of each."""
     if not prompts:
         return 0
     low, high = min(map(list, prompts)), max(map(list, prompts))  # in lexicographic order, all others lie between
@@ -48,21 +47,21 @@ def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def cut_answer(ids: list[int], cut_ids: set[int]) -> list[int]:
-    """The tokens of one answer, its end token included; what `generate` fills up with after it is dropped."""
+    """Return the tokens of one answer up to its end token; the padding after it is dropped."""
     return next((ids[: i + 1] for i, token in enumerate(ids) if token in cut_ids), ids)
 
 
 def answer_text(
     tokenizer: PreTrainedTokenizerBase, answer: list[int], end_ids: Sequence[int], *, single_line: bool = True
 ) -> str:
-    """The text of one answer (`cut_answer`); `single_line`: up to a line break and without quotes, as a title's."""
+    """Return the text of one answer (`cut_answer`); `single_line`: up to a line break, without quotes, like a title."""
     ended = bool(answer) and answer[-1] in end_ids
     text = str(tokenizer.decode(answer[:-1] if ended else answer, skip_special_tokens=True))
     return parse_answer(text) if single_line else text
 
 
 class Decoder:
-    """A model, a tokenizer and a decoding strategy; the cache of the prompts' common beginning is computed once."""
+    """A model, a tokenizer and a decoding strategy; the cache of the prompts' common prefix is computed once."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The base model, its quantization, its tokenizer, its adapter; parameter counts that are true under quantization."""
+"""Loading of the base model, its quantization, its tokenizer and its adapter."""
 
 from __future__ import annotations
 
@@ -24,17 +24,22 @@ FSDP = "ACCELERATE_USE_FSDP"  # set by `accelerate launch`
 
 
 def find_model(base_model: str | None) -> tuple[str, str | None]:
-    """(folder or Hub id, revision) of a base model. Raises BigrecError where none is given or the folder is missing."""
+    """Return (folder or Hub id, revision) of a base model. Raises BigrecError if it is missing."""
     if not base_model:
         raise BigrecError("no base model given: set base_model (section `model`) to a folder or Hub id")
     path, revision = split_revision(base_model)
     if not Path(path).is_dir() and not is_hub_id(base_model, bare=True):
-        raise BigrecError(f"base model folder {path!r} does not exist (quickstart: `make quickstart` fetches it)")
+        raise BigrecError(
+            f"base model folder {path!r} does not exist (`make quickstart` downloads that of the quickstart)"
+        )
     return path, revision
 
 
 def load_tokenizer(base_model: str | None, *, padding_side: str = "right") -> PreTrainedTokenizerBase:
-    """The base model's tokenizer; a missing pad token becomes EOS (padding is masked everywhere, it is never read)."""
+    """Return the tokenizer of the base model; EOS replaces a missing pad token (padding is always masked).
+
+    Raises BigrecError if it has neither.
+    """
     path, revision = find_model(base_model)
     with hub_errors(str(base_model)):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
@@ -48,7 +53,7 @@ def load_tokenizer(base_model: str | None, *, padding_side: str = "right") -> Pr
 
 
 def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """`none`, `8bit` (LLM.int8), or `4bit`: NF4 with double quantization, as QLoRA (reference, second script)."""
+    """Return the configuration of `8bit` (LLM.int8) or `4bit` (NF4, double-quantized as in QLoRA), else None."""
     if quantization == "none":
         return None
     if quantization == "8bit":
@@ -70,10 +75,10 @@ def load_base(
     device: str | torch.device | None = None,
     for_training: bool = False,
 ) -> PreTrainedModel:
-    """The causal LM on `device` (default: this process's). Raises BigrecError where it cannot be found.
+    """Return the causal LM on `device` (default: that of this process). Raises BigrecError if it cannot be found.
 
-    `for_training`: a trainer that shards the weights over the processes (FSDP, ZeRO-3) also places them: the whole
-    model never lies on one device. Raises BigrecError for a quantized base, which neither of them shards.
+    `for_training`: a trainer that shards the weights over the processes (FSDP, ZeRO-3) also places them, so that the
+    whole model is never on one device. Raises BigrecError for a quantized base, which neither of them can shard.
     """
     path, revision = find_model(base_model)
     device = torch.device(device) if device is not None else PartialState().device
@@ -82,7 +87,7 @@ def load_base(
     sharded = for_training and (launched_with_fsdp() or is_deepspeed_zero3_enabled())
     if sharded and config is not None:
         raise BigrecError(
-            f"a base in {quantization} cannot be trained in shards (FSDP, ZeRO-3): train it data-parallel "
+            f"a base in {quantization} cannot be sharded (FSDP, ZeRO-3): train it data-parallel "
             "(accelerate_configs/ddp.yaml), or set quantization to none"
         )
     options: dict[str, Any] = {"dtype": torch_dtype, "revision": revision}
@@ -100,13 +105,13 @@ def load_base(
 
 
 def launched_with_fsdp() -> bool:
-    """Whether this job was launched to shard weights over its processes by FSDP."""
+    """Return whether `accelerate launch` started this job with FSDP."""
     return os.environ.get(FSDP, "false").lower() in ("1", "true")
 
 
 @contextlib.contextmanager
 def whole_weights() -> Iterator[None]:
-    """Every process reads all weights: under FSDP transformers would read them in the first one alone."""
+    """Let every process read all weights: with FSDP, transformers reads them in the first process only."""
     launched_with = os.environ.pop(FSDP, None)
     try:
         yield
@@ -118,7 +123,7 @@ def whole_weights() -> Iterator[None]:
 def keep_4bit_differentiable(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit layers for AVX512-BF16 CPUs in evaluation mode.
 
-    The repacked layout has no backward, and training after the first evaluation would go on with wrong gradients.
+    The repacked layout has no backward pass, so training after the first evaluation would use wrong gradients.
     """
     import bitsandbytes as bnb
 
@@ -128,10 +133,10 @@ def keep_4bit_differentiable(model: torch.nn.Module) -> None:
 
 
 def keep_trainable_precise(model: PreTrainedModel | PeftModel) -> None:
-    """Trainable weights of a model on a quantized base in float32.
+    """Convert trainable weights on a quantized base to float32.
 
-    TRL puts them in bfloat16, whose steps of 2**-8 of a value are larger than most updates at learning rates of LoRA:
-    they would be rounded away.
+    TRL converts them to bfloat16, whose relative steps of 2**-8 are larger than most updates at learning rates of LoRA,
+    so that updates would be rounded away.
     """
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         for parameter in model.parameters():
@@ -153,7 +158,7 @@ def mend_names(model: PreTrainedModel) -> None:
 def lora_config(
     *, r: int, alpha: int, dropout: float, target_modules: list[str], base_name: str | None = None
 ) -> LoraConfig:
-    """LoRA without bias terms (BIGRec: r 8, alpha 16, dropout 0.05 on q_proj and v_proj)."""
+    """Return LoRA without bias terms (BIGRec: r 8, alpha 16, dropout 0.05 on q_proj and v_proj)."""
     targets: str | list[str] = "all-linear" if target_modules == ["all-linear"] else list(target_modules)
     return LoraConfig(
         r=r,
@@ -167,7 +172,7 @@ def lora_config(
 
 
 def backbone(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
-    """The causal LM's transformer without its LM head; an adapter's layers stand in it."""
+    """Return the transformer of the causal LM without the LM head, including the layers of an adapter."""
     network = (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
     assert isinstance(network, torch.nn.Module)  # an attribute of a module may be a tensor to a type checker
     return network
@@ -182,8 +187,11 @@ def load_generator(
     attn_implementation: str | None,
     device: str | torch.device | None = None,
 ) -> PreTrainedModel:
-    """Base, or base + adapter, in evaluation mode. The adapter is merged into 16/32-bit weights; a quantized base keeps
-    it beside (merging would round the update to the quantization grid)."""
+    """Return the base model, with the adapter if there is one, in evaluation mode.
+
+    The adapter is merged into 16/32-bit weights. On a quantized base it stays separate, because merging would round the
+    update to the quantization grid. Raises BigrecError if either is missing.
+    """
     # Any: with an adapter this is a PeftModel, which forwards everything to the model inside it
     model: Any = load_base(
         base_model, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation, device=device
@@ -191,7 +199,7 @@ def load_generator(
     if adapter is not None:
         path, revision = split_revision(adapter)
         if not is_hub_id(adapter, bare=True) and not (Path(path) / "adapter_config.json").is_file():
-            raise BigrecError(f"{path!r} holds no adapter (adapter_config.json): train one with `bigrec-hf sft`")
+            raise BigrecError(f"{path!r} has no adapter (adapter_config.json): train one with `bigrec-hf sft`")
         with hub_errors(adapter):
             model = PeftModel.from_pretrained(model, path, revision=revision)
         if quantization == "none":
