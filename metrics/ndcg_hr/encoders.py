@@ -63,7 +63,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def load_encoder(name: str, dtype: str = "float32", device: str | None = None) -> Encoder:
     """The encoder of a folder or Hub id (`@revision` allowed), on `device` (default: the GPU if there is one).
 
-    A causal LM is loaded without its LM head and without any adapter. Raises ValueError if the folder does not exist.
+    A causal LM is loaded without its LM head and without any adapter. Code in a model's repository is never run. Raises
+    ValueError if the folder does not exist.
     """
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
@@ -76,13 +77,19 @@ def load_encoder(name: str, dtype: str = "float32", device: str | None = None) -
     if is_sentence_model(path, revision):
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(path, revision=revision, device=str(where), model_kwargs={"dtype": precision})
+        model = SentenceTransformer(
+            path,
+            revision=revision,
+            device=str(where),
+            model_kwargs={"dtype": precision},
+            trust_remote_code=False,
+        )
         return SentenceEncoder(model)
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report the LM head, omitted on purpose, as an unexpected key
     try:
-        model = AutoModel.from_pretrained(path, revision=revision, dtype=precision).to(where)
+        model = AutoModel.from_pretrained(path, revision=revision, dtype=precision, trust_remote_code=False).to(where)
     finally:
         logging.set_verbosity(verbosity)
     return LastTokenEncoder(model, tokenizer)

@@ -11,16 +11,18 @@ from pathlib import Path
 import httpx2
 import pytest
 import yaml
+from bigrec_hf.metrics import ndcg_hr
 from huggingface_hub import DatasetCard, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.numpy import load_file
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.examples import PREPARED_FILES
 from bigrec_hf.ground.index import load_index
 from bigrec_hf.hub import commit as push
 from bigrec_hf.hub.cards import eval_results
-from bigrec_hf.hub.contents import check_nothing_private, new_folder
+from bigrec_hf.hub.contents import METRIC_FILES, check_nothing_private, new_folder
 from bigrec_hf.prepare.card import dataset_card
 from bigrec_hf.report.rows import METRICS, Row
 from tests.helpers.tiny import TITLES
@@ -327,6 +329,74 @@ def test_tokens_and_local_paths_stop_publishing(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     with pytest.raises(BigrecError, match="contains the local path"):
         check_nothing_private(folder, [str(tmp_path / "data")])
+
+
+def test_only_the_files_of_a_prepared_set_are_published(tiny_prepared, tmp_path, capsys):
+    dataset = shutil.copytree(tiny_prepared, tmp_path / "set")
+    secrets = [".env", "data/.env", "data/id_rsa", "data/default/notes.parquet", "data/test.parquet", "data/x/y.bin"]
+    for name in secrets:
+        (dataset / name).parent.mkdir(exist_ok=True)
+        (dataset / name).write_text("secret")
+    flags = ["--repo_id", "alice/set", "--output_dir", str(tmp_path / "out"), "--debug"]
+    assert cli.main(["publish", "dataset", "--dataset", str(dataset), *flags]) == 0
+    out = tmp_path / "out/datasets/alice/set"
+    files = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
+    assert files == {"README.md", "facts.json", *PREPARED_FILES}
+    told = capsys.readouterr().out
+    assert "not published" in told and all(name in told for name in secrets[1:])
+
+
+@pytest.mark.parametrize("name", ["data/items/train.parquet", "data/items", "data", "facts.json"])
+def test_links_are_not_followed(tiny_prepared, tmp_path, capsys, name):
+    dataset = shutil.copytree(tiny_prepared, tmp_path / "set")
+    (dataset / name).rename(tmp_path / "elsewhere")
+    (dataset / name).symlink_to(tmp_path / "elsewhere")
+    flags = ["--repo_id", "alice/set", "--output_dir", str(tmp_path / "out")]
+    assert cli.main(["publish", "dataset", "--dataset", str(dataset), *flags]) == 2
+    assert f"{dataset / name} is a link" in capsys.readouterr().err
+
+
+def test_of_an_adapter_only_its_own_files_are_published(tiny_run, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    for name in ("tokenizer_secret.txt", "tokenizer.pem", "vocab.env", "adapter_model.key", ".env", "mine.jinja"):
+        (run / "adapter" / name).write_text("secret")
+    flags = ["--run_dir", str(run), "--repo_id", "alice/x", "--base_model", "alice/b", "--output_dir", str(tmp_path)]
+    assert cli.main(["publish", "adapter", *flags, "--debug"]) == 0
+    files = [file for file in (tmp_path / "models/alice/x").rglob("*") if file.is_file()]
+    assert len(files) > 5 and not any(file.read_bytes() == b"secret" for file in files)
+    (run / "adapter/tokenizer.json").rename(tmp_path / "elsewhere")
+    (run / "adapter/tokenizer.json").symlink_to(tmp_path / "elsewhere")
+    assert cli.main(["publish", "adapter", *flags]) == 2
+    assert "tokenizer.json is a link" in capsys.readouterr().err
+
+
+def test_the_metrics_files_are_all_listed():
+    folder = Path(ndcg_hr.__file__).parent
+    assert sorted(METRIC_FILES) == sorted(file.name for file in folder.iterdir() if file.is_file())
+
+
+@pytest.mark.parametrize("name", ["notes", "x.xyz", "data.parquet", ".hidden", "model.bin"])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_" + "a1B2" * 8,
+        "ghp_" + "a1B2" * 9,
+        "sk-proj-" + "a1B2" * 8,
+        "AKIA" + "A1B2" * 4,
+        "-----BEGIN RSA PRIVATE KEY-----",
+    ],
+)
+def test_tokens_are_found_in_any_file(tmp_path, name, secret):
+    (tmp_path / name).write_bytes(b"\xff\x00 key=" + secret.encode() + b"\n\x80")
+    with pytest.raises(BigrecError, match="contains an access token") as caught:
+        check_nothing_private(tmp_path, [])
+    assert secret not in str(caught.value)
+
+
+def test_at_the_root_of_the_disk_an_address_is_no_local_path(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("https://example.org")
+    monkeypatch.chdir("/")
+    check_nothing_private(tmp_path, [])
 
 
 def test_a_token_in_a_recipe_is_refused_before_it_is_recorded(tiny_prepared, tiny_model_dir, tmp_path, capsys):

@@ -12,6 +12,7 @@ import pytest
 
 from bigrec_hf import Recommender, cli
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.hub import bundle
 from bigrec_hf.hub.histories import nearest_titles
 from tests.helpers.processes import run_python
 from tests.helpers.tiny import TITLES, save_tiny_model
@@ -222,6 +223,109 @@ def test_errors_of_loading(run_dir, tmp_path):
     (saved / "bigrec.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(BigrecError, match="newer bigrec_hf"):
         Recommender.from_pretrained(saved)
+
+
+@pytest.fixture(scope="module")
+def saved(recommender, tmp_path_factory):
+    return recommender.save_pretrained(tmp_path_factory.mktemp("saved") / "adapter")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization": "5bit"},
+        {"dtype": "float12"},
+        {"dtype": None},
+        {"template": "no-such"},
+        {"base_model": 3.5},
+        {"base_model": ["a"]},
+        {"max_length": -1},
+        {"max_length": "long"},
+        {"max_history": -3},
+        {"batch_size": 0},
+        {"batch_tokens": 10.5},
+        {"memory_mib": None},
+        {"exclude_history": "maybe"},
+        {"decoding": None},
+        {"decoding": []},
+        {"decoding": {}, "template": []},
+        {"decoding": {"strategy": "oracle"}},
+        {"decoding": {"strategy": "beam", "num_beams": 10**9}},
+        {"decoding": {"strategy": "beam", "num_beams": "many"}},
+        {"decoding": {"strategy": "sample", "max_new_tokens": 10**9}},
+        {"decoding": {"strategy": "beam", "code": "x"}},
+        {"decoding": {"strategy": "exact", "width": 0, "n_texts": 1}},
+        {"format": "new"},
+        {"licence": "mine"},
+        {"index": "/etc"},
+        {"index": "no/such-index"},
+        {"index": None, "catalog": None},
+        {"index": None, "catalog": "/etc/passwd"},
+        {"encoder": "/etc"},
+        {"instruction": None},
+    ],
+)
+def test_hostile_settings_are_refused_in_one_line(saved, tmp_path, changes):
+    folder = shutil.copytree(saved, tmp_path / "adapter")
+    values = json.loads((folder / "bigrec.json").read_text()) | changes
+    (folder / "bigrec.json").write_text(json.dumps(values))
+    with pytest.raises(BigrecError) as caught:
+        Recommender.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+FILES = ("bigrec.json", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FILES += ("index/embeddings.safetensors", "index/catalog.parquet", "index/fingerprint.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"[" * 100_000, b"\xff\xfe", None, "cut"])
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_are_refused_in_one_line(saved, tmp_path, name, content):
+    folder = shutil.copytree(saved, tmp_path / "adapter")
+    file = folder / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if content == "cut" else content)
+    try:
+        loaded = Recommender.from_pretrained(folder)
+    except BigrecError as error:
+        assert "\n" not in str(error)
+    else:  # of the tokenizer's files only: the base model has its own
+        assert name.startswith("tokenizer") and loaded.recommend([TITLES[0]]).items
+
+
+def test_a_wrong_quantization_is_an_error(run_dir):
+    with pytest.raises(BigrecError, match="quantization of a recommender is '5bit'"):
+        Recommender.from_pretrained(run_dir, quantization="5bit")
+
+
+@pytest.mark.parametrize("key", ["base_model", "encoder", "index", "catalog"])
+@pytest.mark.parametrize("place", ["/etc", "./model", "../model", "~/model", "model/a/b"])
+def test_a_recommender_from_the_hub_names_no_place_on_this_machine(saved, monkeypatch, key, place):
+    values = json.loads((saved / "bigrec.json").read_text()) | {"base_model": "user/base", key: place}
+    (saved.parent / "bigrec.json").write_text(json.dumps(values))
+    monkeypatch.setattr(bundle, "fetch_file", lambda *_: saved.parent / "bigrec.json")
+    with pytest.raises(BigrecError, match=f"names '{place}' as its {key}, which is not a repository on the Hub"):
+        bundle.locate("user/adapter")
+
+
+def test_damaged_records_of_a_run_are_named(run_dir, tmp_path):
+    for name in ("finetuned/generate.json", "finetuned/rankings.parquet", "data/facts.json", "recipe.yaml"):
+        for content in (b"", b"{}", b"[]", b"{"):
+            copy = shutil.copytree(run_dir, tmp_path / "run")
+            shutil.rmtree(copy / "data") if name == "data/facts.json" else None
+            (copy / name).parent.mkdir(exist_ok=True)
+            (copy / name).write_bytes(content)
+            generate = copy / "finetuned/generate.json"
+            generate.write_text(generate.read_text().replace(str(run_dir), str(copy)))
+            try:
+                bundle.from_run(copy)
+            except BigrecError as error:
+                assert "\n" not in str(error)
+            else:
+                assert name == "recipe.yaml"  # an empty one is valid
+            shutil.rmtree(copy)
 
 
 def test_the_package_imports_nothing_heavy_until_asked():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
@@ -53,6 +54,75 @@ def recipe_id(path):
 def write(folder, name, text):
     (folder / name).write_text(text)
     return folder / name
+
+
+HUB_TOKEN = "hf_" + "z9Y8" * 8
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("sft", "trainer_args", {"hub_token": HUB_TOKEN}),
+        ("sft", "trainer_args", {"hub_token": "of-another-form"}),
+        ("sft", "trainer_args", {"run_name": f"me {HUB_TOKEN}"}),
+        ("sft", "trainer_args", {"dataset_kwargs": {"inner": [HUB_TOKEN]}}),
+        ("sft", "trainer_args", {HUB_TOKEN: 1}),
+        ("generate", "vllm_args", {"hf_token": "of-another-form"}),
+        ("generate", "vllm_args", {"api_key": "of-another-form"}),
+        ("generate", "vllm_args", {"hf_overrides": {"x": HUB_TOKEN}}),
+        ("model", "base_model", f"https://me:{HUB_TOKEN}@host/model"),
+        ("data", "train_json", [HUB_TOKEN]),
+        ("run", "run_dir", f"runs/{HUB_TOKEN}"),
+        ("generate", "vllm_args", {"seed": "in-the-environment"}),
+    ],
+)
+def test_tokens_are_refused_wherever_they_are_given(tmp_path, monkeypatch, section, key, value):
+    monkeypatch.setenv("HF_TOKEN", "in-the-environment")
+    recipe = write(tmp_path, "a.yaml", yaml.safe_dump({section: {key: value}}))
+    for arguments in ((recipe, {}), (None, {key: value})):
+        with pytest.raises(BigrecError, match="is an access token") as caught:
+            build_settings(*arguments)
+        assert not any(secret in str(caught.value) for secret in (HUB_TOKEN, "another-form", "in-the-env"))
+
+
+def test_settings_that_only_sound_like_tokens_are_taken():
+    args = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "hub_token": None, "max_grad_norm": 0.3}
+    assert build_settings(None, {"trainer_args": args})["sft"].trainer_args == args
+
+
+@pytest.mark.parametrize("key", ["trainer_args", "vllm_args"])
+def test_code_of_a_repository_is_never_asked_for(key):
+    with pytest.raises(BigrecError, match="code of a repository is never run"):
+        build_settings(None, {key: {"model_init_kwargs": {"trust_remote_code": True}}})
+
+
+def test_a_broken_mapping_with_a_token_is_not_repeated(capsys):
+    assert cli.main(["sft", "--trainer_args", f"{{hub_token: {HUB_TOKEN}"]) == 2
+    assert HUB_TOKEN not in capsys.readouterr().err
+
+
+BILLION = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BILLION, r"the alias \*a0 is not supported"),
+        ("base: &base {epochs: 1}\nsft: *base", "write its value out, or use `extends`"),
+        ("sft: " + "[" * 3000, "is not valid YAML"),
+        ("sft: " + "{a: " * 3000, "is not valid YAML"),
+        ("sft: {sample: 2026-99-99}", "is not valid YAML"),
+        (f"sft: {{sample: {'9' * 5000}}}", "is not valid YAML|expected int"),
+        ("sft: {sample: \x00}", "is not valid YAML"),
+        ("? [a]\n: b", "is not valid YAML"),
+    ],
+)
+def test_hostile_yaml_is_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(BigrecError, match=message) as caught:
+        read_recipe(write(tmp_path, "a.yaml", text))
+    assert "a.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
 class TestReading:

@@ -21,6 +21,7 @@ HOST = re.sub(r"\W", "-", platform.node())
 TEMPORARY = re.compile(rf"\..+\.{re.escape(HOST)}\.(\d+)\.tmp")  # written here, by the process of this number
 STAGE_OF = {  # the stage that writes a file, for the remedy of an error
     "adapter_config.json": "sft",
+    "bigrec.json": "publish",
     "catalog.parquet": "ground",
     "facts.json": "prepare",
     "fingerprint.json": "ground",
@@ -68,18 +69,21 @@ def write_again(path: str | Path) -> str:
 def readable(path: str | Path, remedy: str | None = None) -> Iterator[None]:
     """Turn whatever a library raises about the content of `path` into a BigrecError that names the file and `remedy`.
 
-    The default remedy is to write the file again with the stage that made it. A missing file, a lack of memory, a full
-    disk and a BigrecError pass unchanged.
+    The default remedy is to write the file again with the stage that made it. A lack of memory, a full disk, a package
+    that is not installed and a BigrecError pass unchanged.
     """
     try:
         yield
-    except (BigrecError, FileNotFoundError, MemoryError):
+    except (BigrecError, MemoryError, ImportError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        kind = type(error).__name__
+        if kind == "OutOfMemoryError" or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             raise
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise BigrecError(f"{path} is damaged or of another kind ({reason}): {remedy or write_again(path)}") from error
+        reason = f"{kind}: {' '.join(str(error).split())}"[:300]
+        raise BigrecError(
+            f"{path} is missing, damaged or of another kind ({reason}): {remedy or write_again(path)}"
+        ) from error
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

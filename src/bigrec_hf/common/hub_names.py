@@ -86,6 +86,11 @@ def explain(error: BaseException, name: str) -> str | None:
     def found(*kinds: type[BaseException]) -> BaseException | None:
         return next((link for link in chain if isinstance(link, kinds)), None)
 
+    if any(isinstance(link, ValueError) and "trust_remote_code" in str(link) for link in chain):
+        return (
+            f"{repo_id!r} needs Python code from its own repository, which is never run: give a model that the "
+            "installed transformers knows by itself, or a converted copy of this one"
+        )
     if any(isinstance(link, OSError) and link.errno == errno.ENOSPC for link in chain):
         return f"no space left on the disk while fetching {name!r}: free some, or move HF_HOME to a larger disk"
     if found(errors.GatedRepoError):
@@ -140,7 +145,12 @@ def _file_of(response: Any) -> str:
     return url.partition("/resolve/")[2].partition("/")[2] or "see --debug"
 
 
-SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+SECRET = re.compile(  # of the Hub, GitHub, GitLab, OpenAI and the like, AWS, Slack; private keys
+    r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}|\bgh[oprsu]_[A-Za-z0-9]{36}|\bgithub_pat_\w{22,}|\bglpat-[\w-]{20,}"
+    r"|\bsk-(?:proj-|ant-)?\w{24,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    re.ASCII,
+)
+SECRET_KEY = re.compile(r"password|passwd|secret|credential|api_?key|(hub|hf|access|auth|bearer)_?token", re.IGNORECASE)
 
 
 def known_tokens() -> set[str]:

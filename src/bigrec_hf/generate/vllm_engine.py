@@ -74,7 +74,7 @@ class VllmDecoder:
         self.tokenizer, self.decoding = tokenizer, decoding
         self.route = None  # routes are those of the built-in engine
         with hub_errors(base_model):
-            config = AutoConfig.from_pretrained(path, revision=revision)
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
             try:
                 generation = GenerationConfig.from_pretrained(path, revision=revision or "main")
             except OSError:  # a model without generation_config.json
@@ -91,6 +91,7 @@ class VllmDecoder:
             "max_logprobs": max(2 * decoding.num_beams, 20),  # beam search requests twice its width
             "generation_config": "vllm",  # ignore the file of the model
             "seed": decoding.seed,
+            "trust_remote_code": False,
         }
         self.lora = None
         if adapter is not None:

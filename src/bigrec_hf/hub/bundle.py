@@ -10,28 +10,46 @@ ranks the catalog by the probabilities of its titles, for which the catalog alon
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
+import typing
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, read_table
+from bigrec_hf.common.files import read_json, read_table, readable
 from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id
 from bigrec_hf.data.catalog import catalog_source
 from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.data.prompts import TITLE_LIST
 from bigrec_hf.generate.exact import N_TEXTS
+from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.ground.index import INDEX_FILES, CatalogIndex, load_index
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
-from bigrec_hf.settings import GenerateSettings, GroundSettings
-from bigrec_hf.settings.recipes import read_recipe
+from bigrec_hf.settings import GenerateSettings, GroundSettings, ModelSettings, PromptSettings
+from bigrec_hf.settings.field import check_value
+from bigrec_hf.settings.recipes import coerce, read_recipe
 
 CONFIG_FILE = "bigrec.json"
 RECIPE_FILE = "recipe.yaml"
 INDEX_FOLDER = "index"
 CATALOG_FILE = "catalog.parquet"  # next to CONFIG_FILE: the items configuration of a prepared set
 EXACT = "exact"
+CHECKED_AS = {  # fields of a recommender that have the limits of a setting
+    "dtype": (ModelSettings, "dtype"),
+    "quantization": (ModelSettings, "quantization"),
+    "template": (PromptSettings, "train_prompt"),
+    "max_history": (PromptSettings, "max_history"),
+    "max_length": (PromptSettings, "max_length"),
+    "batch_size": (GenerateSettings, "generate_batch_size"),
+    "batch_tokens": (GenerateSettings, "generate_batch_tokens"),
+    "encoder_dtype": (GroundSettings, "encoder_dtype"),
+    "encode_batch_tokens": (GroundSettings, "encode_batch_tokens"),
+    "memory_mib": (GroundSettings, "memory_mib"),
+}
+MOST_TEXTS = 1000  # beams or texts of one history: more would only exhaust the memory
+T = TypeVar("T")
 METHOD = "finetuned"
 FORMAT = 1
 
@@ -65,6 +83,32 @@ class RecommenderConfig:
     base_weights: str | None = None  # a local base model compared with the repository: same, differ, not compared
     licence: dict[str, str] | None = None  # license of the data that the titles come from
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        """Raise BigrecError for a value that is not of its type or outside its limits, whoever wrote it."""
+        for name, kind in typing.get_type_hints(RecommenderConfig).items():
+            object.__setattr__(self, name, coerce(getattr(self, name), kind, f"{name} of a recommender"))
+        for name, (section, key) in CHECKED_AS.items():
+            check_value(section, key, getattr(self, name), f"{name} of a recommender")
+        decoding = dict(self.decoding)
+        if decoding.get("strategy") == EXACT:
+            wrong = set(decoding) ^ {"strategy", "width", "n_texts"}
+            numbers = [coerce(decoding.get(key, 1), int, f"{key} of a recommender") for key in ("width", "n_texts")]
+            if wrong or min(numbers) < 1:
+                raise BigrecError(f"decoding of a recommender is {decoding}: expected strategy, width and n_texts >= 1")
+            return
+        known = typing.get_type_hints(Decoding)
+        unknown = sorted(map(str, set(decoding) - set(known)))
+        if unknown:
+            raise BigrecError(f"decoding of a recommender has no {unknown[0]!r}: expected {', '.join(known)}")
+        checked = {key: coerce(value, known[key], f"{key} of a recommender") for key, value in decoding.items()}
+        asked = max(checked.get("num_beams", 1), checked.get("num_return_sequences", 1))
+        if asked > MOST_TEXTS or checked.get("max_new_tokens", 1) >= self.max_length:
+            raise BigrecError(
+                f"decoding of a recommender is {decoding}: expected at most {MOST_TEXTS} beams and texts, and "
+                f"max_new_tokens below max_length ({self.max_length})"
+            )
+        Decoding(**checked)
 
     @property
     def by_score(self) -> bool:
@@ -107,17 +151,34 @@ def _published(name: str) -> Bundle:
         raise BigrecError(
             f"{name!r} has no {CONFIG_FILE}: give an adapter from `bigrec-hf publish adapter` or `save_pretrained`"
         )
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = read_json(file)
     values.pop("gamma", None)  # written by earlier releases, never read
     known = {item.name for item in dataclasses.fields(RecommenderConfig)}
-    if values.get("format", 0) > FORMAT or not set(values) <= known:
-        raise BigrecError(f"{name!r} was written by a newer bigrec_hf (format {values.get('format')}): upgrade yours")
-    config = RecommenderConfig(**values)
+    written = coerce(values.get("format", 0), int, f"format in {file}")
+    if written > FORMAT or not set(values) <= known:
+        raise BigrecError(f"{name!r} was written by a newer bigrec_hf (format {written}): upgrade yours")
     local = Path(split_revision(name)[0])
+    with readable(file):
+        config = RecommenderConfig(**values)
+    if not local.is_dir():
+        check_hub_names(config, name)
     index = config.index
     if index == INDEX_FOLDER:
         index = str(local / INDEX_FOLDER) if local.is_dir() else None  # inside the repository: fetched with it
     return Bundle(config, name, index)
+
+
+def check_hub_names(config: RecommenderConfig, name: str) -> None:
+    """Raise BigrecError where the configuration of a recommender from the Hub names anything on this machine."""
+    own = {"index": INDEX_FOLDER, "catalog": CATALOG_FILE}
+    for key in ("base_model", "encoder", "index", "catalog"):
+        value = getattr(config, key)
+        is_model = key in ("base_model", "encoder")
+        if value is not None and value != own.get(key) and not is_hub_id(value, bare=is_model):
+            raise BigrecError(
+                f"{CONFIG_FILE} of {name!r} names {value!r} as its {key}, which is not a repository on the Hub: ask "
+                "its owner to publish it again"
+            )
 
 
 def _place(name: str, run_dir: Path, folder: str) -> str:
@@ -128,8 +189,13 @@ def _place(name: str, run_dir: Path, folder: str) -> str:
 
 
 def from_run(run_dir: Path, adapter: Path | None = None) -> Bundle:
-    """The recommender of a run's fine-tuned model. Raises BigrecError unless generate and ground are done."""
+    """The recommender of a run's fine-tuned model. Raises BigrecError unless generate and ground are done, and if their
+    records are damaged."""
+    with readable(run_dir, "finish it with `bigrec-hf run`"):
+        return _from_run(run_dir, adapter)
 
+
+def _from_run(run_dir: Path, adapter: Path | None) -> Bundle:
     from bigrec_hf.data.rankings import RANKINGS_FILE, exclusion, table_settings
     from bigrec_hf.data.run_folder import seed_folders
 
@@ -220,6 +286,11 @@ def _task(data: dict[str, Any], run_dir: Path) -> tuple[str, str, dict[str, str]
 
 def _from_training(folder: Path) -> Bundle:
     """An adapter from `bigrec-hf sft` alone: prompt and base model as recorded, decoding and grounding by default."""
+    with readable(folder / "training.json"):
+        return _of_training(folder)
+
+
+def _of_training(folder: Path) -> Bundle:
     training = read_json(folder / "training.json").get("settings")
     if not training or not training["dataset"]:
         raise BigrecError(
@@ -254,8 +325,16 @@ def _from_training(folder: Path) -> Bundle:
     return Bundle(config, str(folder), None, dataset=dataset)
 
 
-ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.*", "tokenizer*", "special_tokens_map.json", "*.jinja")
-TOKENIZER_PATTERNS = ("vocab.*", "merges.txt", "added_tokens.json")
+def named_damage(load: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a class method that loads what its first argument names: whatever it raises about damaged or hostile
+    files becomes a BigrecError."""
+
+    @functools.wraps(load)
+    def loader(cls: Any, name: str | Path, **options: Any) -> T:
+        with readable(name, "download or train it again"):
+            return load(cls, name, **options)
+
+    return loader
 
 
 def load_source_index(name: str) -> CatalogIndex:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import mmap
 import re
 import shutil
 from collections.abc import Iterable
@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, write_json
-from bigrec_hf.common.hub_names import SECRET, fetch_folder, known_tokens
-from bigrec_hf.data.examples import load_facts
+from bigrec_hf.common.files import read_json, readable, write_again, write_json
+from bigrec_hf.common.hub_names import SECRET, fetch_folder, is_hub_id, known_tokens
+from bigrec_hf.data.examples import FACTS_FILE, PREPARED_FILES, load_facts
 from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.ground.index import FINGERPRINT_FILE, CatalogIndex, write_index
 from bigrec_hf.hub.bundle import (
-    ADAPTER_PATTERNS,
     CATALOG_FILE,
     CONFIG_FILE,
     INDEX_FOLDER,
     METHOD,
-    TOKENIZER_PATTERNS,
     Bundle,
     load_source_index,
     write_config,
@@ -30,11 +28,14 @@ from bigrec_hf.hub.bundle import (
 from bigrec_hf.hub.cards import COUNTS, HYPER_PARAMETERS, index_card, model_card
 from bigrec_hf.hub.items import bundle_catalog, bundle_train_counts, write_items
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
-from bigrec_hf.models.identity import adapter_fingerprint
+from bigrec_hf.models.identity import ADAPTER_CONTENT, adapter_fingerprint
 from bigrec_hf.prepare.card import dataset_card, dataset_info
 from bigrec_hf.report.rows import load_rows
 
-TEXT_SUFFIXES = {".json", ".md", ".txt", ".jinja", ".yaml", ".yml", ".py", ".model"}
+METRIC_FILES = (
+    *("README.md", "__init__.py", "app.py", "distances.py", "encoders.py", "names.py", "ndcg_hr.py", "nearest.py"),
+    *("ranking.py", "requirements.txt", "scores.py", "titles.py"),
+)
 
 
 def new_folder(folder: Path) -> Path:
@@ -52,16 +53,21 @@ def dataset_folder(
 ) -> dict[str, Any]:
     """Write a prepared set with its card for `repo_id`. Returns the set's facts."""
     facts = load_facts(str(dataset))
-    shutil.copytree(dataset / "data", folder / "data")
-    shutil.copyfile(dataset / "facts.json", folder / "facts.json")
-    card = dataset_card(
-        facts,
-        repo_id=repo_id,
-        info=dataset_info(folder, facts),
-        private=private,
-        permission=permission,
-        models=list(models),
+    copy_files(dataset, (FACTS_FILE, *PREPARED_FILES), folder)
+    others = sorted(
+        {file.relative_to(dataset).as_posix() for file in (dataset / "data").rglob("*") if not file.is_dir()}
     )
+    if others := [name for name in others if name not in PREPARED_FILES]:
+        print(f"not published, as they are no part of a prepared set: {', '.join(others)}")
+    with readable(dataset / FACTS_FILE):
+        card = dataset_card(
+            facts,
+            repo_id=repo_id,
+            info=dataset_info(folder, facts),
+            private=private,
+            permission=permission,
+            models=list(models),
+        )
     (folder / "README.md").write_text(card, encoding="utf-8")
     return facts
 
@@ -186,16 +192,31 @@ def hub_name(base: dict[str, Any]) -> str:
 
 def copy_adapter(adapter: str, folder: Path, base: dict[str, Any]) -> None:
     """Copy PEFT's and the tokenizer's files, and name the base model by its Hub id and commit."""
-    origin = fetch_folder(adapter, "model", [*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS])
-    for pattern in (*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS):
-        for file in origin.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+    origin = fetch_folder(adapter, "model", ADAPTER_CONTENT)
+    names = [name for name in ADAPTER_CONTENT if (origin / name).is_file()]
+    copy_files(origin, names, folder, links=is_hub_id(adapter, bare=True))
     name_base(folder, base)
+
+
+def copy_files(origin: Path, names: Iterable[str], folder: Path, *, links: bool = False) -> None:
+    """Copy these files and no others. `links`: follow links, as the cache of the Hub client consists of them.
+
+    Raises BigrecError for a missing file, and else for a link, which may lead to anything.
+    """
+    for name in names:
+        file = origin / name
+        link = next((place for place in (file, *file.parents) if place != origin and place.is_symlink()), None)
+        if link is not None and link.is_relative_to(origin) and not links:
+            raise BigrecError(f"{link} is a link: replace it by what is to be published")
+        if not file.is_file():
+            raise BigrecError(f"{file} does not exist: it is needed to publish {origin}; {write_again(file)}")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / name)
 
 
 def name_base(folder: Path, base: dict[str, Any]) -> None:
     """Name the base model by its Hub id and commit in PEFT's configuration."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "adapter_config.json")
     config |= {"base_model_name_or_path": base["repo_id"], "revision": base.get("revision")}
     write_json(folder / "adapter_config.json", config)
 
@@ -219,9 +240,7 @@ def metric_folder(folder: Path, repo_id: str) -> None:
     from bigrec_hf.metrics import ndcg_hr
 
     origin = Path(str(ndcg_hr.__file__)).parent
-    for file in sorted(origin.iterdir()):
-        if file.is_file() and file.suffix in TEXT_SUFFIXES:
-            shutil.copyfile(file, folder / file.name)
+    copy_files(origin, METRIC_FILES, folder)
     name = repo_id.split("/")[1]
     if name != "ndcg_hr":  # `evaluate` looks for a module named after the repository
         (folder / "ndcg_hr.py").rename(folder / f"{name}.py")
@@ -232,21 +251,21 @@ def metric_folder(folder: Path, repo_id: str) -> None:
 
 
 def check_nothing_private(folder: Path, paths: Iterable[str]) -> None:
-    """Search every text file for tokens and local paths. Raises BigrecError naming the file, but never the token."""
+    """Search every file for tokens and local paths. Raises BigrecError naming the file, but never the token."""
     needles = {str(Path.home()) + "/", str(Path.cwd()) + "/"}
     for path in paths:
         if path and "/" in path and Path(path).exists():
             needles |= {str(Path(path)), str(Path(path).resolve())}
-    tokens = known_tokens()
+    secret, tokens = re.compile(SECRET.pattern.encode()), known_tokens()
     for file in sorted(folder.rglob("*")):
-        if not file.is_file() or file.suffix not in TEXT_SUFFIXES:
+        if not file.is_file() or not file.stat().st_size:
             continue
-        text = file.read_text(encoding="utf-8", errors="replace")
         name = file.relative_to(folder)
-        if SECRET.search(text) or any(token in text for token in tokens):
-            raise BigrecError(f"{name} contains an access token: remove it from the run's records, and revoke it")
-        found = next((needle for needle in sorted(needles) if needle != "/" and needle in text), None)
-        if found is not None:
-            raise BigrecError(
-                f"{name} contains the local path {found!r}: nothing was published; remove it from the records"
-            )
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if secret.search(content) or any(content.find(token.encode()) >= 0 for token in tokens):
+                raise BigrecError(f"{name} contains an access token: remove it from the run's records, and revoke it")
+            paths = (needle for needle in sorted(needles) if needle.strip("/") and content.find(needle.encode()) >= 0)
+            if found := next(paths, None):
+                raise BigrecError(
+                    f"{name} contains the local path {found!r}: nothing was published; remove it from the records"
+                )

@@ -11,8 +11,9 @@ from pathlib import Path
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import hub_errors, is_hub_id
-from bigrec_hf.hub.bundle import ADAPTER_PATTERNS, CATALOG_FILE, CONFIG_FILE, INDEX_FOLDER
+from bigrec_hf.hub.bundle import CATALOG_FILE, CONFIG_FILE, INDEX_FOLDER
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
+from bigrec_hf.models.identity import ADAPTER_CONTENT
 from bigrec_hf.settings import DataSettings, DownloadSettings, GenerateSettings, GroundSettings, ModelSettings
 
 CONFIGURATION = ("*.json", "*.model", "*.txt", "*.jinja", "tokenizer*", "*.py")
@@ -60,7 +61,7 @@ def download_repository(
         if patterns is None and repo_type == "model":
             files = HfApi().list_repo_files(repo_id, revision=revision)
             weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
-            patterns = [*CONFIGURATION, weights, *(ADAPTER_PATTERNS if adapter else ())]
+            patterns = [*CONFIGURATION, weights, *(ADAPTER_CONTENT if adapter else ())]
             patterns += ["index/*", CATALOG_FILE, "README.md"] if adapter else []
         target = None if local_dir is None else str(Path(local_dir) / repo_id.split("/")[-1])
         return Path(

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import write_table
+from bigrec_hf.common.files import read_table, write_table
 from bigrec_hf.common.hub_names import fetch_file
 from bigrec_hf.data.catalog import Catalog, load_catalog, read_items_parquet
 from bigrec_hf.data.examples import load_config
@@ -67,8 +66,8 @@ def bundle_train_counts(bundle: Bundle, catalog: Catalog) -> np.ndarray | None:
     prepared set says so."""
     if bundle.run_dir is None:
         file = fetch_file(bundle.adapter, CATALOG_FILE, "model", optional=True)
-        if file is not None and C.TRAIN_COUNT in pq.read_schema(file).names:
-            return pq.read_table(file, columns=[C.TRAIN_COUNT])[C.TRAIN_COUNT].to_numpy()
+        if file is not None and C.TRAIN_COUNT in (table := read_table(file)).column_names:
+            return table[C.TRAIN_COUNT].to_numpy()
     return dataset_train_counts(bundle.dataset, catalog) if bundle.dataset else None
 
 

@@ -29,15 +29,14 @@ from bigrec_hf.common.hub_names import fetch_folder, pin_name
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.ground.index import CatalogIndex, build_index, differences, load_index, write_index
 from bigrec_hf.hub.bundle import (
-    ADAPTER_PATTERNS,
     CATALOG_FILE,
     CONFIG_FILE,
     INDEX_FOLDER,
-    TOKENIZER_PATTERNS,
     Bundle,
     RecommenderConfig,
     load_source_index,
     locate,
+    named_damage,
     write_config,
 )
 from bigrec_hf.hub.by_distance import GroundedTexts
@@ -47,6 +46,7 @@ from bigrec_hf.hub.items import Item, bundle_catalog, bundle_train_counts, write
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.encoder import Encode, encoder_fingerprint, lazy_encode
+from bigrec_hf.models.identity import ADAPTER_CONTENT
 from bigrec_hf.models.loading import load_generator, load_tokenizer
 
 RECORDS = (
@@ -82,6 +82,7 @@ class Recommender:
         self.catalog: Catalog = engine.index.catalog if isinstance(engine, GroundedTexts) else engine.catalog
 
     @classmethod
+    @named_damage
     def from_pretrained(
         cls,
         name: str | Path,
@@ -197,7 +198,7 @@ class Recommender:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        patterns = [*ADAPTER_PATTERNS, *TOKENIZER_PATTERNS]
+        patterns = [*ADAPTER_CONTENT]
         origin = fetch_folder(self.bundle.adapter, "model", [*patterns, *RECORDS, CONFIG_FILE])
         if (origin / CONFIG_FILE).is_file():  # published: unlike a run's, its records contain no local paths
             patterns += RECORDS

@@ -42,7 +42,9 @@ def load_tokenizer(base_model: str | None, *, padding_side: str = "right") -> Pr
     """
     path, revision = find_model(base_model)
     with hub_errors(str(base_model)):
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side=padding_side)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, padding_side=padding_side, trust_remote_code=False
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise BigrecError(
@@ -58,6 +60,8 @@ def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAn
         return None
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization != "4bit":
+        raise BigrecError(f"quantization is {quantization!r}: choose none, 8bit or 4bit")
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -90,7 +94,7 @@ def load_base(
             f"a base in {quantization} cannot be sharded (FSDP, ZeRO-3): train it data-parallel "
             "(accelerate_configs/ddp.yaml), or set quantization to none"
         )
-    options: dict[str, Any] = {"dtype": torch_dtype, "revision": revision}
+    options: dict[str, Any] = {"dtype": torch_dtype, "revision": revision, "trust_remote_code": False}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
     if config is not None:

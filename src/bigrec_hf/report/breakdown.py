@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
@@ -105,9 +104,10 @@ def read_items(run_folder: str | Path) -> tuple[np.ndarray, list[str]] | None:
     Raises BigrecError if the set no longer exists.
     """
     from bigrec_hf.data.examples import load_config
+    from bigrec_hf.settings.recipes import read_recipe
 
     recipe = Path(run_folder) / "recipe.yaml"
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    content = read_recipe(recipe) if recipe.is_file() else {}
     dataset = content.get("data", {}).get("dataset")
     if not dataset:
         return None

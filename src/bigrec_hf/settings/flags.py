@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
+from bigrec_hf.common.hub_names import redact
 from bigrec_hf.settings import SECTIONS
 from bigrec_hf.settings.field import limits_text
 from bigrec_hf.settings.former import RENAMED, RETIRED
-from bigrec_hf.settings.recipes import RecipeLoader, field_types, flag_of
+from bigrec_hf.settings.recipes import YAML_ERRORS, RecipeLoader, field_types, flag_of
 
 
 def _parse_bool(text: str) -> bool:
@@ -28,10 +29,11 @@ def _parse_bool(text: str) -> bool:
 def _parse_mapping(text: str) -> dict[str, Any]:
     try:
         value = yaml.load(text, RecipeLoader)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    except YAML_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise argparse.ArgumentTypeError(redact(f"{text!r} is not valid YAML: {reason}")) from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a mapping: expected e.g. '{{max_grad_norm: 0.3}}'")
+        raise argparse.ArgumentTypeError(redact(f"{text!r} is not a mapping: expected e.g. '{{max_grad_norm: 0.3}}'"))
     return value
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.hub_names import SECRET_KEY, redact
 from bigrec_hf.settings import SECTIONS
 from bigrec_hf.settings.field import check_value
 from bigrec_hf.settings.former import RENAMED, RETIRED, renamed, warn_retired
@@ -28,8 +29,20 @@ METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
 
 
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # the last: nested thousands of levels deep
+
+
 class RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 as `safe_load` reads it, except that a duplicate key in a mapping is an error."""
+    """YAML 1.1 as `safe_load` reads it, except that a duplicate key in a mapping is an error, and so is an alias, as a
+    few of them can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Raise a ComposerError for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"the alias *{event.anchor} is not supported: write its value out, or use `extends`"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Raise a ComposerError if a key occurs twice."""
@@ -108,7 +121,7 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
         raise BigrecError(f"recipe {str(path)!r} extends itself, directly or through a parent: remove one `extends`")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except YAML_ERRORS as error:
         raise BigrecError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise BigrecError(f"recipe {str(path)!r} must map sections to settings, but holds a {type(content).__name__}")
@@ -208,12 +221,37 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
             f"method {method!r} cannot name a method's folder in the run: use letters, digits, - and _, and none of "
             f"{', '.join(sorted(TAKEN_NAMES))}"
         )
-    secret = [key for key in merged.get("sft", {}).get("trainer_args", {}) if key in ("hub_token", "push_to_hub_token")]
-    if secret:
-        raise BigrecError(
-            f"trainer_args {secret[0]!r} would be recorded in the run: set HF_TOKEN, or use `hf auth login`"
-        )
+    for section, values in merged.items():
+        for key, value in values.items():
+            check_no_secret(value, f"{key} (section {section})")
     return {name: cls(**merged.get(name, {})) for name, cls in SECTIONS.items()}
+
+
+def check_no_secret(value: Any, where: str) -> None:
+    """Raise BigrecError for an access token in a setting, by its form or the name of its key: the settings are written
+    into the records of a run. The message does not repeat it. Likewise for a request to run a repository's code."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "trust_remote_code" and inner:
+                raise BigrecError(
+                    f"{where}: trust_remote_code is {inner!r}, but code of a repository is never run: remove it"
+                )
+            if SECRET_KEY.search(str(key)) and isinstance(inner, str) and inner:
+                raise _secret(f"{where}, {redact(str(key))!r}")
+            check_no_secret(inner, f"{where}, {redact(str(key))!r}")
+            check_no_secret(key, where)
+    elif isinstance(value, list):
+        for inner in value:
+            check_no_secret(inner, where)
+    elif isinstance(value, str) and redact(value) != value:
+        raise _secret(where)
+
+
+def _secret(where: str) -> BigrecError:
+    return BigrecError(
+        f"{where} is an access token, which would be written into the run's records: remove it, and set HF_TOKEN or "
+        "`hf auth login` instead"
+    )
 
 
 def to_yaml(sections: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -177,6 +178,71 @@ def test_links_several_folders_and_broken_archives_are_refused(tmp_path):
     with pytest.raises(BigrecError, match="exists but differs"):
         unpack(archive, tmp_path)
     assert (tmp_path / "ml/x").read_text() == "mine"
+
+
+def with_header(data, value, at=24, n_bytes=4):
+    """The archive with another uncompressed size, or field at `at`, of its first member in the central directory."""
+    start = data.index(b"PK\x01\x02") + at
+    return data[:start] + value.to_bytes(n_bytes, "little") + data[start + n_bytes :]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda zip: with_header(zip, 3_000_000_000), "claims an impossible size: nothing was unpacked"),
+        (lambda zip: with_header(zip, 1), "is missing, damaged or of another kind"),
+        (lambda zip: zip[:200] + b"\0" * 50 + zip[250:], "is missing, damaged or of another kind"),
+        (lambda zip: zip.replace(b"\x08\x00", b"\x63\x00"), "damaged|broken"),  # an unknown compression
+        (lambda zip: with_header(zip, 1, at=8, n_bytes=2), "damaged"),  # encrypted
+        (lambda zip: b"", "broken"),
+    ],
+    ids=["bomb", "smaller", "bytes", "method", "encrypted", "empty"],
+)
+def test_damaged_members_leave_nothing_behind(tmp_path, change, message):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("ml/a.csv", "".join(f"{i * 7919 % 1000},{i}\n" for i in range(500)))
+        file.writestr("ml/b.csv", "x")
+    archive = tmp_path / "ml.zip"
+    archive.write_bytes(change(buffer.getvalue()))
+    with pytest.raises(BigrecError, match=message):
+        unpack(archive, tmp_path)
+    assert list(tmp_path.iterdir()) == [archive]
+
+
+def test_a_disk_without_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
+    archive = tmp_path / "ml-1m.zip"
+    archive.write_bytes(ARCHIVE)
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(BigrecError, match="has 1,000 free: make room"):
+        unpack(archive, tmp_path)
+    assert list(tmp_path.iterdir()) == [archive]
+
+
+def test_a_member_that_occurs_twice_is_refused(tmp_path):
+    archive = tmp_path / "ml.zip"
+    with zipfile.ZipFile(archive, "w") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr("ml/a", "1")
+        file.writestr("ml/a", "2")
+    with pytest.raises(BigrecError, match="'ml/a' occurs twice"):
+        unpack(archive, tmp_path)
+
+
+def test_a_body_in_chunks_that_ends_too_early_is_no_traceback(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+
+    def chunked(self):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"400\r\n" + b"x" * 100)
+        self.close_connection = True
+
+    monkeypatch.setattr(Handler, "do_GET", chunked)
+    for name in ("1m", "ml-latest-small"):
+        with pytest.raises(BigrecError, match=r"cannot be downloaded \(.*IncompleteRead"):
+            download_movielens(name, tmp_path)
 
 
 def test_prepare_downloads_first_when_asked(server, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import re
 import shutil
@@ -14,11 +15,13 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import readable
 
 URL_BASE = "https://files.grouplens.org/datasets/movielens"
 URL_VARIABLE = "BIGREC_HF_MOVIELENS_URL"  # another server with the same archives: a mirror, a test
 ARCHIVES = {"ml-latest-small": "ml-latest-small", "1m": "ml-1m", "10m": "ml-10m", "32m": "ml-32m"}
 CHECKSUM_PUBLISHED = {"1m", "10m", "32m"}  # as NAME.zip.md5 next to the archive
+MOST_DEFLATED = 1032  # bytes that one compressed byte can stand for (DEFLATE, the method of these archives)
 ATTEMPTS, WAIT_S, TIMEOUT_S, BLOCK = 5, 1.0, 60, 2**20
 
 
@@ -47,7 +50,7 @@ def fetch_md5(url: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             text = answer.read(4096).decode("ascii", "replace")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise BigrecError(
             f"{url}: cannot be downloaded ({error}): check the network, or unpack the archive yourself"
         ) from error
@@ -74,7 +77,7 @@ def download_file(url: str, target: Path, md5: str | None = None) -> None:
                     f"{url}: the server returned {error.code} {error.reason}: check the address"
                 ) from error
             reason = str(error)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:  # the latter: a body sent in chunks that ends too early
             reason = str(error)
         if attempt == ATTEMPTS:
             raise BigrecError(f"{url}: cannot be downloaded ({reason}): run again to resume the download")
@@ -136,17 +139,38 @@ def unpack(archive: Path, folder: Path) -> Path:
             sizes = {folder / member.filename: member.file_size for member in files}
             if all(path.is_file() and path.stat().st_size == size for path, size in sizes.items()):
                 return target
+            if target.exists():
+                raise BigrecError(f"{target} exists but differs from {archive.name}: move one of them away")
+            check_sizes(archive, files, folder)
             temporary = folder / f".{target.name}.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
-            for member in files:
-                file.extract(member, temporary)
-    except (zipfile.BadZipFile, EOFError) as error:
+            try:
+                with readable(archive, "remove it and run again"):
+                    for member in files:  # never more bytes than the header says, whose checksum is compared
+                        file.extract(member, temporary)
+                (temporary / target.name).replace(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise BigrecError(f"{archive}: the archive is broken ({error}): remove it and run again") from error
-    if target.exists():
-        raise BigrecError(f"{target} exists but differs from {archive.name}: move one of them away")
-    (temporary / target.name).replace(target)
-    shutil.rmtree(temporary)
     return target
+
+
+def check_sizes(archive: Path, files: list[zipfile.ZipInfo], folder: Path) -> None:
+    """Raise BigrecError, before anything is written, for a member larger than its compressed bytes can hold, a file
+    that occurs twice, and more bytes than the disk has free."""
+    names = [member.filename for member in files]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    bomb = next((member.filename for member in files if member.file_size > MOST_DEFLATED * member.compress_size), None)
+    if twice or bomb:
+        what = f"{twice!r} occurs twice" if twice else f"{bomb!r} claims an impossible size"
+        raise BigrecError(f"{archive}: {what}: nothing was unpacked; download the archive again")
+    total, free = sum(member.file_size for member in files), shutil.disk_usage(folder).free
+    if total > free:
+        raise BigrecError(
+            f"{archive}: unpacked it takes {total:,} bytes, but {folder} has {free:,} free: make room, or choose "
+            "another --raw_dir"
+        )
 
 
 def _checked(member: zipfile.ZipInfo, archive: Path) -> PurePosixPath:
