@@ -235,6 +235,7 @@ def test_a_file_cut_by_a_lazy_reader_gives_the_set_that_date_from_gives(tmp_path
         user_column="userId",
         item_column="movieId",
         preset="bigrec-movie",
+        timestamp_unit="s",
         window=1,
     )
     whole = prepare_dataset("movielens", tmp_path, tmp_path / "two", date_from="1970-01-01T00:00:20", window=1)

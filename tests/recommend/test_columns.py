@@ -10,7 +10,8 @@ import pytest
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
-from bigrec_hf.recommend.columns import ColumnNames, as_polars, histories_of, read_table_file
+from bigrec_hf.data.user_tables import as_polars
+from bigrec_hf.recommend.columns import ColumnNames, histories_of, read_table_file
 from bigrec_hf.recommend.users import describe_unknown, match_items, read_names
 
 NONE = ColumnNames()

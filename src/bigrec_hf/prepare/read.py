@@ -14,6 +14,7 @@ from bigrec_hf.prepare.protocols import d3_titles, long_titles
 from bigrec_hf.prepare.ready import ReadySet
 from bigrec_hf.prepare.sources import amazon, movielens, sequences, tabular
 from bigrec_hf.prepare.sources.base import RawData
+from bigrec_hf.prepare.sources.columns import ColumnNames
 from bigrec_hf.settings import PrepareSettings
 from bigrec_hf.settings.prepare import SOURCES
 
@@ -59,11 +60,13 @@ def read_source(settings: PrepareSettings, files: dict[str, Path]) -> RawData:
         raw = tabular.load_tabular(
             files["ratings"],
             files.get("items"),
-            user_column=settings.user_column,
-            item_column=settings.item_column,
-            title_column=settings.title_column,
-            rating_column=settings.rating_column,
-            timestamp_column=settings.timestamp_column,
+            named=ColumnNames(
+                settings.user_column,
+                settings.item_column,
+                settings.title_column,
+                settings.rating_column,
+                settings.timestamp_column,
+            ),
             timestamp_unit=settings.timestamp_unit,
             separator=settings.separator,
             encoding=encoding,
@@ -77,7 +80,7 @@ def read_ready(settings: PrepareSettings, files: dict[str, Path]) -> ReadySet | 
     if settings.source == "reference-json":
         return reference_json.load_reference_json(files, settings.encoding, settings.drop_untitled)
     if settings.source == "windows":
-        return windows.load_windows(files, settings.encoding)
+        return windows.load_windows(files, settings.encoding, settings.timestamp_unit)
     return None
 
 

@@ -163,6 +163,8 @@ def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings
         facts, sequences, splits = ready.facts, ready.sequences, ready.splits
     else:
         kept, facts = select_interactions(read_source(settings, files), protocol)  # frees the raw data here
+        if "columns" in facts:
+            _say("columns: " + ", ".join(f"{role} = {name}" for role, name in facts["columns"].items()))
         _say(f"building sequences of {len(kept.user_ids):,} users from {len(kept.rows):,} interactions")
         sequences = build_sequences(kept.users, kept.rows, kept.ratings, kept.times)
         splits = split_examples(protocol, sequences, kept.time_divisor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,8 @@ from typing import Any
 import polars as pl
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.user_tables import ITEMS, TIMES, TITLES, USERS, plain
 
-USERS = ("user", "userid", "users", "reviewerid", "customer", "customerid", "member", "account", "visitorid", "uid")
-TITLES = ("title", "titles", "historytitles", "itemtitle", "name")
-ITEMS = (
-    *("history", "items", "item", "itemid", "movie", "movieid", "book", "bookid", "isbn", "asin", "parentasin"),
-    *("product", "productid", "game", "gameid", "song", "songid", "track", "trackid", "article", "articleid", "news"),
-)
-TIMES = ("timestamp", "time", "when", "date", "datetime", "unixreviewtime", "reviewtime")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -49,23 +42,6 @@ def read_table_file(path: Path) -> pl.DataFrame:
         raise BigrecError(f"{path} cannot be read as {path.suffix[1:]} ({reason}): fix the file") from error
 
 
-def as_polars(frame: Any) -> pl.DataFrame:
-    """A pandas, polars or Arrow table as polars. Raises BigrecError for anything else."""
-    if isinstance(frame, pl.DataFrame):
-        return frame
-    if isinstance(frame, pl.LazyFrame):
-        return frame.collect()
-    try:
-        made = pl.from_pandas(frame) if type(frame).__module__.startswith("pandas") else pl.from_arrow(frame)
-    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        raise BigrecError(
-            f"cannot read histories from {type(frame).__name__}: give a pandas or polars frame"
-        ) from error
-    if not isinstance(made, pl.DataFrame):
-        raise BigrecError(f"cannot read histories from {type(frame).__name__}: give a pandas or polars frame")
-    return made
-
-
 def find_columns(frame: pl.DataFrame, named: ColumnNames, place: str) -> tuple[str, str, str | None]:
     """The columns of users, items and times (None: there is none). Raises BigrecError naming what the table has."""
     user = column_of(frame, named.user, USERS, place, "user")
@@ -76,11 +52,7 @@ def find_columns(frame: pl.DataFrame, named: ColumnNames, place: str) -> tuple[s
     time = named.time
     if time is not None and time not in frame.columns:
         raise BigrecError(f"{place} has no column {time!r} among {', '.join(frame.columns)}: check --time_column")
-    return user, item, time or next((name for name in rest if _plain(name) in TIMES), None)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.casefold())
+    return user, item, time or next((name for name in rest if plain(name) in TIMES), None)
 
 
 def column_of(frame: pl.DataFrame, given: str | None, usual: Sequence[str], place: str, what: str) -> str:
@@ -91,7 +63,7 @@ def column_of(frame: pl.DataFrame, given: str | None, usual: Sequence[str], plac
                 f"{place} has no column {given!r} among {', '.join(frame.columns)}: check --{what}_column"
             )
         return given
-    found = [name for wanted in usual for name in frame.columns if _plain(name) == wanted]
+    found = [name for wanted in usual for name in frame.columns if plain(name) == wanted]
     if not found:
         raise BigrecError(
             f"{place} has the columns {', '.join(frame.columns)}, and which one holds the {what}s is not clear: name "
@@ -114,7 +86,7 @@ def histories_of(
     if frame[user].null_count():
         row = int(frame[user].is_null().arg_max() or 0)
         raise BigrecError(f"{place}: row {row}: {user} is missing: fill it in, or remove the row")
-    titled = _plain(item) in TITLES
+    titled = plain(item) in TITLES
     if _holds_lists(frame[item], item):
         if frame[user].is_duplicated().any():
             twice = frame[user].filter(frame[user].is_duplicated())[0]
@@ -135,7 +107,7 @@ def _holds_lists(values: pl.Series, name: str) -> bool:
     if isinstance(values.dtype, pl.List | pl.Array):
         return True
     first = next((value for value in values if value), "") if values.dtype == pl.String else ""
-    return _plain(name) in ("history", "historytitles", "items", "titles") or str(first).startswith('["')
+    return plain(name) in ("history", "historytitles", "items", "titles") or str(first).startswith('["')
 
 
 def _split(value: Any, separator: str) -> list[str]:

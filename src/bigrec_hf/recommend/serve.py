@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from bigrec_hf.data.user_tables import as_polars
 from bigrec_hf.hub.histories import Choice, Found, candidate_rows, check_top_k, choose_items
 from bigrec_hf.hub.recommender import Recommender
-from bigrec_hf.recommend.columns import ColumnNames, as_polars, histories_of
+from bigrec_hf.recommend.columns import ColumnNames, histories_of
 from bigrec_hf.recommend.output import rows_table
 from bigrec_hf.recommend.rankers import Histories, Rank, Rankers
 from bigrec_hf.recommend.users import Users, describe_unknown, match_items

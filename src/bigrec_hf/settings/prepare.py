@@ -89,14 +89,30 @@ class PrepareSettings:
     text_sample: int = setting(
         1024, "training examples in the text configuration (shuffled with seed 0); 0 = all", least=0
     )
-    user_column: str = setting("user_id", "column of the user id (source: tabular)")
-    item_column: str = setting("item_id", "column of the item id, in both files (source: tabular)")
-    title_column: str = setting("title", "column of the item title, in either file (source: tabular)")
-    rating_column: str | None = setting(None, "column of the rating (source: tabular; default: `rating` if it exists)")
-    timestamp_column: str | None = setting(
-        None, "column of the time (source: tabular; default: `timestamp` if it exists)"
+    user_column: str | None = setting(
+        None, "column of the user id (source: tabular; default: user_id, userId, user, reviewerID and the like)"
     )
-    timestamp_unit: str = setting("s", "unit of a numeric time since 1970 UTC (source: tabular)", choices=("s", "ms"))
+    item_column: str | None = setting(
+        None,
+        "column of the item id, in both files (source: tabular; default: item_id, item, asin, movieId, isbn and the "
+        "like; the title, where there are only titles)",
+    )
+    title_column: str | None = setting(
+        None, "column of the item title, in either file (source: tabular; default: title, name and the like)"
+    )
+    rating_column: str | None = setting(
+        None, "column of the rating (source: tabular; default: rating, stars, overall and the like, if there is one)"
+    )
+    timestamp_column: str | None = setting(
+        None,
+        "column of the time, numbers or ISO dates (source: tabular; default: timestamp, time, when, date and the like, "
+        "if there is one; else the order of the rows counts)",
+    )
+    timestamp_unit: str | None = setting(
+        None,
+        "unit of a numeric time since 1970 UTC (sources: tabular, windows; default: told by the size of the numbers)",
+        choices=("s", "ms", "us", "ns"),
+    )
     separator: str | None = setting(
         None, "column separator (source: tabular; default: comma for .csv, tab for other text files)"
     )

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.prepare.sources.columns import ColumnNames
 from bigrec_hf.prepare.sources.sequences import find_sequence_files, load_sequences
 from bigrec_hf.prepare.sources.tabular import find_tabular_files, load_tabular
 from bigrec_hf.prepare.stage import prepare_dataset
@@ -33,7 +34,7 @@ def test_every_kind_of_file_gives_the_same_data(tmp_path, ending):
     write(ROWS, tmp_path / f"interactions{ending}")
     write(ITEMS, tmp_path / f"items{ending}")
     files = find_tabular_files(tmp_path, None, None)
-    raw = load_tabular(files["ratings"], files["items"])
+    raw = load_tabular(files["ratings"], files["items"], timestamp_unit="s")
     assert raw.catalog.titles == ["One", 'Two, "2"', "Three"]
     assert raw.rows.tolist() == [1, 0, 1]
     assert raw.user_ids.to_list() == ["9", "2"]
@@ -49,10 +50,7 @@ def test_columns_by_name_and_titles_in_the_interactions(tmp_path):
     raw = load_tabular(
         tmp_path / "log.csv",
         None,
-        user_column="who",
-        item_column="what",
-        title_column="name",
-        timestamp_column="when",
+        named=ColumnNames("who", "what", "name", timestamp="when"),
         timestamp_unit="ms",
     )
     assert raw.catalog.item_ids == ["b", "a"]  # first appearance
@@ -86,8 +84,8 @@ def test_dates_are_utc(tmp_path, times):
 @pytest.mark.parametrize(
     ("interactions", "items", "options", "message"),
     [
-        ("user_id,item\n1,a\n", None, {}, "interactions.csv: no column 'item_id' among user_id, item"),
-        ("user_id,item_id\n1,a\n", None, {"rating_column": "stars"}, "no column 'stars'.*check --rating_column"),
+        ("user_id,what\n1,a\n", None, {}, "interactions.csv: no column for the item among user_id, what: give --item"),
+        ("user_id,item_id\n1,a\n", None, {"rating": "pts"}, r"no column for 'pts' \(--rating_column\) among user_id"),
         ("user_id,item_id\n1,a\n1,z\n", None, {}, "interactions.csv:3: item 'z' has no title"),
         ("user_id,item_id\n1,a\n,a\n", None, {}, "interactions.csv:3: the field user_id is empty"),
         ("user_id,item_id,rating\n1,a,1\n1,b,x\n", None, {}, "interactions.csv:3: rating is 'x', not a number"),
@@ -108,14 +106,20 @@ def test_dates_are_utc(tmp_path, times):
         ("user_id,item_id\n1,a\n", "item_id,title\na,\n", {}, "items.csv:2: the field title is empty"),
         ("user_id,item_id\n1,a\n", 'item_id,title\nb,B\na," "\n', {}, "items.csv:3: item 'a' has no title"),
         ("user_id,item_id\n1,a\n", 'item_id,title\na,""\n', {}, "items.csv:2: "),
-        ("user_id,item_id\n1,a\n", "item_id,name\na,A\n", {}, "items.csv: no column 'title'.*--title_column"),
+        (
+            "user_id,item_id\n1,a\n",
+            "item_id,label\na,A\n",
+            {},
+            "items.csv: no column for the title among item_id, label: .*--title_column",
+        ),
     ],
 )
 def test_faults_name_file_line_and_remedy(tmp_path, interactions, items, options, message):
     (tmp_path / "interactions.csv").write_text(interactions)
     (tmp_path / "items.csv").write_text(items or "item_id,title\na,A\nb,B\n")
+    named = ColumnNames(rating=options.pop("rating", None))
     with pytest.raises(BigrecError, match=message):
-        load_tabular(tmp_path / "interactions.csv", tmp_path / "items.csv", **options)
+        load_tabular(tmp_path / "interactions.csv", tmp_path / "items.csv", named=named, **options)
 
 
 def test_missing_titles_are_dropped_on_request(tmp_path):

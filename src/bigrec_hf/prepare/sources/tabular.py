@@ -1,4 +1,4 @@
-"""Any table of interactions: CSV, TSV, JSON lines or parquet, with named columns; titles in the same or another file.
+"""Any table of interactions: CSV, TSV, JSON lines or parquet; titles in the same or another file.
 
 Comma-separated files may quote fields; with other separators, quotes are part of the text, as titles contain them.
 """
@@ -20,28 +20,53 @@ from bigrec_hf.prepare.sources.base import (
     RawData,
     encode_items,
     encode_users,
-    find_file,
     require_folder,
     untitled_mask,
-    whole_times,
     with_title,
+)
+from bigrec_hf.prepare.sources.columns import (
+    ColumnNames,
+    Columns,
+    find,
+    interaction_columns,
+    item_columns,
+    possible_times,
 )
 from bigrec_hf.prepare.sources.delimited import STRING, read_delimited, read_header
 from bigrec_hf.prepare.sources.json_lines import first_object, read_json_lines
+from bigrec_hf.prepare.sources.times import numbers_of, place_of, times_of, years_text
 
 WINDOW = re.compile("hist|seq|item|title", re.IGNORECASE)  # names of columns that hold one item an interaction
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
 def find_tabular_files(raw_dir: Path | None, ratings: Path | None, items: Path | None) -> dict[str, Path]:
-    """`interactions.*` or `ratings.*`, and `items.*` or `movies.*` if there is one, unless given explicitly."""
+    """`interactions.*` or `ratings.*`, and `items.*` or `movies.*` if there is one, unless given explicitly.
+
+    Under other names, the only table in the folder, or of two tables the one with a column of users, is taken for the
+    interactions. Raises BigrecError where that is not clear.
+    """
     if ratings is None:
-        names = tuple(stem + ending for stem in ("interactions", "ratings") for ending in ENDINGS)
-        ratings = find_file(require_folder(raw_dir), names, "interactions file", "--ratings_file")
+        folder = require_folder(raw_dir)
+        tables = sorted(file for file in folder.iterdir() if file.name.endswith(ENDINGS) and file.is_file())
+        tables = [file for file in tables if file != items]
+        named = [file for file in tables if file.name.split(".")[0] in ("interactions", "ratings")]
+        with_users = [file for file in named or tables if find(_column_names(file, None, None), "user")]
+        found = named if len(named) == 1 else with_users if len(with_users) == 1 else tables
+        if len(found) != 1:
+            listed = ", ".join(file.name for file in tables) or "no table"
+            raise BigrecError(
+                f"{folder}: expected one table of interactions (interactions.csv, ratings.csv, ...), found {listed}: "
+                "give it with --ratings_file"
+            )
+        ratings = found[0]
+        rest = [file for file in tables if file != ratings]
+        if items is None and not named and len(rest) == 1:
+            items = rest[0]
     if items is None:
         folder = raw_dir or ratings.parent
-        found = [folder / (stem + ending) for stem in ("items", "movies") for ending in ENDINGS]
-        items = next((file for file in found if file.is_file()), None)
+        usual = [folder / (stem + ending) for stem in ("items", "movies") for ending in ENDINGS]
+        items = next((file for file in usual if file.is_file()), None)
     return {"ratings": ratings} if items is None else {"ratings": ratings, "items": items}
 
 
@@ -49,57 +74,49 @@ def load_tabular(
     ratings: Path,
     items: Path | None,
     *,
-    user_column: str = "user_id",
-    item_column: str = "item_id",
-    title_column: str = "title",
-    rating_column: str | None = None,
-    timestamp_column: str | None = None,
-    timestamp_unit: str = "s",
+    named: ColumnNames = ColumnNames(),  # noqa: B008  (frozen)
+    timestamp_unit: str | None = None,
     separator: str | None = None,
     encoding: str | None = None,
     drop_untitled: bool = False,
 ) -> RawData:
-    """Read a table of interactions. Without `items`, titles come from `title_column` of the interactions themselves.
+    """Read a table of interactions; without `items`, its own titles count.
 
-    Times may be numbers (`timestamp_unit`) or ISO dates; without a time column the file's order is used. Raises
-    BigrecError for a missing column, an empty or unreadable field, an item id that occurs twice in `items`, or an item
-    without a title (unless `drop_untitled`).
+    Columns that are not `named` are found by their usual names (`columns.find`). Times may be numbers (their unit is
+    told by their size unless given) or ISO dates; without a column of times the file's order is used. Raises
+    BigrecError for a missing column, an empty or unreadable field, an item id that occurs twice in `items`, times that
+    are implausible in every unit, or an item without a title (unless `drop_untitled`).
     """
     names = _column_names(ratings, separator, encoding)
-    _refuse_windows(ratings, separator, encoding)
-    rating = _optional_column(rating_column, "rating", names, ratings)
-    timestamp = _optional_column(timestamp_column, "timestamp", names, ratings)
-    own_titles = items is None
-    wanted = [user_column, item_column, *([title_column] if own_titles else []), *filter(None, (rating, timestamp))]
-    for name in wanted:
-        if name not in names:
-            remedy = (
-                "give --items_file"
-                if name == title_column
-                else f"give its name, e.g. with --{_setting_of(name, wanted)}_column"
-            )
-            raise BigrecError(f"{ratings}: no column {name!r} among {', '.join(names)}: {remedy}")
-    required = [name for name in wanted if name != title_column]
-    frame, first_line = _read_table(ratings, names, wanted, required, separator, encoding)
+    first = _first_row(ratings, separator, encoding)
+    _refuse_windows(ratings, first)
+    columns = interaction_columns(names, named, items is None, str(ratings))
+    required = [name for name in columns.wanted if name != columns.title]
+    frame, first_line = _read_table(ratings, names, columns.wanted, required, separator, encoding)
     n_raw = frame.height
-    ids = frame[item_column]
+    ids = frame[columns.item]
     conflicts = 0
-    if own_titles:
-        titled = with_title(frame.select(item_column, title_column), title_column)
-        distinct = titled.unique(item_column, keep="first", maintain_order=True)
+    if items is None:
+        assert columns.title is not None
+        both = frame.select(pl.col(columns.item).alias("id"), pl.col(columns.title).alias("title"))
+        titled = with_title(both, "title")
+        distinct = titled.unique("id", keep="first", maintain_order=True)
         conflicts = titled.unique().height - distinct.height
-        catalog = Catalog(distinct[item_column].to_list(), distinct[title_column].to_list())
+        catalog = Catalog(distinct["id"].to_list(), distinct["title"].to_list())
+        item_names: dict[str, str] = {}
     else:
-        assert items is not None
-        catalog = _read_items(items, item_column, title_column, separator, encoding)
+        catalog, item_names = _read_items(items, named, separator, encoding)
     rows = encode_items(ids, catalog)
     missing = untitled_mask(rows, ids, ratings, first_line, drop_untitled)
-    ratings_of = None if rating is None else _numbers(frame[rating], ratings, first_line)
-    times = None
-    if timestamp is not None:
-        divisor = 1000 if timestamp_unit == "ms" else 1
-        times = _times(frame[timestamp], divisor, ratings, first_line)
-    user_ids, users = encode_users(frame[user_column].filter(~missing))
+    ratings_of = None if columns.rating is None else numbers_of(frame[columns.rating], ratings, first_line)
+    times, divisor = None, 1
+    if columns.timestamp is not None:
+        times, divisor = times_of(frame[columns.timestamp], timestamp_unit, ratings, first_line)
+    user_ids, users = encode_users(frame[columns.user].filter(~missing))
+    notes: dict[str, object] = {"items with more than one title (the first is used)": conflicts} if conflicts else {}
+    unused = possible_times(first, columns)
+    if unused:
+        notes["columns that may hold times, not used"] = ", ".join(unused)
     return RawData(
         catalog=catalog,
         user_ids=user_ids,
@@ -109,29 +126,31 @@ def load_tabular(
         times=None if times is None else times[~missing],
         raw_rows=n_raw,
         files=[ratings] if items is None else [ratings, items],
-        time_divisor=1000 if timestamp_unit == "ms" else 1,
+        time_divisor=divisor,
         dropped={"item without a title": int(missing.sum())},
         facts={
             "encoding": encoding or "utf-8",
-            "notes": {"items with more than one title (the first is used)": conflicts} if conflicts else {},
+            "columns": _described(columns, item_names, times, divisor, unused),
+            "notes": notes,
             "licence": {"name": "Terms of the source: not recorded in its files", "redistribution": "unknown"},
         },
     )
 
 
-def _refuse_windows(path: Path, separator: str | None, encoding: str | None) -> None:
-    """Raise BigrecError for a table whose histories are lists: each row is an example, not an interaction."""
+def _first_row(path: Path, separator: str | None, encoding: str | None) -> dict[str, object]:
+    """Column -> value of the first row."""
     if path.suffix == ".parquet":
-        first: dict[str, object] = {
-            name: [] for name, kind in pl.read_parquet_schema(path).items() if isinstance(kind, pl.List)
-        }
-    elif _is_json(path):
-        first = first_object(path, encoding)
-    else:
-        with path.open(encoding=encoding or "utf-8", errors="replace", newline="") as file:
-            reader = csv.DictReader(file, delimiter=_separator(path, separator))
-            first = dict(next(reader, {}))
-    lists = [name for name, value in first.items() if WINDOW.search(str(name)) and _is_list(value)]
+        return next(pl.read_parquet(path, n_rows=1).iter_rows(named=True), {})
+    if _is_json(path):
+        return dict(first_object(path, encoding))
+    with path.open(encoding=encoding or "utf-8", errors="replace", newline="") as file:
+        reader = csv.DictReader(file, delimiter=_separator(path, separator))
+        return {str(name): value for name, value in next(reader, {}).items()}
+
+
+def _refuse_windows(path: Path, first: dict[str, object]) -> None:
+    """Raise BigrecError for a table whose histories are lists: each row is an example, not an interaction."""
+    lists = [name for name, value in first.items() if WINDOW.search(name) and _is_list(value)]
     if lists:
         raise BigrecError(
             f"{path}: the column {lists[0]} holds lists: the rows are histories with their targets, not interactions: "
@@ -148,14 +167,19 @@ def _is_list(value: object) -> bool:
     return isinstance(value, list)
 
 
-def _setting_of(name: str, wanted: list[str]) -> str:
-    return ("user", "item")[wanted.index(name)] if wanted.index(name) < 2 else "title"
-
-
-def _optional_column(given: str | None, usual: str, names: list[str], path: Path) -> str | None:
-    if given is not None and given not in names:
-        raise BigrecError(f"{path}: no column {given!r} among {', '.join(names)}: check --{usual}_column")
-    return given or (usual if usual in names else None)
+def _described(
+    columns: Columns, item_names: dict[str, str], times: np.ndarray | None, divisor: int, unused: list[str]
+) -> dict[str, str]:
+    """What each column is taken for, in words."""
+    found = {"user": columns.user, "item": columns.item, "title": columns.title, "rating": columns.rating}
+    described = {role: name for role, name in found.items() if name is not None} | item_names
+    if times is not None:
+        described["time"] = f"{columns.timestamp} ({years_text(times, divisor)})"
+    elif unused:
+        described["time"] = f"none, the order of the rows counts (--timestamp_column {unused[0]} if that holds times)"
+    else:
+        described["time"] = "none, the order of the rows counts"
+    return described
 
 
 def _is_json(path: Path) -> bool:
@@ -189,9 +213,8 @@ def _read_table(
                 raise BigrecError(f"{path}: row {row}: {name} is null: fix or remove the row")
         if frame.height == 0:
             raise BigrecError(f"{path}: the file contains no rows: write it again")
-        return frame.with_columns(
-            pl.col(name).cast(STRING) for name in wanted if not frame[name].dtype.is_temporal()
-        ), None
+        texts = [_as_text(frame[name]) for name in wanted if not frame[name].dtype.is_temporal()]
+        return frame.with_columns(texts), None
     if _is_json(path):
         return read_json_lines(path, dict.fromkeys(wanted, STRING), tuple(required), encoding), None
     cut = _separator(path, separator)
@@ -204,46 +227,32 @@ def _read_table(
     return frame, 2
 
 
-def _read_items(path: Path, item: str, title: str, separator: str | None, encoding: str | None) -> Catalog:
+def _as_text(values: pl.Series) -> pl.Series:
+    """Values as text; whole numbers stored as floats, as pandas does in a column with gaps, without `.0`."""
+    if values.dtype.is_float() and (values.is_null() | (values == values.round())).all():
+        values = values.cast(pl.Int64, strict=False)
+    return values.cast(STRING)
+
+
+def _read_items(
+    path: Path, named: ColumnNames, separator: str | None, encoding: str | None
+) -> tuple[Catalog, dict[str, str]]:
+    """The items, and what their columns are taken for."""
     names = _column_names(path, separator, encoding)
-    for name, setting in ((item, "item_column"), (title, "title_column")):
-        if name not in names:
-            raise BigrecError(f"{path}: no column {name!r} among {', '.join(names)}: give its name with --{setting}")
+    item, title = item_columns(names, named, str(path))
     frame, first_line = _read_table(path, names, [item, title], [item, title], separator, encoding)
     twice = frame[item].is_duplicated()
     if twice.any():
         at = int((~frame[item].is_first_distinct()).arg_max() or 0)
-        place = f"{path}:{at + first_line}" if first_line else f"{path}: row {at}"
-        raise BigrecError(f"{place}: item id {frame[item][at]!r} occurs twice: remove one of the two")
+        raise BigrecError(
+            f"{place_of(path, first_line, at)}: item id {frame[item][at]!r} occurs twice: remove one of the two"
+        )
     titles = frame[title].to_list()
     untitled = next((row for row, text in enumerate(titles) if not clean_title(text)), None)
     if untitled is not None:
-        place = f"{path}:{untitled + first_line}" if first_line else f"{path}: row {untitled}"
-        raise BigrecError(f"{place}: item {frame[item][untitled]!r} has no title: give it one or remove the line")
-    return Catalog(frame[item].to_list(), titles)
-
-
-def _numbers(values: pl.Series, path: Path, first_line: int | None) -> np.ndarray:
-    numbers = values.cast(pl.Float64, strict=False)
-    bad = (numbers.is_null() | ~numbers.is_finite().fill_null(False)).to_numpy()
-    if bad.any():
-        at = int(np.argmax(bad))
-        place = f"{path}:{at + first_line}" if first_line else f"{path}: row {at}"
-        raise BigrecError(f"{place}: {values.name} is {values[at]!r}, not a number: fix or remove the line")
-    return numbers.to_numpy()
-
-
-def _times(values: pl.Series, divisor: int, path: Path, first_line: int | None) -> np.ndarray:
-    """(n,) int64 in `1 / divisor` seconds, from numbers, ISO dates or times (UTC), or temporal columns."""
-    if values.dtype == STRING and values[0].count("-") > 1:
-        text = values.str.replace("T", " ", literal=True).str.strip_suffix("Z")
-        moments = text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="ms", strict=False)
-        moments = moments.fill_null(text.str.to_datetime("%Y-%m-%d", time_unit="ms", strict=False))
-        if moments.null_count():
-            at = int(moments.is_null().arg_max() or 0)
-            place = f"{path}:{at + first_line}" if first_line else f"{path}: row {at}"
-            raise BigrecError(f"{place}: {values.name} is {values[at]!r}, not an ISO date or time in UTC: fix the line")
-        values = moments
-    if values.dtype.is_temporal():
-        return values.cast(pl.Datetime("ms")).dt.timestamp("ms").to_numpy() * divisor // 1000
-    return whole_times(_numbers(values, path, first_line), values.name, path, first_line)
+        raise BigrecError(
+            f"{place_of(path, first_line, untitled)}: item {frame[item][untitled]!r} has no title: give it one or "
+            "remove the line"
+        )
+    described = {"title": f"{title} of {path.name}", f"item of {path.name}": item}
+    return Catalog(frame[item].to_list(), titles), described
