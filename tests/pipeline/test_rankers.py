@@ -36,7 +36,7 @@ def run_dir(tmp_path_factory, raw_movies, tiny_model_dir) -> Path:
         tmp_path_factory.mktemp("rankers"),
         raw_movies,
         tiny_model_dir,
-        pipeline={"rankers": list(RANKERS), "constrained_beams": 3},
+        pipeline={"rankers": [name for name in RANKERS if name != "pool"], "constrained_beams": 3},
         sasrec=SASREC,
         rerank={"formulas": ["mix"], "weights": ["popularity", "scores"], "scores": "sasrec"},
         debias={"debias_lm_weights": [0.75, 0.0], "debias_beams": 2, "debias_examples": 6},

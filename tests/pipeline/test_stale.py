@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
@@ -57,10 +58,28 @@ def test_an_unchanged_run_is_kept(place):
     assert stages() == before
 
 
-def test_other_data_train_another_adapter(place):
+def test_other_data_train_another_adapter_only_if_allowed(place, capsys):
     before = adapter()
-    run("--min_history", "2")
+    assert cli.main(["run", "--config", "recipe.yaml", "--min_history", "2", "--learning_rate", "0.5"]) == 2
+    message = capsys.readouterr().err
+    assert "run holds a run with other settings (prepare.min_history 0 -> 2; sft.learning_rate" in message
+    assert "--run_dir, or redo what depends on them with --overwrite" in message
+    assert adapter() == before and yaml.safe_load(Path("run/recipe.yaml").read_text())["prepare"]["min_history"] == 0
+    run("--min_history", "2", "--overwrite")
+    assert "changed since run was made" in capsys.readouterr().out
     assert adapter() != before
+
+
+def test_rankings_and_reports_may_change_freely(place):
+    before = adapter()
+    run("--ks", "1", "3", "--top_k", "3", "--baselines", "popularity")
+    assert adapter() == before
+
+
+def test_a_folder_without_finished_stages_is_no_run_yet(place):
+    shutil.rmtree("run/finetuned")
+    Path("run/manifest.json").unlink()
+    run("--min_history", "2")
 
 
 def test_changed_raw_files_are_prepared_and_trained_on_again(place):
@@ -204,7 +223,7 @@ def test_an_adapter_of_another_base_is_refused(place, capsys):
 
 def test_cut_offs_beyond_the_catalog_are_told_before_the_training(place, capsys):
     before = adapter()
-    assert cli.main(["run", "--config", "recipe.yaml", "--seed", "3", "--ks", "1", "100000"]) == 2
+    assert cli.main(["run", "--config", "recipe.yaml", "--seed", "3", "--overwrite", "--ks", "1", "100000"]) == 2
     assert "K=100000 is larger than the catalog" in capsys.readouterr().err
     assert adapter() == before
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, RunSettings
 
 MANIFEST = "manifest.json"
+RECIPE_FILE = "recipe.yaml"  # the settings a run was made with
 VALIDATION_DIR = "validation"  # in a run folder: the same method folders, for the validation examples
 
 

@@ -23,6 +23,7 @@ from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id
 from bigrec_hf.data.catalog import catalog_source
 from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.data.prompts import TITLE_LIST
+from bigrec_hf.data.run_folder import RECIPE_FILE
 from bigrec_hf.generate.exact import N_TEXTS
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.ground.index import INDEX_FILES, CatalogIndex, load_index
@@ -32,7 +33,6 @@ from bigrec_hf.settings.field import check_value
 from bigrec_hf.settings.recipes import coerce, read_recipe
 
 CONFIG_FILE = "bigrec.json"
-RECIPE_FILE = "recipe.yaml"
 INDEX_FOLDER = "index"
 CATALOG_FILE = "catalog.parquet"  # next to CONFIG_FILE: the items configuration of a prepared set
 EXACT = "exact"

@@ -17,11 +17,13 @@ from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.examples import FACTS_FILE, PREPARED_FILES, data_mark, describe_data
 from bigrec_hf.data.generations import GENERATIONS_FILE, generated_examples
 from bigrec_hf.data.rankings import RANKINGS_FILE, write_rankings
+from bigrec_hf.data.run_folder import RECIPE_FILE
 from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.ground.index import INDEX_FILES, index_mark, open_index
 from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.models.encoder import encoder_name
 from bigrec_hf.models.identity import ADAPTER_CONTENT, TRAINING_FILE, adapter_fingerprint, model_revision
+from bigrec_hf.pipeline.protect import check_replaced
 from bigrec_hf.pipeline.rankers import check_rankers, generated_files, ranking_options, run_rankers
 from bigrec_hf.pipeline.seeds import run_seeds
 from bigrec_hf.pipeline.steps import Steps
@@ -58,10 +60,11 @@ def run_recipe(sections: RunSections) -> None:
     if sections.pipeline.seeds:
         return run_seeds(run_recipe, sections)
     folder = Path(str(sections.run.run_dir))
+    check_replaced(folder, sections)
     folder.mkdir(parents=True, exist_ok=True)
     steps = Steps(folder, sections.pipeline.from_stage)
     if steps.state.is_main_process:
-        (folder / "recipe.yaml").write_text(to_yaml(vars(sections)), encoding="utf-8")
+        (folder / RECIPE_FILE).write_text(to_yaml(vars(sections)), encoding="utf-8")
     steps.manifest |= {"seed": sections.run.seed, "seeds": [], "environment": environment()}
     prepare(steps, sections)
     steps.manifest["data"] = describe_data(sections.data)

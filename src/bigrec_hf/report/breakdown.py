@@ -21,6 +21,7 @@ import numpy as np
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_table, write_json
+from bigrec_hf.data.run_folder import RECIPE_FILE
 from bigrec_hf.report.rows import METRICS, Row, markdown_table, row_labels
 from bigrec_hf.score.significance import read_method_scores
 from bigrec_hf.score.users import intervals, user_codes, user_ids
@@ -106,7 +107,7 @@ def read_items(run_folder: str | Path) -> tuple[np.ndarray, list[str]] | None:
     from bigrec_hf.data.examples import load_config
     from bigrec_hf.settings.recipes import read_recipe
 
-    recipe = Path(run_folder) / "recipe.yaml"
+    recipe = Path(run_folder) / RECIPE_FILE
     content = read_recipe(recipe) if recipe.is_file() else {}
     dataset = content.get("data", {}).get("dataset")
     if not dataset:

@@ -53,6 +53,11 @@ class PipelineSettings:
         flag="--from",
         choices=RUN_STAGES,
     )
+    overwrite: bool = setting(
+        False,
+        "redo the stages of a run whose settings have changed; without it, `run` refuses to replace a run with other "
+        "data, model, prompt, training or decoding settings",
+    )
     seeds: list[int] = setting(
         [],
         "run once with each of these seeds, in <run_dir>/seed-N, and report the spread (default: one run with --seed)",
