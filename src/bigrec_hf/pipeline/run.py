@@ -84,9 +84,7 @@ def run_recipe(sections: RunSections) -> None:
     run_rankers(steps, sections, [scored["finetuned"], index])
     steps.save()
     if steps.state.is_main_process:
-        text = report_stage.build_report([str(folder)])
-        (folder / "report.md").write_text(text + "\n", encoding="utf-8")
-        print(f"\n{text}\nreport: {folder / 'report.md'}")
+        print(f"\n{report_stage.write_report(folder)}")
 
 
 def check_sections(sections: RunSections) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bigrec_hf.common.environment import environment
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, write_atomically, write_json
+from bigrec_hf.common.files import read_json, write_json
 from bigrec_hf.common.processes import process_state
-from bigrec_hf.report.stage import build_report
+from bigrec_hf.report.stage import write_report
 from bigrec_hf.settings import RunSections
 
 
@@ -37,7 +37,7 @@ def seed_sections(sections: RunSections, seed: int, first: int) -> RunSections:
 
 
 def run_seeds(run_one: Callable[[RunSections], None], sections: RunSections) -> None:
-    """Call `run_one` with the sections of every seed of the recipe, then write a joint `<run_dir>/report.md`.
+    """Call `run_one` with the sections of every seed of the recipe, then write a joint report.md and report.html.
 
     Raises BigrecError for a repeated seed, or an adapter folder that all seeds would write to.
     """
@@ -60,6 +60,4 @@ def run_seeds(run_one: Callable[[RunSections], None], sections: RunSections) -> 
         state.print(f"==== seed {seed}", flush=True)
         run_one(seed_sections(sections, seed, seeds[0]))
     if state.is_main_process:
-        text = build_report([folder])
-        write_atomically(folder / "report.md", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
-        print(f"\n{text}\nreport over {len(seeds)} seeds: {folder / 'report.md'}")
+        print(f"\n{write_report(folder)}")

@@ -15,6 +15,7 @@ from bigrec_hf.data.run_folder import MANIFEST, run_name, seed_folders
 from bigrec_hf.report.breakdown import break_down_rows, breakdown_tables
 from bigrec_hf.report.differences import Differences, compare_rows, differences_tables, legend
 from bigrec_hf.report.notes import candidates_note, intervals_note
+from bigrec_hf.report.page import PAGE, write_page
 from bigrec_hf.report.plots import plot_rows
 from bigrec_hf.report.published import published_table
 from bigrec_hf.report.readme_tables import update_readme
@@ -179,19 +180,39 @@ def command_line(report: ReportSettings) -> list[str]:
 
 
 def main(report: ReportSettings) -> None:
-    """Print the report; write it, its plots and README tables if the settings ask for them."""
+    """Print the report, or write it as a page; write its plots and README tables if the settings ask for them."""
     rows = load_rows(report.runs)
     compared = compare_rows(
         rows, report.compare_to, report.significance_level, report.permutations, report.test_metrics
     )
-    text = report_text(report.runs, rows, compared, report.published, report.differences, report.breakdown)
-    print(text)
-    if report.report_path:
-        write_atomically(report.report_path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    if report.report_format == "markdown":
+        text = report_text(report.runs, rows, compared, report.published, report.differences, report.breakdown)
+        print(text)
+        if report.report_path:
+            write_atomically(report.report_path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     if report.plots:
         for run_dir in report.runs:
-            for line in plot_rows(run_dir, [row for row in rows if row.run == run_name(run_dir)]):
+            for line in plot_rows(run_dir, [row for row in rows if row.run == run_name(run_dir)], compared.reference):
                 print(line)
     if report.update_readme:
         update_readme(report.update_readme, rows, compared, report.readme_columns, command_line(report))
         print(f"updated {report.update_readme}")
+    if report.report_format == "html":
+        path = report.report_path or Path(report.runs[0]) / PAGE
+        print("\n".join(write_page(path, report.runs, rows, compared, page_facts(report.runs), cell_notes(rows))))
+
+
+def page_facts(run_dirs: Sequence[str | Path]) -> list[list[str]]:
+    """`run_facts` of each run, without the marks of a Markdown list."""
+    return [[line.removeprefix("- ") for line in run_facts(run_dir)] for run_dir in run_dirs]
+
+
+def write_report(run_dir: str | Path) -> str:
+    """Write report.md and report.html into the folder of a run; returns what to print, the page's path last."""
+    rows = load_rows([run_dir])
+    compared = compare_rows(rows)
+    text = report_text([run_dir], rows, compared, None, differences=False, breakdown=False)
+    file = Path(run_dir) / "report.md"
+    write_atomically(file, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    lines = write_page(Path(run_dir) / PAGE, [run_dir], rows, compared, page_facts([run_dir]), cell_notes(rows))
+    return "\n".join([text, f"report as text: {file}", *lines])

@@ -12,7 +12,15 @@ class ReportSettings:
     """One table of runs, baselines and published rows."""
 
     runs: list[str] = setting([], "run folders", positional=True)
-    report_path: str | None = setting(None, "Markdown file to write (default: print only)")
+    report_path: str | None = setting(
+        None, "file to write (default: Markdown is only printed, HTML goes to report.html in the first run)"
+    )
+    report_format: str = setting(
+        "markdown",
+        "markdown: tables as text; html: one page with plots and examples, which needs no other file",
+        flag="--format",
+        choices=("markdown", "html"),
+    )
     published: str | None = setting(None, "published rows to show as well: movie or game", choices=("movie", "game"))
     compare_to: str | None = setting(
         None,
@@ -29,7 +37,7 @@ class ReportSettings:
         False,
         "also show results by history length and target popularity, with coverage and diversity (in breakdown.json)",
     )
-    plots: bool = setting(False, "write metrics.png, the metrics against K, into each run (extra: bench)")
+    plots: bool = setting(False, "write metrics.png, the metrics against K, into each run")
     update_readme: str | None = setting(
         None,
         "Markdown file; the text between <!-- results:RUN --> and <!-- /results --> becomes the table of the run",
