@@ -62,7 +62,10 @@ def test_done_stages_are_skipped_and_changed_ones_redone(run_dir, recipe, capsys
     before = json.loads((run_dir / "manifest.json").read_text())["stages"]
     assert cli.main(["run", "--config", str(recipe)]) == 0
     assert json.loads((run_dir / "manifest.json").read_text())["stages"] == before
-    assert capsys.readouterr().out.count("done and unchanged") == len(before)
+    told = capsys.readouterr().out
+    assert told.count("done and unchanged") == len(before)
+    assert told.splitlines()[-1] == f"report: {run_dir / 'report.html'}"
+    assert "Examples" in (run_dir / "report.html").read_text(encoding="utf-8")
     assert cli.main(["run", "--config", str(recipe), "--top_k", "4"]) == 0
     after = json.loads((run_dir / "manifest.json").read_text())["stages"]
     assert {name for name in after if after[name] != before[name]} == {

@@ -67,6 +67,7 @@ def build_page(
         "version": __version__,
         "runs": [{"name": name, "facts": lines} for name, lines in zip(names, facts, strict=True)],
         "notes": [*notes, *legend(rows, compared)],
+        "several_seeds": any(len(row.folders) > 1 for row in rows),
         "intervals": intervals_note(rows),
         "table": table(leading, labels, compared, [f"{m}@{k}" for m in METRICS for k in shown_ks(ks)]),
         "best_by": metric.upper(),
