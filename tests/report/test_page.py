@@ -256,6 +256,8 @@ def test_hits_and_misses_fill_up_each_other(tmp_path):
     write_texts(run / "finetuned", ["a", "b", "c"], [0] * 53, tmp_path / "catalog.csv")
     hits, misses, n_hits, n_misses = hits_and_misses(run / "finetuned", 20, 10)
     assert (len(hits), len(misses), n_hits, n_misses) == (3, 17, 3, 50)
+    hits, misses, *_ = hits_and_misses(run / "finetuned", 20, 100)  # no miss at all
+    assert (len(hits), len(misses)) == (20, 0)
     assert hits_and_misses(tmp_path, 20, 10) == ([], [], 0, 0)
 
 

@@ -157,7 +157,7 @@ def test_the_commands_on_the_quickstarts_run_work(tiny_model_dir, raw_movies, tm
     monkeypatch.chdir(tmp_path)
     text = re.sub(r"^RECIPE=.*$", f"RECIPE={recipe} RUN={run_dir}", block, flags=re.MULTILINE)
     done = [stage_of(words)[0] for words in commands(f"```bash\n{text}```") if cli.main([*words[1:], "--debug"]) == 0]
-    assert done == [words[1] for words in commands(f"```bash\n{block}```")] and len(done) == 14
+    assert done == [words[1] for words in commands(f"```bash\n{block}```")] and len(done) == 15
     report = capsys.readouterr().out
     rows = (
         "SASRec",

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, read_table
@@ -41,7 +43,7 @@ def read_samples(folder: str | Path, rows: Sequence[int]) -> list[Sample]:
         return []
     generations = read_table(files[0], columns=[C.TARGET_TITLE, C.HISTORY, C.TEXTS])
     rankings = read_table(files[1], columns=[C.RANK, C.TOP_ROWS])
-    rows = [row for row in rows if row < min(len(generations), len(rankings))]
+    taken = np.array([row for row in rows if row < min(len(generations), len(rankings))], np.int64)
     return [
         Sample(
             history=[titles[item] for item in example[C.HISTORY][-SHOWN_HISTORY:] if item >= 0],
@@ -50,7 +52,7 @@ def read_samples(folder: str | Path, rows: Sequence[int]) -> list[Sample]:
             target=example[C.TARGET_TITLE],
             rank=ranking[C.RANK],
         )
-        for example, ranking in zip(generations.take(rows).to_pylist(), rankings.take(rows).to_pylist(), strict=True)
+        for example, ranking in zip(generations.take(taken).to_pylist(), rankings.take(taken).to_pylist(), strict=True)
     ]
 
 
