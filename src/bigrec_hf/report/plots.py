@@ -75,8 +75,8 @@ def metric_curve(row: Row, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndar
         mean, _, least, greatest = spread(row.values(key))
         low, high = row.results[0].get(f"{key}_low", mean), row.results[0].get(f"{key}_high", mean)
         points.append((k, mean, least, greatest) if len(row.folders) > 1 else (k, mean, low, high))
-    ks, mean, low, high = np.array(points, np.float64).reshape(-1, 4).T
-    return ks, mean, low, high
+    table = np.array(points, np.float64).reshape(-1, 4)
+    return table[:, 0], table[:, 1], table[:, 2], table[:, 3]
 
 
 def draw_curves(axes: Any, rows: Sequence[Row], shown: Mapping[str, Look], metric: str) -> None:

@@ -75,7 +75,7 @@ def hits_and_misses(folder: str | Path, n: int, k: int) -> tuple[list[Sample], l
     where there are as many; and how many there are of either. All empty where the ranks are missing.
     """
     file = Path(folder) / RANKINGS_FILE
-    ranks = read_ranks(file) if file.is_file() else []
+    ranks = read_ranks(file) if file.is_file() else np.empty(0, np.int64)
     hits = [row for row, rank in enumerate(ranks) if rank < k]
     misses = [row for row, rank in enumerate(ranks) if rank >= k]
     n_hits = min(len(hits), max(n // 2, n - len(misses)))

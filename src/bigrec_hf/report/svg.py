@@ -11,7 +11,7 @@ from typing import Any
 from bigrec_hf.report.plots import figure_of
 
 INK, GRID = "#010203", "#040506"  # drawn with these, then replaced by what the page's color scheme says
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bigrec_hf",
     "text.parse_math": False,  # a run may be named $x$
