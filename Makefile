@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 # two threads on shared cores were measured 3 to 8 times slower than one (docs/experiments.md); override on cores of your own
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install quickstart quickstart-short test test-all lint bench models clean
+.PHONY: install quickstart quickstart-short test test-all lint bench docs models clean
 # processes that share the tests, whole files at a time (a file's fixtures are made once); each computes on one thread
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -50,6 +50,11 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python scripts/fetch_assets.py
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# the documentation as a site, every link checked
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 # docs/models.md, measured anew
 models: $(STAMP)

@@ -84,6 +84,8 @@ setup(
             "gradio>=6.31",
             "hypothesis>=6.170",
             "import-linter>=2.17",
+            "mkdocs-material>=9.8",
+            "mkdocstrings[python]>=1.0",
             "mypy>=2.4",
             "pandas>=3.1",
             "pandas-stubs>=3.1",
