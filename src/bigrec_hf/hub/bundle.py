@@ -93,9 +93,13 @@ class RecommenderConfig:
         decoding = dict(self.decoding)
         if decoding.get("strategy") == EXACT:
             wrong = set(decoding) ^ {"strategy", "width", "n_texts"}
-            numbers = [coerce(decoding.get(key, 1), int, f"{key} of a recommender") for key in ("width", "n_texts")]
-            if wrong or min(numbers) < 1:
-                raise BigrecError(f"decoding of a recommender is {decoding}: expected strategy, width and n_texts >= 1")
+            width, n_texts = (
+                coerce(decoding.get(key, 1), int, f"{key} of a recommender") for key in ("width", "n_texts")
+            )
+            if wrong or width < 0 or n_texts < 1:  # width 0 = all prefixes
+                raise BigrecError(
+                    f"decoding of a recommender is {decoding}: expected strategy, width >= 0 and n_texts >= 1"
+                )
             return
         known = typing.get_type_hints(Decoding)
         unknown = sorted(map(str, set(decoding) - set(known)))
