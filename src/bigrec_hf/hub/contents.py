@@ -33,8 +33,8 @@ from bigrec_hf.prepare.card import dataset_card, dataset_info
 from bigrec_hf.report.rows import load_rows
 
 METRIC_FILES = (
-    *("README.md", "__init__.py", "app.py", "distances.py", "encoders.py", "names.py", "ndcg_hr.py", "nearest.py"),
-    *("ranking.py", "requirements.txt", "scores.py", "titles.py"),
+    *("README.md", "__init__.py", "app.py", "distances.py", "encoders.py", "examples.py", "names.py", "ndcg_hr.py"),
+    *("nearest.py", "ranking.py", "requirements.txt", "scores.py", "titles.py"),
 )
 
 
