@@ -6,13 +6,14 @@ from bigrec_hf.common.version import __version__
 
 if TYPE_CHECKING:
     from bigrec_hf.hub.recommender import Recommender
+    from bigrec_hf.prepare.frames import prepare_frame
     from bigrec_hf.recommend.serve import recommend_frame
 
-__all__ = ["Recommender", "__version__", "recommend_frame"]
+__all__ = ["Recommender", "__version__", "prepare_frame", "recommend_frame"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Recommender` and `recommend_frame` on first use: they pull in torch, which `--help` does not need."""
+    """Import the functions and classes on first use: they pull in torch or polars, which `--help` does not need."""
     if name == "Recommender":
         from bigrec_hf.hub.recommender import Recommender
 
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from bigrec_hf.recommend.serve import recommend_frame
 
         return recommend_frame
+    if name == "prepare_frame":
+        from bigrec_hf.prepare.frames import prepare_frame
+
+        return prepare_frame
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,10 +28,17 @@ class Stage:
     sections: tuple[str, ...]
     summary: str
     output: str | None = None
+    aliases: tuple[tuple[str, str], ...] = ()  # further flags: setting, flag
 
 
 STAGES = {
-    "prepare": Stage("prepare.stage", ("prepare",), "raw ratings or reviews -> prepared data set", "prepared_dir"),
+    "prepare": Stage(
+        "prepare.stage",
+        ("prepare",),
+        "raw ratings or reviews -> prepared data set",
+        "prepared_dir",
+        (("hub_dataset", "--dataset"),),
+    ),
     "sft": Stage("sft.stage", ("run", "data", "model", "prompt", "sft"), "LoRA fine-tuning -> adapter", "adapter_dir"),
     "generate": Stage(
         "generate.stage",
@@ -128,7 +135,8 @@ def build_parser(name: str) -> argparse.ArgumentParser:
         help="recipe: a YAML file, or the name of a shipped one (`bigrec-hf recipes` lists them)",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_arguments(parser, stage.sections, {stage.output: "--output_dir"} if stage.output else {})
+    aliases = dict(stage.aliases) | ({stage.output: "--output_dir"} if stage.output else {})
+    add_arguments(parser, stage.sections, aliases)
     return parser
 
 

@@ -128,6 +128,25 @@ def _check_cuts(
             raise BigrecError(f"validation_from {validation_from} is later than test_from {test_from}: exchange them")
 
 
+def check_enough_items(protocol: Protocol, n_with: int, n_users: int, place: str, *, most: bool) -> None:
+    """Raise BigrecError if no user has enough items for an example; if `most`, also where most users have not.
+
+    `n_with`: users with an example. `most` is for tables, whose columns may be others than they seem.
+    """
+    if n_with and not (most and 2 * n_with < n_users):
+        return
+    some = "none" if not n_with else f"only {n_with:,}"
+    remedy = f"lower min_history (now {protocol.min_history}), or choose another preset"
+    if n_with:
+        remedy = (
+            "drop short users with --short_users true or --k_core; where each row is a history with its target, use "
+            "--source windows"
+        )
+    raise BigrecError(
+        f"{place}: {some} of {n_users:,} users has enough items for an example under preset {protocol.preset}: {remedy}"
+    )
+
+
 def parse_date(text: str, name: str) -> int:
     """ISO date or time (UTC unless it has a time zone) -> UNIX seconds. Raises BigrecError for anything else."""
     try:

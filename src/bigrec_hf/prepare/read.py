@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +15,14 @@ from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.prepare import reference_json, windows
 from bigrec_hf.prepare.protocols import d3_titles, long_titles
 from bigrec_hf.prepare.ready import ReadySet
-from bigrec_hf.prepare.sources import amazon, movielens, sequences, tabular
+from bigrec_hf.prepare.sources import amazon, hub, movielens, sequences, tabular
+from bigrec_hf.prepare.sources.archives import download_movielens
 from bigrec_hf.prepare.sources.base import RawData
 from bigrec_hf.prepare.sources.columns import ColumnNames
 from bigrec_hf.settings import PrepareSettings
 from bigrec_hf.settings.prepare import SOURCES
+
+TABLES = ("tabular", "hub")  # sources whose columns have names of the user's own
 
 
 def source_files(settings: PrepareSettings) -> dict[str, Path]:
@@ -36,7 +42,7 @@ def source_files(settings: PrepareSettings) -> dict[str, Path]:
         return amazon.find_amazon_files(folder, ratings, items)
     if settings.source == "sequences":
         return sequences.find_sequence_files(folder, ratings, items)
-    if settings.source == "tabular":
+    if settings.source in TABLES:
         return tabular.find_tabular_files(folder, ratings, items)
     if settings.source == "reference-json":
         return reference_json.find_reference_files(folder, items)
@@ -60,19 +66,38 @@ def read_source(settings: PrepareSettings, files: dict[str, Path]) -> RawData:
         raw = tabular.load_tabular(
             files["ratings"],
             files.get("items"),
-            named=ColumnNames(
-                settings.user_column,
-                settings.item_column,
-                settings.title_column,
-                settings.rating_column,
-                settings.timestamp_column,
-            ),
+            named=column_names(settings),
             timestamp_unit=settings.timestamp_unit,
             separator=settings.separator,
             encoding=encoding,
             drop_untitled=drop,
         )
     return with_d3_titles(raw) if is_d3 else raw
+
+
+def column_names(settings: PrepareSettings) -> ColumnNames:
+    """The columns that the settings name."""
+    s = settings
+    return ColumnNames(s.user_column, s.item_column, s.title_column, s.rating_column, s.timestamp_column)
+
+
+@contextlib.contextmanager
+def downloaded(settings: PrepareSettings) -> Iterator[PrepareSettings]:
+    """The settings with the files that are to be read, fetched first where they are elsewhere: MovieLens archives into
+    `raw_dir`, a data set of the Hub into it or, without one, into a folder that is removed afterwards."""
+    if settings.download:
+        yield replace(settings, raw_dir=str(download_movielens(settings.download, settings.raw_dir)))
+    elif settings.source == "hub":
+        if not settings.hub_dataset:
+            raise BigrecError("no data set named: give its Hub id or folder with --dataset (hub_dataset in a recipe)")
+        with tempfile.TemporaryDirectory(prefix="bigrec-hf-hub-") as temporary:
+            folder = Path(settings.raw_dir or temporary)
+            names, configs = column_names(settings), (settings.hub_config, settings.hub_items)
+            files = hub.fetch_tables(settings.hub_dataset, folder, names, *configs)
+            items = settings.items_file or (str(files["items"]) if "items" in files else None)
+            yield replace(settings, ratings_file=str(files["ratings"]), items_file=items)
+    else:
+        yield settings
 
 
 def read_ready(settings: PrepareSettings, files: dict[str, Path]) -> ReadySet | None:

@@ -20,14 +20,21 @@ from bigrec_hf.common.version import __version__
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.examples import CONTENT, FACTS_FILE, check_unchanged
 from bigrec_hf.data.samples import evaluation_sample, training_sample
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.prepare import tables as parquet
 from bigrec_hf.prepare.card import dataset_card
 from bigrec_hf.prepare.facts import describe_splits, sha256_of, summary_table
-from bigrec_hf.prepare.protocols import Protocol, filter_interactions, first_appearance, resolve_protocol, shuffled
-from bigrec_hf.prepare.read import read_ready, read_source, source_files
+from bigrec_hf.prepare.protocols import (
+    Protocol,
+    check_enough_items,
+    filter_interactions,
+    first_appearance,
+    resolve_protocol,
+    shuffled,
+)
+from bigrec_hf.prepare.read import TABLES, downloaded, read_ready, read_source, source_files
 from bigrec_hf.prepare.reference_json import export_reference_json
 from bigrec_hf.prepare.replace import check_replaceable, put_in_place, remove_stale, temporary_sibling
-from bigrec_hf.prepare.sources.archives import download_movielens
 from bigrec_hf.prepare.sources.base import RawData
 from bigrec_hf.prepare.splits import ExampleRanges, Sequences, build_sequences, split_examples, users_with_example
 from bigrec_hf.settings import PrepareSettings
@@ -46,8 +53,7 @@ def raw_mark(prepare: PrepareSettings) -> dict[str, str] | None:
 WRITERS = 2
 FORMAT = 1  # incremented whenever the same input would give another prepared set
 # preset of a source unless one is given; bigrec-movie for all others
-DEFAULT_PRESETS = {"tabular": "leave-one-out", "sequences": "leave-one-out", "windows": "leave-one-out"}
-TABLES = ("tabular",)  # sources whose columns have names of the user's own
+DEFAULT_PRESETS = dict.fromkeys(("tabular", "hub", "sequences", "windows"), "leave-one-out")
 # settings for locations and side effects, which do not change the prepared set
 PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
 
@@ -67,8 +73,12 @@ def prepare_dataset(source: str, raw_dir: str | Path | None, prepared_dir: str |
     target = Path(prepared_dir)
     check_replaceable(target)
     protocol = _protocol(settings)
-    if settings.download:
-        settings = _with_raw_dir(settings, download_movielens(settings.download, settings.raw_dir))
+    with downloaded(settings) as local:
+        return _prepare(local, protocol, target)
+
+
+def _prepare(settings: PrepareSettings, protocol: Protocol, target: Path) -> Path:
+    """Write the set unless it is there already."""
     files = source_files(settings)
     fingerprint = _fingerprint(settings, sha256_of(files.values()))
     remove_stale(target)
@@ -93,10 +103,6 @@ def raw_sha256(settings: PrepareSettings) -> dict[str, str]:
 
 def _say(text: str) -> None:
     print(f"prepare: {text}", flush=True)
-
-
-def _with_raw_dir(settings: PrepareSettings, raw_dir: Path) -> PrepareSettings:
-    return PrepareSettings(**{**asdict(settings), "raw_dir": str(raw_dir)})
 
 
 def _protocol(settings: PrepareSettings) -> Protocol:
@@ -169,7 +175,8 @@ def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings
         sequences = build_sequences(kept.users, kept.rows, kept.ratings, kept.times)
         splits = split_examples(protocol, sequences, kept.time_divisor)
         n_with = users_with_example(sequences, splits.values())
-        check_enough_items(settings, protocol, n_with, len(kept.user_ids), files)
+        is_table = settings.source in TABLES and not settings.short_users
+        check_enough_items(protocol, n_with, len(kept.user_ids), str(files["ratings"]), most=is_table)
     noun, noun_singular, verb = domain_words(settings, facts)
     words = {"noun": noun, "noun_singular": noun_singular, "verb": verb}
     with ThreadPoolExecutor(1) as executor:
@@ -178,26 +185,6 @@ def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings
         described = describing.result()
     given = {"preset": "given", **ready.described()} if ready is not None else {"protocol": asdict(protocol)}
     return facts | words | described | given | {"text_rows": text_rows}
-
-
-def check_enough_items(
-    settings: PrepareSettings, protocol: Protocol, n_with: int, n_users: int, files: dict[str, Path]
-) -> None:
-    """Raise BigrecError if no user has enough items for an example; of a table (whose columns may be others than they
-    seem) also if most users have not, unless `short_users` allows it."""
-    if n_with and (settings.source not in TABLES or settings.short_users or 2 * n_with >= n_users):
-        return
-    some = "none" if not n_with else f"only {n_with:,}"
-    remedy = f"lower min_history (now {protocol.min_history}), or choose another preset"
-    if settings.source in TABLES and n_with:
-        remedy = (
-            "drop short users with --short_users true or --k_core; where each row is a history with its target, use "
-            "--source windows"
-        )
-    raise BigrecError(
-        f"{files['ratings']}: {some} of {n_users:,} users has enough items for an example under preset "
-        f"{protocol.preset}: {remedy}"
-    )
 
 
 def write_configs(
@@ -282,6 +269,8 @@ def _write_atomically(
 
 
 def _default_name(settings: PrepareSettings) -> str:
+    if settings.hub_dataset:
+        return split_revision(settings.hub_dataset)[0].rstrip("/").rsplit("/")[-1]
     place = settings.raw_dir or str(Path(str(settings.ratings_file)).parent)
     return Path(place).resolve().name
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bigrec_hf.settings.field import setting
 
-SOURCES = ("movielens", "amazon", "tabular", "sequences", "windows", "reference-json")
+SOURCES = ("movielens", "amazon", "tabular", "sequences", "windows", "reference-json", "hub")
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,24 @@ class PrepareSettings:
         None,
         "kind of raw files: movielens; amazon; tabular = any table of interactions; sequences = lines of "
         "`user<TAB>item ids`, oldest first; windows = histories and targets, already split, as D3, ReRe and MiniOneRec "
-        "publish them; reference-json = BIGRec's train, valid and test.json",
+        "publish them; reference-json = BIGRec's train, valid and test.json; hub = the interactions of any data set on "
+        "the Hub",
         choices=SOURCES,
     )
     raw_dir: str | None = setting(None, "folder of the raw files, which are found by their usual names")
+    hub_dataset: str | None = setting(
+        None,
+        "data set to read: Hub id, `@revision` allowed, or a folder that `datasets` reads (source: hub)",
+        hub="dataset",
+    )
+    hub_config: str | None = setting(None, "its configuration of interactions (source: hub; default: its only one)")
+    hub_items: str | None = setting(
+        None, "its configuration of items with their titles (source: hub; default: titles are beside the interactions)"
+    )
     preset: str | None = setting(
         None,
-        "protocol that makes examples and splits (default: leave-one-out for tabular and sequences, which needs no "
-        "times; bigrec-movie for movielens and amazon; windows and reference-json come split)",
+        "protocol that makes examples and splits (default: leave-one-out for tabular, hub and sequences, which "
+        "needs no times; bigrec-movie for movielens and amazon; windows and reference-json come split)",
         choices=("bigrec-movie", "bigrec-game", "leave-one-out", "d3"),
     )
     prepared_dir: str | None = setting(None, "folder to write the prepared data set to")
@@ -84,37 +94,38 @@ class PrepareSettings:
     short_users: bool = setting(
         False,
         "accept a table most of whose users have too few items for an example; false = an error, as such a table often "
-        "is something else (source: tabular)",
+        "is something else (sources: tabular, hub)",
     )
     text_sample: int = setting(
         1024, "training examples in the text configuration (shuffled with seed 0); 0 = all", least=0
     )
     user_column: str | None = setting(
-        None, "column of the user id (source: tabular; default: user_id, userId, user, reviewerID and the like)"
+        None, "column of the user id (sources: tabular, hub; default: user_id, userId, user, reviewerID and the like)"
     )
     item_column: str | None = setting(
         None,
-        "column of the item id, in both files (source: tabular; default: item_id, item, asin, movieId, isbn and the "
-        "like; the title, where there are only titles)",
+        "column of the item id, in both files (sources: tabular, hub; default: item_id, item, asin, movieId, isbn and "
+        "the like; the title, where there are only titles)",
     )
     title_column: str | None = setting(
-        None, "column of the item title, in either file (source: tabular; default: title, name and the like)"
+        None, "column of the item title, in either file (sources: tabular, hub; default: title, name and the like)"
     )
     rating_column: str | None = setting(
-        None, "column of the rating (source: tabular; default: rating, stars, overall and the like, if there is one)"
+        None,
+        "column of the rating (sources: tabular, hub; default: rating, stars, overall and the like, if there is one)",
     )
     timestamp_column: str | None = setting(
         None,
-        "column of the time, numbers or ISO dates (source: tabular; default: timestamp, time, when, date and the like, "
-        "if there is one; else the order of the rows counts)",
+        "column of the time, numbers or ISO dates (sources: tabular, hub; default: timestamp, time, when, date and the "
+        "like, if there is one; else the order of the rows counts)",
     )
     timestamp_unit: str | None = setting(
         None,
-        "unit of a numeric time since 1970 UTC (sources: tabular, windows; default: told by the size of the numbers)",
+        "unit of a numeric time since 1970 UTC (sources: tabular, hub, windows; default: told by their size)",
         choices=("s", "ms", "us", "ns"),
     )
     separator: str | None = setting(
-        None, "column separator (source: tabular; default: comma for .csv, tab for other text files)"
+        None, "column separator (sources: tabular, hub; default: comma for .csv, tab for other text files)"
     )
 
 

@@ -106,7 +106,7 @@ def _likeliest(role: str, rest: Sequence[str]) -> str:
         return shared + max(difflib.SequenceMatcher(None, own, usual).ratio() for usual in USUAL[role])
 
     best = max(rest, key=likeness, default=None)
-    return f"--{role}_column {best if best is not None and likeness(best) >= 0.6 else 'NAME'}"
+    return f"--{role}_column {best if best is not None and likeness(best) >= 0.8 else 'NAME'}"
 
 
 def possible_times(first: Mapping[str, object], columns: Columns) -> list[str]:
