@@ -66,9 +66,9 @@ def build() -> gr.Blocks:
             gr.Button("Score").click(score_rankings, fields, output)
         with gr.Tab("titles"):
             fields = [
-                gr.Textbox(TITLE_EXAMPLE[0], lines=4, label="Generated titles, one a line"),
-                gr.Textbox(TITLE_EXAMPLE[1], lines=4, label="True titles, one a line"),
-                gr.Textbox(CATALOG_EXAMPLE, lines=6, label="Catalog, one title a line"),
+                gr.Textbox(TITLE_EXAMPLE[0], lines=4, label="Generated titles, one per line"),
+                gr.Textbox(TITLE_EXAMPLE[1], lines=4, label="True titles, one per line"),
+                gr.Textbox(CATALOG_EXAMPLE, lines=6, label="Catalog, one title per line"),
                 gr.Textbox(ENCODER, label="Encoder: a sentence-transformers or causal LM id"),
                 gr.Textbox(TITLE_EXAMPLE[2], label="K"),
             ]

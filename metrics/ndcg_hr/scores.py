@@ -50,7 +50,7 @@ def bootstrap_intervals(
     """Percentile bootstrap intervals of the means over examples: {"hr@10_low": ..., "hr@10_high": ..., ...}.
 
     Resampling n examples with replacement means drawing how often each distinct outcome occurs, so one multinomial over
-    the ranks below max(ks) and "miss" stands for a resample, whatever n is. Where no example hits, both ends are 0.
+    the ranks below max(ks) and "miss" make up a resample, whatever n is. If no example is a hit, both ends are 0.
     """
     if resamples < 1:
         raise ValueError(f"bootstrap={resamples} must be at least 1 resample (0 in the settings means: no interval)")

@@ -55,7 +55,7 @@ def read_titles(path: str | Path) -> list[str]:
     if path.suffix not in ("", ".txt"):
         raise ValueError(
             f"{path}: unknown kind of catalog file: give movies.dat, id2name.txt, parquet or CSV with a column title, "
-            "a .txt with one title a line, or a list of titles"
+            "a .txt with one title per line, or a list of titles"
         )
     return lines
 

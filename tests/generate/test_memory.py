@@ -130,7 +130,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(sizes):
     sizes.clear()
     sizes.fits = 2
     ours = decoder()
-    with pytest.warns(UserWarning, match="out of memory with 7 prompts of 12 tokens: going on with 3"):
+    with pytest.warns(UserWarning, match="out of memory with 7 prompts of 12 tokens: continuing with 3"):
         same(ours.decode(PROMPTS, IDS), expected)
     assert sizes[:3] == [7, 3, 1] and max(sizes[2:]) <= 2
     sizes.clear()
@@ -177,4 +177,4 @@ def test_the_allocators_own_failure(tmp_path):
     """256 prompts take about 400 MiB beside the model, the process may have 200."""
     done = run_python("-c", SCRIPT)
     assert done.returncode == 0, done.stderr
-    assert "out of memory with 256 prompts of 120 tokens: going on with 128" in done.stdout
+    assert "out of memory with 256 prompts of 120 tokens: continuing with 128" in done.stdout

@@ -60,7 +60,7 @@ def test_ambiguous_titles_are_counted_unless_ids_tell_them_apart(folder, tmp_pat
     prepared = prepare_dataset("reference-json", folder, tmp_path / "p", **options)
     facts = json.loads((prepared / "facts.json").read_text())
     assert facts["notes"]["titles of several catalog rows, read as the first"] == "1 titles (4 places)"
-    assert "warning: 1 titles (4 places) stand in several rows" in capsys.readouterr().err
+    assert "warning: 1 titles (4 places) occur in several rows" in capsys.readouterr().err
     ids = [(["3"], 1), ([], 2), ([2, 0.0], "3")]
     records = json.loads((folder / "train.json").read_text())
     for record, (history, target) in zip(records, ids, strict=True):

@@ -129,7 +129,7 @@ def test_without_ids_ratings_and_times_titles_decide_and_ambiguous_ones_are_coun
     notes = json.loads((prepared / "facts.json").read_text())["notes"]
     # places: the history of each of the five rows, the second target, the last target
     assert notes["titles of several catalog rows, read as the first"] == "1 titles (9 places)"
-    assert "warning: 1 titles (9 places) stand in several rows" in capsys.readouterr().err
+    assert "warning: 1 titles (9 places) occur in several rows" in capsys.readouterr().err
 
 
 def test_folders_with_a_file_per_data_set(tmp_path, splits):

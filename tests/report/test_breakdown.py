@@ -164,5 +164,5 @@ def test_the_report_shows_it_and_writes_it(tmp_path, tiny_prepared, capsys):
     head = "| HR@10 | 1-2 (n = 2) | 3-5 (n = 1) |"
     row = text.splitlines()[text.splitlines().index(head) + 2]
     assert row.startswith("| m | 0.5000 [0.0945, 0.9055] | 1.0000 [0.2065, 1.0000] |")
-    assert "Breakdown of the same examples: 0.0% of the targets stand in their history, 0.0% have a title" in text
+    assert "Breakdown of the same examples: 0.0% of the targets are in their history, 0.0% have a title" in text
     assert "coverage@1" in text and "distinct first items" in text

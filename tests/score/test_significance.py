@@ -127,7 +127,7 @@ def test_examples_are_matched_by_id_and_seeds_averaged(tmp_path):
 
 def test_faults(tmp_path):
     one = read_method_scores([write_scores(tmp_path / "a", ["x", "y"], [1, 0])])
-    with pytest.raises(BigrecError, match="not over the same examples: 2 stand in one of them only, such as 'y'"):
+    with pytest.raises(BigrecError, match="not over the same examples: 2 are in only one of them, such as 'y'"):
         compare({"a": one, "b": read_method_scores([write_scores(tmp_path / "b", ["x", "z"], [1, 0])])}, "a")
     with pytest.raises(BigrecError, match="share no cut-off"):
         compare({"a": one, "b": read_method_scores([write_scores(tmp_path / "c", ["x", "y"], [1, 0], "ndcg@5")])}, "a")

@@ -44,7 +44,7 @@ def locked_folder(folder: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held(file: Path, folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Hold the lock `file`; `folder` is what it stands for in the message."""
+    """Hold the lock `file`; `folder` is named in the message."""
     try:
         import fcntl
     except ImportError:

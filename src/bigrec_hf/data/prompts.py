@@ -118,7 +118,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
     """One user turn behind SYSTEM_MESSAGE, which begins the user's turn where the chat template has no system role.
 
     A template that prints the date of today prints PROMPT_DATE: a prompt must not change from day to day. Raises
-    BigrecError where the template cannot be rendered.
+    BigrecError if the template cannot be rendered.
     """
     from jinja2 import TemplateError
 

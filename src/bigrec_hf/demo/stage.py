@@ -20,7 +20,7 @@ N_EXAMPLES = 3
 
 
 def example_histories(run_dir: str | Path, rankers: Rankers) -> list[list[str]]:
-    """Return the histories of a run's first evaluated examples, as titles; [] where the run has none."""
+    """Return the histories of a run's first evaluated examples, as titles; [] if the run has none."""
     file = Path(run_dir) / "finetuned" / GENERATIONS_FILE
     if not file.is_file():
         return []

@@ -75,7 +75,7 @@ class Decoder:
         memory_gib: float = 0.0,
     ) -> None:
         """`shared_prefix`: token ids that every prompt given later begins with; () = share nothing. `constraint`: what
-        constrained strategies may write; with it, answers end where the titles do, whatever `max_new_tokens` says.
+        constrained strategies may write; answers then end with the titles, whatever `max_new_tokens` says.
         `single_line`: an answer ends at a line break and its quotes are taken off, as a title's; false = the text as it
         was written. `memory_gib`: what cache and logits of the prompts decoded together may take (`memory.budget`)."""
         self.model, self.tokenizer, self.constraint, self.single_line = model, tokenizer, constraint, single_line
@@ -95,11 +95,11 @@ class Decoder:
         self.memory_gib = memory_gib
         self.token_limit = sys.maxsize  # prompts x longest of a batch, lowered when memory runs out
         self.given_prefix = list(shared_prefix)
-        self.prefix: list[int] = []  # what is shared: the given one where the route allows it
+        self.prefix: list[int] = []  # the given one if the route allows sharing it
         self.route: Route | None = None  # measured with the first batch
 
     def config(self) -> GenerationConfig:
-        """Everything set here: beams with transformers' (and the reference's) early stopping and length penalty."""
+        """Return the complete configuration; early stopping and length penalty are those of transformers."""
         decoding = self.decoding
         beam = decoding.has_beams
         n_returned = decoding.num_beams if decoding.is_constrained else decoding.n_texts
@@ -125,15 +125,15 @@ class Decoder:
         A score is the sum of the answer's log-probabilities, its end token included, over its number of tokens (for
         free beams, `sequences_scores`; for all beams, over that number to the power `length_penalty`). Sampled answers
         are scored under the model's own distribution, before temperature, top-k and top-p. Constrained beams give
-        catalog titles only, and fewer than `n_texts` where the catalog has no more; `debiased` adds up mixed scores.
+        catalog titles only, and fewer than `n_texts` if the catalog has no more; `debiased` adds up mixed scores.
 
-        Beams run on past a line break as in the reference, and the text is cut there afterwards: ending a beam at the
-        break would normalize its score over another length and so could change the ranking. Greedy and sampled answers
-        stop there, which cannot change what precedes it.
+        Beams continue after a line break as in the reference, and the text is cut there afterwards: ending a beam at
+        the break would normalize its score by another length, which could change the ranking. Greedy and sampled
+        answers stop there, which cannot change what precedes it.
         """
         n = len(self.given_prefix)
         if any(len(prompt) <= n or list(prompt[:n]) != self.given_prefix for prompt in prompts):
-            raise ValueError("every prompt must begin with the shared prefix and go on after it")
+            raise ValueError("every prompt must begin with the shared prefix and have more tokens")
         texts: list[list[str]] = []
         scores: list[list[float]] = []
         while len(texts) < len(prompts):
@@ -144,9 +144,9 @@ class Decoder:
         return texts, scores
 
     def _decode_some(self, prompts: Sequence[Sequence[int]], example_ids: Sequence[str]) -> Decoded:
-        """Answers to as many of the first prompts as fit into memory, none where it ran out and fewer are tried next.
+        """Answers to as many of the first prompts as fit into memory; none if it ran out, and fewer are tried next.
 
-        Raises BigrecError where not even one fits.
+        Raises BigrecError if not even one fits.
         """
         longest, n = max(map(len, prompts)), 1
         try:
@@ -162,7 +162,7 @@ class Decoder:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.token_limit = n // 2 * longest
-        warnings.warn(f"out of memory with {n} prompts of {longest} tokens: going on with {n // 2}", stacklevel=3)
+        warnings.warn(f"out of memory with {n} prompts of {longest} tokens: continuing with {n // 2}", stacklevel=3)
         return [], []
 
     def _footprint(self, n: int, longest: int, expanded: bool = False) -> Footprint:
@@ -177,7 +177,7 @@ class Decoder:
         )
 
     def _n_fitting(self, longest: int, route: str) -> int:
-        """Prompts of this length that may be decoded together, at least 1."""
+        """Return how many prompts of this length may be decoded together, at least 1."""
         if route in (ONE_BY_ONE, NO_CACHE):
             return 1
         of_one = self._footprint(1, longest, expanded=route == STOCK).total

@@ -26,7 +26,7 @@ def load_evaluation(data: DataSettings) -> tuple[Dataset, list[str]]:
     """The examples to answer (`data.EXAMPLE_FEATURES`) and the catalog's titles, by row.
 
     JSON files take precedence over the prepared set; they need a catalog. A file of at most `eval_sample` records is
-    taken whole, in its own order: the reference's `test_5000.json` is already drawn. Raises BigrecError where something
+    taken whole, in its own order: the reference's `test_5000.json` is already drawn. Raises BigrecError if something
     is missing.
     """
     if not data.test_json:
@@ -72,7 +72,7 @@ def render_prompts(
     """Token ids of every example's prompt, and how many history titles were left out to fit `max_length`.
 
     `answer_tokens`: of `max_length`, kept free for the answer; `lists`: the titles as the template `titles` writes them
-    (default: whole). Raises BigrecError where no token is left for the prompt.
+    (default: whole). Raises BigrecError if no token is left for the prompt.
     """
     max_tokens = prompt.max_length - answer_tokens
     if max_tokens < 1:

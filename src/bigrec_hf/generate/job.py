@@ -1,4 +1,4 @@
-"""The frame of a `generate` run: finished outputs are kept, processes share the batches, the first one joins them."""
+"""The frame of a `generate` run: finished outputs are kept, processes share the batches, the first joins them."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def settings_facts(
     generate: GenerateSettings,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What the outputs depend on, as far as the settings, the base model, the adapter and the device tell.
+    """Return what the outputs depend on: settings, base model, adapter and device.
 
-    Raises BigrecError where the base or the adapter is missing, or the adapter was trained on another base.
+    Raises BigrecError if the base or the adapter is missing, or the adapter was trained on another base.
     """
     find_model(model.base_model)
     base = str(model.base_model)
@@ -76,7 +76,7 @@ def settings_facts(
 
 
 def load_network(model: ModelSettings, base_model: str | None, adapter: str | None) -> PreTrainedModel:
-    """A base as the section `model` asks for it, with its adapter."""
+    """Return the base model according to the section `model`, with its adapter."""
     return load_generator(
         str(base_model),
         adapter,
@@ -91,7 +91,7 @@ class Job:
     """Examples and prompts (token ids), planned as batches of positions; `facts`: what the outputs depend on."""
 
     folder: Path
-    outputs: tuple[str, ...]  # files that the job writes to the folder, beside GENERATE_FILE
+    outputs: tuple[str, ...]  # files that the job writes to the folder, in addition to GENERATE_FILE
     state: PartialState
     facts: dict[str, Any]
     example_ids: list[str]
@@ -99,8 +99,11 @@ class Job:
     batches: list[list[int]]
 
     def run(self, load: Callable[[], Work], join: Callable[[ShardFolder], dict[str, Any]]) -> None:
-        """Do what is missing. `load` gives the function that writes shards, and loads what that needs; `join` writes
-        the outputs from all shards, in the main process, and gives what is to be recorded with them."""
+        """Do what is missing.
+
+        `load` loads the model and returns the function that writes shards; `join`, in the main process, writes the
+        outputs from all shards and returns what is recorded with them.
+        """
         questions = hashlib.sha256(json.dumps([self.example_ids, self.prompts]).encode()).hexdigest()
         facts = {**self.facts, "prompts_sha256": questions}
         key = fingerprint(facts)
@@ -117,7 +120,7 @@ class Job:
         n_resumed = len(self.prompts) - n_missing
         if n_resumed:
             self.state.print(f"generate: resuming, {n_resumed} of {len(self.prompts)} examples are done")
-        self.state.wait_for_everyone()  # everyone has seen the same shards before the first new one appears
+        self.state.wait_for_everyone()  # all processes have seen the same shards before the first new one appears
         with shards.shared_failure():
             work = load() if numbers else None
             start = time.perf_counter()
@@ -128,7 +131,7 @@ class Job:
                 return
             shards.wait_complete()
             seconds = time.perf_counter() - start
-            record.unlink(missing_ok=True)  # never beside outputs that it does not describe
+            record.unlink(missing_ok=True)  # never next to outputs that it does not describe
             lengths = [len(ids) for ids in self.prompts]
             facts |= join(shards) | {
                 "fingerprint": key,

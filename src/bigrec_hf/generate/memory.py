@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 GIB = 2**30
-CPU_GIB = 4.0  # budget where there is no GPU to ask
+CPU_GIB = 4.0  # budget without a GPU
 GPU_SHARE = 0.9  # of the free memory; the rest is for fragments and for buffers of one layer
 FLOAT_COPIES = 6  # of the logits: float32, log-probabilities, sums of beams, those of the step before, sorting
 

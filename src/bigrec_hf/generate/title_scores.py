@@ -166,7 +166,7 @@ class TitleScorer:
         """Compare one title's log p with that of a plain forward pass, once: below the deepest node with a choice, or
         the likeliest title where not all nodes were visited.
 
-        Raises BigrecError where they differ: the model's attention does not follow the mask it is given.
+        Raises BigrecError if they differ: the model's attention does not follow the mask it is given.
         """
         span, first_child = self.trie.leaf_range.cpu(), self.trie.first_child.cpu()
         deepest = (self.n_children > 1).nonzero()[-1]

@@ -19,7 +19,7 @@ def find_base(bundle: Bundle, named: str | None, dry: bool) -> dict[str, Any]:
     """The base model by its Hub name: repo_id, revision, weights (same, differ, not compared), local.
 
     A base model from the Hub is used as recorded. A local folder needs `named`; its weight files are compared with that
-    repository's by sha256 (a `dry` run goes on if the Hub cannot be reached). Raises BigrecError if a name is missing.
+    repository's by sha256 (a `dry` run continues if the Hub cannot be reached). Raises BigrecError for a missing name.
     """
     name = bundle.config.base_model
     recorded, commit = split_revision(name)

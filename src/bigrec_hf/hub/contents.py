@@ -76,7 +76,7 @@ def published_index(bundle: Bundle, base: dict[str, Any]) -> CatalogIndex:
     """A run's index, with a fingerprint that contains no local paths: the encoder is named by its Hub id.
 
     If the local copy equals the repository, the copy's digest is replaced by the commit. Raises BigrecError for an
-    encoder that is a local folder of its own.
+    encoder that is another local folder.
     """
     index = load_source_index(str(bundle.index))
     encoder = bundle.config.encoder

@@ -23,7 +23,7 @@ class Item:
     """One recommended item: its catalog row (0-based), id and title.
 
     `score`: larger is better; the log-probability of the title, or the negative `distance`. `distance`: Euclidean, of
-    the item's title to the generated one; None where the catalog is ranked by probability.
+    the item's title to the generated one; None if the catalog is ranked by probability.
     """
 
     row: int
@@ -49,7 +49,7 @@ def ranked_items(catalog: Catalog, rows: Sequence[int], costs: Sequence[float], 
 
 
 def bundle_catalog(bundle: Bundle) -> Catalog:
-    """The catalog of a recommender without an index. Raises BigrecError where it names none."""
+    """The catalog of a recommender without an index. Raises BigrecError if it names none."""
     name = bundle.config.catalog
     if name is None:
         raise BigrecError(f"{bundle.adapter} names neither an index nor a catalog: publish its index with it")
@@ -62,7 +62,7 @@ def bundle_catalog(bundle: Bundle) -> Catalog:
 
 
 def bundle_train_counts(bundle: Bundle, catalog: Catalog) -> np.ndarray | None:
-    """(n_items,) int64: how often each item is a training target; None where neither the published adapter nor a
+    """(n_items,) int64: how often each item is a training target; None if neither the published adapter nor a
     prepared set says so."""
     if bundle.run_dir is None:
         file = fetch_file(bundle.adapter, CATALOG_FILE, "model", optional=True)

@@ -115,7 +115,7 @@ def check_terms(licence: dict[str, Any] | None, settings: PublishSettings, what:
 def push_dataset(publisher: Publisher, dataset: str, repo_id: str, models: list[str]) -> str | None:
     """Publish a prepared set (a local folder) with its card, which links `models`. Returns as `Publisher.send`.
 
-    Raises BigrecError where `dataset` is not a folder or its terms forbid publishing it.
+    Raises BigrecError if `dataset` is not a folder or its terms forbid publishing it.
     """
     settings = publisher.settings
     publisher.paths.append(dataset)
@@ -157,7 +157,7 @@ def push_index(
 ) -> str | None:
     """Publish a run's catalog index with its card. `base` as of `find_base`; `dataset`: a Hub id for the card.
 
-    Returns as `Publisher.send`. Raises BigrecError where the data's terms forbid publishing the titles.
+    Returns as `Publisher.send`. Raises BigrecError if the data's terms forbid publishing the titles.
     """
     check_terms(bundle.config.licence, publisher.settings, "the index (it holds the catalog)")
     folder = publisher.build(repo_id, "dataset")
@@ -183,7 +183,7 @@ def push_adapter(
     both out. `with_catalog`: the catalog beside an index in `index_repo`, whose terms were checked.
 
     `base` as of `find_base`, `data` the prepared set's facts; the other names are Hub ids for the card. Returns as
-    `Publisher.send`. Raises BigrecError where the data's terms forbid publishing the titles.
+    `Publisher.send`. Raises BigrecError if the data's terms forbid publishing the titles.
     """
     settings = publisher.settings
     by_score = bundle.config.by_score
@@ -332,7 +332,7 @@ def publish_saved(folder: Path, repo_id: str, *, base_model: str | None = None, 
 
 def _commit(pushed: str | None) -> str:
     if pushed is None:
-        raise BigrecError("nothing was pushed, as no token was found: run `hf auth login`, or set HF_TOKEN")
+        raise BigrecError("nothing was pushed, because there is no token: run `hf auth login`, or set HF_TOKEN")
     return str(split_revision(pushed)[1])
 
 

@@ -188,7 +188,7 @@ class Recommender:
 
     @cached_property
     def train_counts(self) -> np.ndarray | None:
-        """(n_items,) int64: how often each item is a training target; None where nothing says so."""
+        """(n_items,) int64: how often each item is a training target; None if nothing says so."""
         return bundle_train_counts(self.bundle, self.catalog)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -237,7 +237,7 @@ def history_id(titles: Sequence[str]) -> str:
 
 
 def _checked_index(name: str, bundle: Bundle, encoder: str, encode: Encode) -> CatalogIndex:
-    """The bundle's index. Warns where it was made by other weights of the encoder; BigrecError for another encoder."""
+    """The bundle's index. Warns if it was made by other weights of the encoder; BigrecError for another encoder."""
     expected = encoder_fingerprint(encoder, bundle.config.encoder_dtype)
     index = _open_index(bundle, encode, expected)
     wrong = [field for field in differences(index.fingerprint, expected) if field != "encoder"]

@@ -1,4 +1,4 @@
-"""Checkpoints of a trainer, and how a training goes on from one as if it had never stopped.
+"""Checkpoints of a trainer, and how a training resumes from one as if it had never stopped.
 
 transformers writes a checkpoint file by file, the trainer's state last, and takes the folder with the highest step for
 the newest checkpoint. A kill or a full disk in between leaves a folder from which nothing can be resumed.

@@ -1,7 +1,7 @@
 """-log p(title), every token chosen among those that lead to a catalog title (masked softmax, arXiv 2504.04178).
 
-After a prefix only its continuations in the trie compete. Where there is just one, nothing is to be learned and the
-position is left out. The product over a title's positions is then a probability distribution over the catalog.
+After a prefix only its continuations in the trie compete. If there is only one, nothing can be learned and the position
+is skipped. The product over a title's positions is then a probability distribution over the catalog.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Choices:
     starts: np.ndarray  # (n + 1,)
     position: np.ndarray  # the token's place in the title, from 0
     node: np.ndarray  # the prefix's node in the trie
-    child: np.ndarray  # the node that the title goes on to
+    child: np.ndarray  # the next node of the title
 
     def of(self, title: int) -> slice:
         """The part of the arrays that belongs to a title."""
@@ -31,7 +31,7 @@ class Choices:
 
 
 def title_choices(titles: Sequence[Sequence[int]], trie: Trie) -> Choices:
-    """The places where a title's prefix has several continuations. Raises BigrecError for a title not in the trie."""
+    """Return the positions at which a title has several continuations. Raises BigrecError for an unknown title."""
     longest = max(map(len, titles), default=0)
     table = torch.full((len(titles), longest), -1)
     for number, ids in enumerate(titles):
@@ -83,7 +83,7 @@ def trie_losses(
 ) -> torch.Tensor:
     """-log p of the continuation taken at each of P positions, in nats.  # (P,) float32
 
-    `logits` (P, V), `nodes` and `targets` (P,): the prefix's node and the child that the title goes on to.
+    `logits` (P, V), `nodes` and `targets` (P,): the node of the prefix and the next node of the title.
     """
     _, _, log_p = continuations(logits, nodes, trie, columns)
     starts = (trie.first_child[nodes + 1] - trie.first_child[nodes]).cumsum(0)

@@ -247,7 +247,7 @@ def _year_earlier(date: str) -> str:
 def first_appearance(codes: np.ndarray) -> np.ndarray:
     """Distinct codes in order of first appearance."""
     first = np.full(int(codes.max(initial=0)) + 1, len(codes))
-    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # the last assignment wins: the earliest position
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # the last assignment remains: the earliest position
     order = np.argsort(first, kind="stable")
     return order[: np.count_nonzero(first < len(codes))].astype(codes.dtype)
 

@@ -26,7 +26,7 @@ class ReadySet:
     splits: dict[str, ExampleRanges]
     facts: dict[str, Any]
     time_divisor: int = 1
-    names_users: bool = True  # False: every example counts as a user of its own
+    names_users: bool = True  # False: every example counts as a separate user
     whole: bool = False  # the sequences are what the users did, each interaction once
 
     def interactions(self, files: list[Path]) -> RawData:
@@ -103,7 +103,7 @@ class ItemLookup:
         text = f"{len(self.ambiguous):,} titles ({times:,} places)"
         shown = ", ".join(map(repr, list(self.ambiguous)[:3]))
         print(
-            f"warning: {text} stand in several rows of {self.place}, e.g. {shown}: the first is taken, as {what} have "
+            f"warning: {text} occur in several rows of {self.place}, e.g. {shown}: the first is taken, as {what} have "
             "no item ids",
             file=sys.stderr,
             flush=True,

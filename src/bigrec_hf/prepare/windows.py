@@ -41,7 +41,7 @@ TITLE, ID, RATING, TIME = "item_title", "item_id", "rating", "timestamp"
 
 
 def find_window_files(raw_dir: Path | None, items: Path | None) -> dict[str, Path]:
-    """Role (`train`, `validation`, `test`, `items`) -> file. Raises BigrecError where one is missing or ambiguous.
+    """Role (`train`, `validation`, `test`, `items`) -> file. Raises BigrecError if one is missing or ambiguous.
 
     Where a folder has a file for each of several data sets, the one with the stem of `items` is taken.
     """
@@ -76,7 +76,7 @@ def _only_file(folder: Path, names: tuple[str, ...], endings: tuple[str, ...], s
 
 
 class Window(NamedTuple):
-    """One row: parallel lists over the history and then the target; None where the file has no such column."""
+    """One row: parallel lists over the history and then the target; None if the file has no such column."""
 
     user: str
     rows: list[int]

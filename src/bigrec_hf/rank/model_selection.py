@@ -62,7 +62,7 @@ def mean_metrics(ranks: np.ndarray, key: str) -> np.ndarray:
     """Return the mean metric of each column of `ranks`, (n, g) int64 0-based, as (g,) float64.
 
     The sum runs over how often each rank occurs, so that grid values with the same ranks, in whatever order of
-    examples, get exactly the same mean and the first of them wins.
+    examples, get exactly the same mean, and the first of them is chosen.
     """
     metric, k = split_key(key)
     gain = (ndcg_per_example if metric == "ndcg" else hr_per_example)(np.arange(k + 1), k)  # the last is a miss: 0
@@ -73,9 +73,9 @@ def mean_metrics(ranks: np.ndarray, key: str) -> np.ndarray:
 def choose_value(ranks: np.ndarray, grid: Sequence[float], ks: Sequence[int], choose_by: str = "each") -> Choice:
     """Choose the best grid value for every metric and K on *validation* ranks, (n, len(grid)) int64.
 
-    The first best in grid order wins; a metric that is 0 everywhere gives 0. `choose_by`: "each" = every metric and K
-    by itself, or one of them, e.g. "ndcg@10", for all. A value is always chosen for ndcg@10 as well, because the
-    complete ranking is stored for it. Raises BigrecError for no example or a wrong `choose_by`.
+    Of equally good values the first in the grid is chosen; a metric that is 0 everywhere gives 0. `choose_by`: "each" =
+    separately for every metric and K, or one of them, e.g. "ndcg@10", for all. A value is always chosen for ndcg@10 as
+    well, because the complete ranking is stored for it. Raises BigrecError for no example or a wrong `choose_by`.
     """
     if len(ranks) == 0:
         raise BigrecError("there is no validation example to choose on: generate for the validation split first")

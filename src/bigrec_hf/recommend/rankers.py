@@ -83,7 +83,7 @@ class Rankers:
 
     @cached_property
     def models(self) -> ItemModels:
-        """The models that score items. Raises BigrecError where no prepared set is known, or that of other items."""
+        """The models that score items. Raises BigrecError if no prepared set is known, or that of other items."""
         if self.dataset is None:
             raise BigrecError(f"{self.name} names no prepared set to fit other models to: name it with --dataset")
         models = ItemModels(self.dataset, self.bundle.run_dir)
@@ -104,7 +104,7 @@ class Rankers:
 
     @cached_property
     def train_counts(self) -> np.ndarray | None:
-        """(n_items,) int64: how often each item is a training target; None where nothing says so."""
+        """(n_items,) int64: how often each item is a training target; None if nothing says so."""
         if self.dataset is not None:
             return self.models.counts
         return self.recommender.train_counts
@@ -148,7 +148,7 @@ class Rankers:
         return self._pool(choice) if "weights" in choice else self._rerank(ranker, choice)
 
     def popularity(self, n: int, choice: Choice) -> list[Found]:
-        """The most popular items, for `n` users without a known item. BigrecError where no counts are known."""
+        """The most popular items, for `n` users without a known item. BigrecError if no counts are known."""
         counts = self.train_counts
         if counts is None:
             raise BigrecError(

@@ -218,7 +218,7 @@ def breakdown_tables(rows: Sequence[Row], breakdowns: dict[str, list[dict[str, A
         body.append([labels[row.key], *cells, f"{np.mean([r['distinct_first_items'] for r in found]):.0f}"])
     parts += [
         "How varied the lists are: coverage = share of the catalog in any list; entropy of the recommended items, 1 = "
-        "all equally often; Gini = 0 where all equally often, near 1 where a few take all:",
+        "all equally often; Gini = 0 if all are equally frequent, near 1 if a few are recommended almost always:",
         markdown_table(header, body),
     ]
     return parts
@@ -231,7 +231,7 @@ def _shares(records: Sequence[dict[str, Any]]) -> str:
     """How many targets are in their history, or share their title with other items; equal for all methods of a run."""
     texts = []
     for key, text in (
-        ("repeated_targets", "of the targets stand in their history"),
+        ("repeated_targets", "of the targets are in their history"),
         ("duplicate_title_targets", "have a title that several items share"),
     ):
         shares = sorted({record[key] for record in records if record[key] is not None})

@@ -26,7 +26,7 @@ class Differences:
     left_out: dict[str, str] = field(default_factory=dict)  # row key -> why
 
     def mark(self, row: Row, metric: str) -> str:
-        """`▲` or `▼` where the row differs significantly from the reference in `metric` (such as hr@10), else empty."""
+        """`▲` or `▼` if the row differs significantly from the reference in `metric` (such as hr@10), else empty."""
         comparison = self.comparisons.get((row.key, metric))
         return comparison.mark(self.alpha) if comparison else ""
 
@@ -57,7 +57,7 @@ def compare_rows(
 ) -> Differences:
     """Test every row against the reference on the same examples. Rows over other examples are left out.
 
-    Raises BigrecError for an `alpha` out of range, and for `test_metrics` that are no metrics.
+    Raises BigrecError for an `alpha` out of range, and for unknown `test_metrics`.
     """
     if not 0.001 <= alpha <= 0.5:  # a smaller one would need millions of permutations to mark anything
         raise BigrecError(f"significance_level={alpha} must lie between 0.001 and 0.5, such as 0.05")

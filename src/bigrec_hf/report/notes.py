@@ -28,7 +28,7 @@ def candidates_note(rows: Sequence[Row]) -> str:
 
 
 def intervals_note(rows: Sequence[Row]) -> str:
-    """What the brackets hold; "" where no row has intervals."""
+    """What the brackets hold; "" if no row has intervals."""
     single = [row.results[0] for row in rows if len(row.folders) == 1 and row.results[0].get("bootstrap")]
     if not single:
         return ""

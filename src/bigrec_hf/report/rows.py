@@ -56,7 +56,7 @@ class Row:
 
 
 def load_rows(run_dirs: Sequence[str | Path]) -> list[Row]:
-    """One row per method of each run, baselines first; a folder with a results.json of its own is a row too.
+    """One row per method of each run, baselines first; a folder that has results.json itself is also a row.
 
     Raises BigrecError for a folder without results, or for two runs of the same name.
     """

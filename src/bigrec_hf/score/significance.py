@@ -25,7 +25,7 @@ ROUNDING = 1e-12  # sums that differ by less than this share of their terms' siz
 
 @dataclass(frozen=True)
 class Scores:
-    """Per-example scores of one method (the mean over its seeds, where there are several)."""
+    """Per-example scores of one method (the mean over its seeds, if there are several)."""
 
     example_ids: list[str]
     metrics: list[str]  # "ndcg@10", "hr@10", ...
@@ -41,11 +41,11 @@ class Comparison:
     difference: float  # mean score of `name` minus that of the reference
     low: float
     high: float
-    p: float  # two-sided; NaN where it was not tested
+    p: float  # two-sided; NaN if it was not tested
     p_corrected: float  # Holm, over all comparisons that were tested
 
     def mark(self, alpha: float) -> str:
-        """▲ or ▼ where the corrected p is below alpha, else nothing."""
+        """▲ or ▼ if the corrected p is below alpha, else nothing."""
         return ("▲" if self.difference > 0 else "▼") if self.p_corrected < alpha else ""
 
 
@@ -132,13 +132,13 @@ def read_method_scores(folders: Sequence[str | Path]) -> Scores:
 def matched(one: Scores, other: Scores, name: str, other_name: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The metrics both have, and both values, (n, m) each, in the order of `one`'s examples.
 
-    Raises BigrecError where the examples differ, or no metric is shared.
+    Raises BigrecError if the examples differ, or no metric is shared.
     """
     position = {example: i for i, example in enumerate(other.example_ids)}
     apart = set(one.example_ids) ^ set(position)
     if apart:
         raise BigrecError(
-            f"{name} and {other_name} are not over the same examples: {len(apart)} stand in one of them only, such as "
+            f"{name} and {other_name} are not over the same examples: {len(apart)} are in only one of them, such as "
             f"{min(apart)!r}; score both on one split and sample"
         )
     metrics = [metric for metric in one.metrics if metric in other.metrics]
@@ -167,7 +167,7 @@ def compare(
     The p-values are corrected over all tests made here, so that few metrics, named before the results are seen, leave
     more power than all of them. Returns the comparisons and the number of permutations used: at least `permutations`,
     and enough for the smallest possible p to survive the correction at `alpha`. The intervals have level 1 - alpha.
-    Raises BigrecError where the examples differ.
+    Raises BigrecError if the examples differ.
     """
     pairs = {
         name: matched(method, scores[reference], name, reference)

@@ -159,7 +159,7 @@ def merge_batch(
     ignored: int,
     worthwhile: float = WORTHWHILE,
 ) -> MergedBatch | None:
-    """The right-padded batch (B, T) as one row; None where more than `worthwhile` of its B * T tokens would be left,
+    """The right-padded batch (B, T) as one row; None if more than `worthwhile` of its B * T tokens would be left,
     padding included, and for a single row.
 
     `labels` as for the padded batch: the label at t is what position t - 1 has to predict, `ignored` = no loss.

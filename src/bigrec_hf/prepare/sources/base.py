@@ -52,7 +52,7 @@ def encode_users(users: pl.Series) -> tuple[pl.Series, np.ndarray]:
 
 
 def encode_items(items: pl.Series, catalog: Catalog) -> np.ndarray:
-    """Item ids -> (n,) int32 catalog rows, -1 where the id is not in the catalog."""
+    """Item ids -> (n,) int32 catalog rows, -1 if the id is not in the catalog."""
     import polars as pl
 
     rows = items.cast(pl.Enum(catalog.item_ids), strict=False).to_physical()

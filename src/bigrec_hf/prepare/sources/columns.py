@@ -28,7 +28,7 @@ class ColumnNames:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table of interactions; None where it has none."""
+    """The columns of a table of interactions; None if it has none."""
 
     user: str
     item: str

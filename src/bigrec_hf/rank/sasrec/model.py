@@ -1,6 +1,6 @@
 """SASRec (Kang and McAuley, arXiv 1808.09781) as a `PreTrainedModel`, with softmax losses instead of one negative.
 
-This file imports nothing of the package, so that `save_pretrained` and `push_to_hub` can store it beside the weights
+This file imports nothing of the package, so that `save_pretrained` and `push_to_hub` can store it with the weights
 and `AutoModel.from_pretrained(..., trust_remote_code=True)` works without the package.
 """
 

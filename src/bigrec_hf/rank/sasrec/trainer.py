@@ -148,8 +148,8 @@ def new_model(sasrec: SasrecSettings, n_items: int, seed: int, catalog_sha256: s
     """Return an untrained model, initialized from the seed. Raises BigrecError for contradictory settings."""
     if not 1 <= sasrec.sasrec_stride <= sasrec.sasrec_max_length:
         raise BigrecError(
-            f"stride {sasrec.sasrec_stride} is outside 1 to max_length, {sasrec.sasrec_max_length}: items would be "
-            "left out"
+            f"stride {sasrec.sasrec_stride} is outside 1 to max_length, {sasrec.sasrec_max_length}: some items "
+            "would never be targets"
         )
     if sasrec.sasrec_dim % sasrec.sasrec_heads:
         raise BigrecError(
