@@ -187,7 +187,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bigrec-hf {__version__}")
         return 0
     if argv[0] not in STAGES:
-        print(f"bigrec-hf: error: unknown stage {argv[0]!r}: choose one of {', '.join(STAGES)}", file=sys.stderr)
+        near = difflib.get_close_matches(argv[0], STAGES, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(STAGES)}"
+        print(f"bigrec-hf: error: unknown stage {argv[0]!r}: {remedy}", file=sys.stderr)
         return 2
     stage = STAGES[argv[0]]
     try:

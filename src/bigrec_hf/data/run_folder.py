@@ -51,6 +51,13 @@ def record_data(run_dir: str | Path, data: DataSettings) -> None:
         write_json(Path(run_dir) / MANIFEST, manifest | {"data": describe_data(data)})
 
 
+def existing_run(run_dir: str | Path) -> str:
+    """Return the name of a run folder as given. Raises BigrecError if there is no such folder."""
+    if not Path(run_dir).is_dir():
+        raise BigrecError(f"run folder {str(run_dir)!r} does not exist: make it with `bigrec-hf run`")
+    return str(run_dir)
+
+
 def run_name(run_dir: str | Path) -> str:
     """The folder's own name, even if given as `.` or `runs/x/..`."""
     return Path(run_dir).resolve().name

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.generations import GENERATIONS_FILE
-from bigrec_hf.data.run_folder import run_name
+from bigrec_hf.data.run_folder import existing_run, run_name
 
 if TYPE_CHECKING:
     from bigrec_hf.recommend.rankers import Rankers
@@ -34,7 +34,10 @@ def main(demo: DemoSettings) -> None:
 
     Raises BigrecError if none is named, if two have the same name, or if gradio is missing.
     """
-    names = {**{run_name(run): run for run in demo.demo_runs}, **{name: name for name in demo.demo_adapters}}
+    names = {
+        **{run_name(run): existing_run(run) for run in demo.demo_runs},
+        **{name: name for name in demo.demo_adapters},
+    }
     if len(names) < len(demo.demo_runs) + len(demo.demo_adapters):
         raise BigrecError("two of the recommenders have the same name: rename a run folder, as the page shows names")
     if not names:

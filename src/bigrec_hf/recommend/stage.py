@@ -21,6 +21,7 @@ from bigrec_hf.common.locks import locked_folder
 from bigrec_hf.common.shards import ShardFolder
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.catalog import catalog_sha256
+from bigrec_hf.data.run_folder import existing_run
 from bigrec_hf.hub.histories import candidate_rows
 from bigrec_hf.recommend.columns import ColumnNames, histories_of, read_table_file
 from bigrec_hf.recommend.output import check_output, is_done, record_file, shown, write_rows
@@ -40,7 +41,8 @@ def main(recommend: RecommendSettings) -> None:
     check_inputs(s)
     output = check_output(s.recommend_output) if s.recommend_output else None
     options = {"device": s.recommend_device} if s.recommend_device else {}
-    rankers = Rankers(str(s.recommend_adapter or s.recommend_run), s.recommend_dataset, **options)
+    source = s.recommend_adapter or existing_run(str(s.recommend_run))
+    rankers = Rankers(source, s.recommend_dataset, **options)
     facts = rankers.facts(s.ranker)
     users, kind = read_users(s, rankers)
     if not len(users.ids):
