@@ -34,6 +34,10 @@ def url(recommenders):
     page.close()
 
 
+def connect(url: str) -> Client:
+    return Client(url, verbose=False, httpx_kwargs={"timeout": 300})  # only a hang takes that long
+
+
 @pytest.fixture(scope="module")
 def history(recommenders):
     return list(recommenders["dense"].catalog.titles[:3])
@@ -41,7 +45,7 @@ def history(recommenders):
 
 @pytest.mark.parametrize("name", ["dense", "pairs"])
 def test_the_api_answers_as_the_recommender_does(url, recommenders, history, name):
-    client = Client(url, verbose=False)
+    client = connect(url)
     found = client.predict([*history, "Nowhere (1900)"], 4, True, "finetuned", name, api_name="/recommend")
     expected = recommenders[name].recommender.recommend([*history, "Nowhere (1900)"], 4)
     assert found["text"] == expected.text
@@ -52,7 +56,7 @@ def test_the_api_answers_as_the_recommender_does(url, recommenders, history, nam
 
 
 def test_wrong_requests_are_one_line(url, history):
-    client = Client(url, verbose=False)
+    client = connect(url)
     with pytest.raises(AppError, match="top_k"):
         client.predict(history, 0, True, api_name="/recommend")
     with pytest.raises(AppError, match="no 'other' here: choose among dense, pairs"):
@@ -62,7 +66,7 @@ def test_wrong_requests_are_one_line(url, history):
 def test_many_clients_lose_nothing(url, recommenders):
     titles = recommenders["dense"].catalog.titles
     histories = [[titles[i % len(titles)], titles[(3 * i + 1) % len(titles)]] for i in range(REQUESTS)]
-    clients = [Client(url, verbose=False) for _ in range(CLIENTS)]
+    clients = [connect(url) for _ in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
         jobs = [
             pool.submit(clients[i % CLIENTS].predict, one, 3, True, api_name="/recommend")

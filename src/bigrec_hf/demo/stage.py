@@ -35,13 +35,15 @@ def main(demo: DemoSettings) -> None:
     Raises BigrecError if none is named, if two have the same name, or if gradio is missing.
     """
     names = {
-        **{run_name(run): existing_run(run) for run in demo.demo_runs},
+        **{run_name(run): run for run in demo.demo_runs},
         **{name: name for name in demo.demo_adapters},
     }
     if len(names) < len(demo.demo_runs) + len(demo.demo_adapters):
         raise BigrecError("two of the recommenders have the same name: rename a run folder, as the page shows names")
     if not names:
         raise BigrecError("there is nothing to show: name a run with --run_dir or an adapter with --adapter")
+    for run in demo.demo_runs:
+        existing_run(run)
     try:
         from bigrec_hf.demo.app import CSS, build
     except ModuleNotFoundError as error:
