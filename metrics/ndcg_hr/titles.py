@@ -66,13 +66,14 @@ def _parquet_titles(path: Path) -> list[str]:
 
     try:
         names = pq.read_schema(path).names
-    except pa.ArrowInvalid as error:
+        titles = pq.read_table(path, columns=["title"])["title"].to_pylist() if "title" in names else []
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a parquet file: write it again") from error
     if "title" not in names:
         raise ValueError(
             f"{path} has no column 'title', it has {', '.join(names)}: rename one, or give a list of titles"
         )
-    return pq.read_table(path, columns=["title"])["title"].to_pylist()
+    return titles
 
 
 def _csv_titles(path: Path, text: str) -> list[str]:

@@ -76,8 +76,10 @@ def readable(path: str | Path, remedy: str | None = None) -> Iterator[None]:
         yield
     except (BigrecError, MemoryError, ImportError):
         raise
-    except Exception as error:
+    except BaseException as error:
         kind = type(error).__name__
+        if not isinstance(error, Exception) and kind != "PanicException":  # of polars, for a damaged file
+            raise
         if kind == "OutOfMemoryError" or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             raise
         reason = f"{kind}: {' '.join(str(error).split())}"[:300]
@@ -107,12 +109,15 @@ def read_record(path: str | Path) -> dict[str, Any]:
         return {}
 
 
-def read_table(path: str | Path, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
-    """The `columns` (default: all) of a parquet file. Raises BigrecError for a damaged file or a missing column."""
-    with readable(path):
+def read_table(
+    path: str | Path, columns: Sequence[str] | None = None, *, remedy: str | None = None, **options: Any
+) -> pa.Table:
+    """The `columns` (default: all) of a parquet file. Raises BigrecError with the `remedy` of `readable` for a damaged
+    file or a missing column."""
+    with readable(path, remedy):
         missing = [name for name in columns or () if name not in pq.read_schema(path).names]
         if missing:
-            raise BigrecError(f"{path} lacks the column {missing[0]!r}: {write_again(path)}")
+            raise BigrecError(f"{path} lacks the column {missing[0]!r}: {remedy or write_again(path)}")
         return pq.read_table(path, columns=None if columns is None else list(columns), **options)
 
 

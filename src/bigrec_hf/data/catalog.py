@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from bigrec_hf.common.columns import Columns
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_table, readable
 from bigrec_hf.common.hub_names import fetch_file, is_hub_id
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
@@ -81,15 +82,15 @@ def load_catalog(path: str | Path, encoding: str | None = None) -> Catalog:
 
 def read_items_parquet(path: Path) -> Catalog:
     """Read the items config of a prepared set; rows must be 0..n-1 in order."""
-    import polars as pl
-
-    try:
-        items = pl.read_parquet(path, columns=[Columns.ROW, Columns.ITEM_ID, Columns.TITLE])
-    except pl.exceptions.PolarsError as error:
-        raise BigrecError(f"{path}: not the items of a prepared set ({error}): prepare the set again") from error
-    if items[Columns.ROW].to_list() != list(range(len(items))):
-        raise BigrecError(f"{path}: rows are not 0..{len(items) - 1} in order: prepare the set again")
-    return Catalog(items[Columns.ITEM_ID].to_list(), items[Columns.TITLE].to_list())
+    remedy = "these are not the items of a prepared set: prepare it again"
+    with readable(path, remedy):
+        table = read_table(path, [Columns.ROW, Columns.ITEM_ID, Columns.TITLE], remedy=remedy)
+        rows, ids, titles = (table[name].to_pylist() for name in (Columns.ROW, Columns.ITEM_ID, Columns.TITLE))
+        if not all(isinstance(text, str) for text in (*ids, *titles)):
+            raise ValueError("an id or title is no text")
+    if rows != list(range(len(rows))):
+        raise BigrecError(f"{path}: rows are not 0..{len(rows) - 1} in order: prepare the set again")
+    return Catalog(ids, titles)
 
 
 def find_items_file(folder: Path) -> Path:
@@ -163,7 +164,14 @@ def read_text(path: Path, encoding: str) -> str:
     text = text.removeprefix("\ufeff")
     if not text.strip():
         raise BigrecError(f"{path}: the file is empty: download it again")
+    check_line_ends(text, path)
     return text
+
+
+def check_line_ends(text: str, path: Path) -> None:
+    """Raise BigrecError for a text whose lines end in carriage returns alone: it would be taken for one line."""
+    if "\n" not in text and "\r" in text.rstrip("\r"):
+        raise BigrecError(f"{path}: its lines end in carriage returns (CR) alone: convert them to line feeds")
 
 
 def read_lines(path: Path, encoding: str) -> list[str]:
@@ -245,7 +253,7 @@ def _read_movies_csv(path: Path, encoding: str) -> list[CatalogLine]:
                 )
             items.append(CatalogLine(fields[id_at], fields[title_at], reader.line_num))
     except csv.Error as error:
-        raise BigrecError(f"{path}:{reader.line_num}: {error}: fix the quotes") from error
+        raise BigrecError(f"{path}:{reader.line_num}: {error}: fix the quotes, or shorten the field") from error
     return items
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,6 @@ PREPARED_FILES = (  # the tables of a prepared set: all of its files but facts a
     *(f"data/{config}/{split}.parquet" for config in ("default", "text") for split in SPLITS),
     *("data/items/train.parquet", "data/interactions/train.parquet"),
 )
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 CONTENT = "files_sha256"  # in the facts: the sha256 of each table by its path (sets of earlier releases lack it)
 
 
@@ -162,19 +160,22 @@ def read_json_file(path: Path) -> Any:
     """The content of a UTF-8 JSON file, with or without a byte order mark. Raises BigrecError naming file and line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        value = json.loads(text)
-        if SURROGATE.search(text):  # an escape of half a character: no file could hold such a title
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): recreate or remove it") from error
     except UnicodeDecodeError as error:
         raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise BigrecError(f"{path}: a text holds {half}, half of a character: correct that text") from error
     except (RecursionError, ValueError) as error:
         raise BigrecError(f"{path}: cannot be read as JSON ({error}): recreate or remove it") from error
+
+
+def check_characters(text: str, place: str) -> None:
+    """Raise BigrecError for a text with half a surrogate pair (JSON can spell it), which no file could hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise BigrecError(f"{place} holds {half}, half of a character: correct that text") from error
 
 
 def read_input(record: dict[str, Any], place: str) -> tuple[str, list[str]]:
@@ -207,6 +208,8 @@ def load_json_examples(
             raise BigrecError(
                 f"{path}, record {number}: no text field {missing[0]!r}; expected instruction, input, output"
             )
+        for name in (C.INSTRUCTION, C.INPUT, C.OUTPUT):
+            check_characters(record[name], f"{path}, record {number}: {name}")
         prefix, titles = read_input(record, f"{path}, record {number}")
         rows = [known.get(clean_title(title), [-1])[0] for title in titles]
         target = clean_title(record[C.OUTPUT])

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import write_atomically
+from bigrec_hf.common.files import readable, write_atomically
 from bigrec_hf.data.catalog import Catalog, catalog_sha256
 
 SCORES_FILE = "scores.safetensors"
@@ -98,7 +98,8 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     """The facts that `write_scores` stored in a safetensors file; {} for other file formats."""
     if Path(path).suffix != ".safetensors":
         return {}
-    return json.loads(_open(Path(path))[0].get("facts", "{}"))
+    with readable(path):
+        return dict(json.loads(_open(Path(path))[0].get("facts", "{}")))
 
 
 def _as_float32(scores: np.ndarray) -> np.ndarray:
@@ -142,7 +143,8 @@ def _read(path: Path) -> _Stored:
         raise BigrecError(f"{path} is not a file of item scores: give .safetensors, .npy (with .ids.json) or .parquet")
     if not path.is_file():
         raise BigrecError(f"{path} does not exist: score these examples with the model first")
-    return readers[path.suffix](path)
+    with readable(path):
+        return readers[path.suffix](path)
 
 
 def _open(path: Path) -> tuple[dict[str, str], np.ndarray | None]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_table, write_table
+from bigrec_hf.common.files import read_table, readable, write_table
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.metrics.ndcg_hr.ranking import Ranking
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
@@ -91,7 +91,8 @@ def table_settings(table: pa.Table) -> dict[str, Any]:
     metadata = table.schema.metadata or {}
     if METADATA_KEY not in metadata:
         raise BigrecError("the rankings contain no settings: create them with `bigrec-hf ground`")
-    return json.loads(metadata[METADATA_KEY])
+    with readable("the settings of the rankings", "create them again with `bigrec-hf ground`"):
+        return dict(json.loads(metadata[METADATA_KEY]))
 
 
 def exclusion(settings: Mapping[str, Any]) -> str:

@@ -116,7 +116,7 @@ def read_content(folder: Path) -> tuple[Catalog, np.ndarray]:
         if not (folder / name).is_file():
             raise BigrecError(f"the index in {folder} has lost its {name}: {REBUILD}")
     with readable(folder / CATALOG_FILE, REBUILD):
-        table = read_table(folder / CATALOG_FILE, [C.ITEM_ID, C.TITLE])
+        table = read_table(folder / CATALOG_FILE, [C.ITEM_ID, C.TITLE], remedy=REBUILD)
         columns = [table[name].cast(pa.string()).to_pylist() for name in (C.ITEM_ID, C.TITLE)]
         if any(None in column for column in columns):
             raise ValueError("an id or title is null")

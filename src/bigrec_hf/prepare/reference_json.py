@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.catalog import Catalog, load_catalog, read_items_parquet, read_text
+from bigrec_hf.data.catalog import Catalog, load_catalog, read_items_parquet
+from bigrec_hf.data.examples import check_characters, load_facts, read_json_file
 from bigrec_hf.data.prompts import build_input, build_instruction, build_output, parse_input
 from bigrec_hf.data.samples import evaluation_sample
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
@@ -171,16 +172,14 @@ def _with_none(record: Record, catalog: Catalog) -> tuple[list[str], bool]:
 
 def _records(path: Path) -> Iterator[Record]:
     """The records of one file. Raises BigrecError naming the record that is malformed."""
-    try:
-        records = json.loads(read_text(path, "utf-8"))
-    except json.JSONDecodeError as error:
-        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): fix the file") from error
+    records = read_json_file(path)
     if not isinstance(records, list):
         raise BigrecError(f"{path}: expected a JSON array of records: check --raw_dir")
     for number, record in enumerate(records):
         for name in FIELDS:
             if not isinstance(record, dict) or not isinstance(record.get(name), str):
                 raise BigrecError(f"{path}: record {number}: the text field {name} is missing: fix the record")
+            check_characters(record[name], f"{path}: record {number}: {name}")
         try:
             prefix, history = parse_input(record[Columns.INPUT])
         except BigrecError as error:
@@ -209,7 +208,7 @@ def export_reference_json(prepared: Path, folder: Path) -> list[Path]:
     Rows, order and strings are the reference's. Under `bigrec-game`, a target title that pandas takes for a missing
     value (`None`) is written as "nan", as in the reference's files.
     """
-    facts = json.loads((prepared / "facts.json").read_text(encoding="utf-8"))
+    facts = load_facts(str(prepared))
     titles = read_items_parquet(prepared / "data/items/train.parquet").titles
     quoted = pl.Series([_escape(build_output(title)) for title in titles], dtype=pl.String)
     targets = quoted

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import readable
 from bigrec_hf.common.fingerprints import cached_sha256
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.catalog import Catalog
@@ -163,12 +164,15 @@ def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, dict
 def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings: PrepareSettings) -> dict[str, Any]:
     """Read the raw files, write the parquet files of every config into `folder`, and return the facts."""
     _say(f"reading {', '.join(file.name for file in files.values())}")
-    ready = read_ready(settings, files)
+    raw, remedy = ", ".join(map(str, files.values())), "correct the file, or download it again"
+    with readable(raw, remedy):
+        ready = read_ready(settings, files)
     if ready is not None:
         kept = ready.interactions(list(files.values()))
         facts, sequences, splits = ready.facts, ready.sequences, ready.splits
     else:
-        kept, facts = select_interactions(read_source(settings, files), protocol)  # frees the raw data here
+        with readable(raw, remedy):
+            kept, facts = select_interactions(read_source(settings, files), protocol)  # frees the raw data here
         if "columns" in facts:
             _say("columns: " + ", ".join(f"{role} = {name}" for role, name in facts["columns"].items()))
         _say(f"building sequences of {len(kept.user_ids):,} users from {len(kept.rows):,} interactions")

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.catalog import read_text
+from bigrec_hf.data.catalog import check_line_ends, read_text
 
 STRING, FLOAT = pl.String, pl.Float64
 ID = pl.Categorical  # text with few distinct values: 4 bytes per field instead of 16 or more
@@ -83,12 +83,16 @@ def _bad_line(
         records = ((n, line.split(separator)) for n, line in enumerate(text.split("\n"), start=1))
     n_lines = text.rstrip().count("\n") + 1
     names = list(columns)
-    for number, fields in records:
-        if (header and number == 1) or number > n_lines:
-            continue
-        problem = _problem([field.removesuffix("\r") for field in fields], names, columns, kept)
-        if problem:
-            return BigrecError(f"{path}:{number}: {problem}: fix or remove the line")
+    number = 0
+    try:
+        for number, fields in records:
+            if (header and number == 1) or number > n_lines:
+                continue
+            problem = _problem([field.removesuffix("\r") for field in fields], names, columns, kept)
+            if problem:
+                return BigrecError(f"{path}:{number}: {problem}: fix or remove the line")
+    except csv.Error as error:  # such as a field of more than 128 KiB
+        return BigrecError(f"{path}:{number + 1}: {error}: fix or remove the line")
     return BigrecError(f"{path}: cannot be read as delimited text ({reason.splitlines()[0]}): fix the file")
 
 
@@ -124,7 +128,11 @@ def read_header(path: Path, separator: str, encoding: str = "utf-8") -> list[str
             raise BigrecError(f"{path}:1: the header cannot be read ({error}): give the file's --encoding") from error
     else:
         first = read_text(path, encoding).partition("\n")[0]
-    names = next(csv.reader([first.removeprefix("\ufeff").rstrip("\r\n")], delimiter=separator), [])
+    check_line_ends(first, path)
+    try:
+        names = next(csv.reader([first.removeprefix("\ufeff").rstrip("\r\n")], delimiter=separator), [])
+    except csv.Error as error:
+        raise BigrecError(f"{path}:1: {error}: fix the header") from error
     if not any(names):
         raise BigrecError(f"{path}: the file is empty or has no header: download it again")
     return names

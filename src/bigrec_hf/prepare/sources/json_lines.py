@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[bytes]:
                 yield part if part.endswith(b"\n") else part + file.readline()
     except EOFError as error:
         raise BigrecError(f"{path}: the gzip file ends too early: download it again") from error
-    except OSError as error:
+    except (OSError, zlib.error) as error:
         raise BigrecError(f"{path}: cannot be read ({error}): download it again") from error
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_table, readable
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prepare.sources.base import (
@@ -140,7 +141,8 @@ def load_tabular(
 def _first_row(path: Path, separator: str | None, encoding: str | None) -> dict[str, object]:
     """Column -> value of the first row."""
     if path.suffix == ".parquet":
-        return next(pl.read_parquet(path, n_rows=1).iter_rows(named=True), {})
+        with readable(path, "write it again"):
+            return next(pl.read_parquet(path, n_rows=1).iter_rows(named=True), {})
     if _is_json(path):
         return dict(first_object(path, encoding))
     with path.open(encoding=encoding or "utf-8", errors="replace", newline="") as file:
@@ -193,9 +195,14 @@ def _separator(path: Path, separator: str | None) -> str:
     return cut
 
 
+def _schema(path: Path) -> pl.Schema:
+    with readable(path, "write it again"):
+        return pl.read_parquet_schema(path)
+
+
 def _column_names(path: Path, separator: str | None, encoding: str | None) -> list[str]:
     if path.suffix == ".parquet":
-        return list(pl.read_parquet_schema(path))
+        return list(_schema(path))
     if _is_json(path):
         return list(first_object(path, encoding))
     return read_header(path, _separator(path, separator), encoding or "utf-8")
@@ -206,7 +213,7 @@ def _read_table(
 ) -> tuple[pl.DataFrame, int | None]:
     """The `wanted` columns as text (parquet: as typed, ids as text), and the line of the first row (None: no lines)."""
     if path.suffix == ".parquet":
-        frame = pl.read_parquet(path, columns=wanted)
+        frame = pl.DataFrame(read_table(path, wanted, remedy="write it again"))
         for name in required:
             if frame[name].null_count():
                 row = int(frame[name].is_null().arg_max() or 0)
