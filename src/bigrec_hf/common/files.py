@@ -84,7 +84,7 @@ def readable(path: str | Path, remedy: str | None = None) -> Iterator[None]:
             raise
         reason = f"{kind}: {' '.join(str(error).split())}"[:300]
         raise BigrecError(
-            f"{path} is missing, damaged or of another kind ({reason}): {remedy or write_again(path)}"
+            f"{path} is damaged or of another kind ({reason}): {remedy or write_again(path)}"
         ) from error
 
 

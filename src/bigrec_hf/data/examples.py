@@ -160,11 +160,15 @@ def read_json_file(path: Path) -> Any:
     """The content of a UTF-8 JSON file, with or without a byte order mark. Raises BigrecError naming file and line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if not text.strip():
+            raise BigrecError(f"{path}: the file is empty: recreate or remove it")
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): recreate or remove it") from error
     except UnicodeDecodeError as error:
         raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except BigrecError:
+        raise
     except (RecursionError, ValueError) as error:
         raise BigrecError(f"{path}: cannot be read as JSON ({error}): recreate or remove it") from error
 
