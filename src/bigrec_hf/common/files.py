@@ -83,9 +83,7 @@ def readable(path: str | Path, remedy: str | None = None) -> Iterator[None]:
         if kind == "OutOfMemoryError" or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             raise
         reason = f"{kind}: {' '.join(str(error).split())}"[:300]
-        raise BigrecError(
-            f"{path} is damaged or of another kind ({reason}): {remedy or write_again(path)}"
-        ) from error
+        raise BigrecError(f"{path} is damaged or of another kind ({reason}): {remedy or write_again(path)}") from error
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
