@@ -7,7 +7,10 @@ import contextlib
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,8 +180,34 @@ def _usage() -> str:
     )
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as `kill` and job schedulers send it."""
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does: what a command would leave behind is removed.
+
+    Not in a job of several processes, which its launcher ends: one that waits for the others could not answer.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not alone or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage and return the exit code: 0 done, 1 unexpected error, 2 bad input or usage, 130 interrupted."""
+    """Run one stage and return the exit code: 0 done, 1 unexpected error, 2 bad input or usage, 130 interrupted, 143
+    terminated."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -199,6 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = given.pop("debug")
     slow_bars_without_terminal()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
+    from bigrec_hf.common.files import remove_leftovers
     from bigrec_hf.common.hub_names import pin, redact
     from bigrec_hf.common.locks import locked
 
@@ -208,11 +238,13 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(f"bigrec_hf.{stage.module}")
         run = settings["run"]
         works_in = run.run_dir if "run" in stage.sections else None
-        with locked(works_in, argv[0], run.method) if works_in else contextlib.nullcontext():
+        with ended_by_sigterm(), locked(works_in, argv[0], run.method) if works_in else contextlib.nullcontext():
+            if works_in:
+                remove_leftovers(works_in)
             module.main(**{section: pin(settings[section]) for section in stage.sections})
-    except KeyboardInterrupt:
-        print("bigrec-hf: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"bigrec-hf: {'terminated' if isinstance(stop, Terminated) else 'interrupted'}", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
     except Exception as error:
         if debug:
             raise

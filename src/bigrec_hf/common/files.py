@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,19 @@ def is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return pid != os.getpid()
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """An empty folder in the system's place for temporary files (TMPDIR), removed at the end; those that killed
+    processes of this machine have left are removed first."""
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"bigrec-hf-{HOST}-*"):
+        pid = left.name.removeprefix(f"bigrec-hf-{HOST}-").partition("-")[0]
+        if pid.isdigit() and int(pid) != os.getpid() and not is_running(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)  # refuses a link, and what belongs to somebody else
+    with tempfile.TemporaryDirectory(prefix=f"bigrec-hf-{HOST}-{os.getpid()}-") as folder:
+        yield Path(folder)
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import errno
 import shutil
-import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json
+from bigrec_hf.common.files import read_json, temporary_folder
 from bigrec_hf.common.hub_names import check_repo_id, is_hub_id, pin_name
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.examples import load_facts
@@ -212,7 +211,7 @@ def push_adapter(
 
 def carry_out(settings: PublishSettings) -> str | None:
     """Publish according to the settings; returns `repo_id@commit` of the (main) repository, None after a dry run."""
-    with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
+    with temporary_folder() as temporary:
         try:
             return publish_kind(settings, temporary)
         except OSError as error:
@@ -224,7 +223,7 @@ def carry_out(settings: PublishSettings) -> str | None:
             ) from error
 
 
-def publish_kind(settings: PublishSettings, temporary: str) -> str | None:
+def publish_kind(settings: PublishSettings, temporary: Path) -> str | None:
     """`carry_out`, with an empty folder `temporary` to build in."""
     kind, repo_id = settings.publish_kind, check_repo_id(settings.repo_id, "--repo_id")
     for flag, name in names_of_run(settings).items() if kind == "run" else ():
@@ -318,7 +317,7 @@ def publish_saved(folder: Path, repo_id: str, *, base_model: str | None = None, 
     bundle = locate(str(folder))
     if not (folder / "README.md").is_file():
         raise BigrecError("this recommender has no card: load it from its run folder, whose results the card shows")
-    with tempfile.TemporaryDirectory(prefix="bigrec-hf-publish-") as temporary:
+    with temporary_folder() as temporary:
         publisher = Publisher(settings, temporary)
         publisher.paths.append(bundle.config.base_model)
         base = find_base(bundle, base_model, publisher.dry)

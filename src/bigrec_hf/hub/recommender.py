@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from typing import Any, overload
 import numpy as np
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import temporary_folder
 from bigrec_hf.common.hub_names import fetch_folder, pin_name
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.ground.index import CatalogIndex, build_index, differences, load_index, write_index
@@ -227,7 +227,7 @@ class Recommender:
 
         if self.bundle.run_dir is not None:
             return publish_adapter(str(self.bundle.run_dir), repo_id, base_model=base_model, **options)
-        with tempfile.TemporaryDirectory() as temporary:
+        with temporary_folder() as temporary:
             return publish_saved(self.save_pretrained(temporary), repo_id, base_model=base_model, **options)
 
 
@@ -263,5 +263,5 @@ def _open_index(bundle: Bundle, encode: Encode, encoder: dict[str, str]) -> Cata
         return load_source_index(bundle.index)
     if bundle.config.index == INDEX_FOLDER:  # in the adapter's own repository
         return load_index(fetch_folder(bundle.adapter, "model", [f"{INDEX_FOLDER}/*"]) / INDEX_FOLDER)
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         return build_index(temporary, bundle_catalog(bundle), encode, encoder)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from bigrec_hf.common.files import temporary_folder
 from bigrec_hf.data.user_tables import as_polars
 from bigrec_hf.prepare.stage import prepare_dataset
 
@@ -17,7 +17,7 @@ def prepare_frame(interactions: Any, prepared_dir: str | Path, items: Any = None
     columns found as those of `--source tabular`. `options`: the other settings of `prepare`, e.g. `noun="books"`,
     `user_column="reader"`. Returns `prepared_dir`. Raises BigrecError as `prepare` does.
     """
-    with tempfile.TemporaryDirectory(prefix="bigrec-hf-frame-") as folder:
+    with temporary_folder() as folder:
         for name, frame in (("interactions", interactions), ("items", items)):
             if frame is not None:
                 as_polars(frame, name).write_parquet(Path(folder) / f"{name}.parquet")

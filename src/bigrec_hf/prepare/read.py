@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import temporary_folder
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.prepare import reference_json, windows
 from bigrec_hf.prepare.protocols import d3_titles, long_titles
@@ -90,7 +90,7 @@ def downloaded(settings: PrepareSettings) -> Iterator[PrepareSettings]:
     elif settings.source == "hub":
         if not settings.hub_dataset:
             raise BigrecError("no data set named: give its Hub id or folder with --dataset (hub_dataset in a recipe)")
-        with tempfile.TemporaryDirectory(prefix="bigrec-hf-hub-") as temporary:
+        with temporary_folder() as temporary:
             folder = Path(settings.raw_dir or temporary)
             names, configs = column_names(settings), (settings.hub_config, settings.hub_items)
             files = hub.fetch_tables(settings.hub_dataset, folder, names, *configs)

@@ -12,6 +12,7 @@ from typing import Any
 
 from bigrec_hf.common.environment import environment, measured
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import remove_leftovers
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.common.locks import locked_folder
 from bigrec_hf.common.processes import process_state
@@ -42,6 +43,7 @@ def main(
     check_launcher(state)
     adapter_dir = Path(str(sft.adapter_dir))
     with locked_folder(adapter_dir):
+        remove_leftovers(adapter_dir)
         settings = training_settings(run, data, model, prompt, sft)
         mark = fingerprint(settings)
         if (done := finished(adapter_dir, mark)) is not None:

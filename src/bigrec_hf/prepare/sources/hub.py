@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import temporary_folder
 from bigrec_hf.common.hub_names import hub_errors
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.prepare.sources.columns import ColumnNames, interaction_columns, item_columns, possible_times
@@ -29,8 +29,8 @@ def fetch_tables(
     """
     folder.mkdir(parents=True, exist_ok=True)
     # a local folder is cached by its name: another folder's content must not be found there
-    with tempfile.TemporaryDirectory(prefix="bigrec-hf-datasets-") as cache:
-        cache_dir = cache if Path(split_revision(name)[0]).is_dir() else None
+    with temporary_folder() as cache:
+        cache_dir = str(cache) if Path(split_revision(name)[0]).is_dir() else None
         parts = load_parts(name, config, cache_dir)
         first: dict[str, Any] = next(iter(parts[0]), {})
         columns = interaction_columns(parts[0].column_names, named, items_config is None, name)

@@ -197,7 +197,7 @@ def _separator(path: Path, separator: str | None) -> str:
 
 def _schema(path: Path) -> pl.Schema:
     with readable(path, "write it again"):
-        return pl.read_parquet_schema(path)
+        return pl.Schema(pl.read_parquet_schema(path))
 
 
 def _column_names(path: Path, separator: str | None, encoding: str | None) -> list[str]:
