@@ -6,9 +6,9 @@ are too long lose their oldest titles (TRL would cut the completion), and the lo
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigrec_hf.common.environment import environment, measured
 from bigrec_hf.common.errors import BigrecError
@@ -27,6 +27,11 @@ from bigrec_hf.sft.config import check_launcher, count_rows, trainer_config
 from bigrec_hf.sft.dense_data import load_dense
 from bigrec_hf.sft.pairs import load_pairs
 from bigrec_hf.sft.trainer import train_adapter
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+    from trl import SFTTrainer
 
 
 def main(
@@ -51,68 +56,107 @@ def main(
             return done
         checkpoints = open_checkpoints(adapter_dir, mark, settings)
         tokenizer = load_tokenizer(model.base_model)
-        whole, trainer_options = sft, {}
-        if sft.objective == "dense":
-            dense = load_dense(data.dataset[0], tokenizer, prompt, sft, seed=run.seed)
-            train, validation, counts = dense.train, dense.validation, dense.counts
-            whole, trainer_options = dense.all_epochs(sft), dense.trainer_options()
-        else:
-            train, validation, counts = load_pairs(data, tokenizer, prompt, sft, seed=run.seed, folder=checkpoints)
-        n_validation = 0 if validation is None else len(validation)
-        told = ", ".join(f"{count:,} {name.removeprefix('n_').replace('_', ' ')}" for name, count in counts.items())
-        state.print(f"training on {len(train):,} rows ({told}), validating on {n_validation:,}")
-        dtype = resolve_dtype(model.dtype, state.device)
-        config = trainer_config(
-            str(checkpoints),
-            whole,
-            n_train=len(train),
-            n_rows=count_rows(train, whole, prompt.max_length),
-            has_validation=validation is not None,
-            dtype=dtype,
-            quantized=model.quantization != "none",
-            max_length=prompt.max_length,
-            seed=run.seed,
-        )
-        lora = lora_config(
-            r=sft.lora_r, alpha=sft.lora_alpha, dropout=sft.lora_dropout, target_modules=sft.lora_target_modules
-        )
-        base = load_base(
-            model.base_model,
-            dtype=model.dtype,
-            quantization=model.quantization,
-            attn_implementation=model.attn_implementation,
-            for_training=True,
-        )
-        timing: dict[str, Any] = {}
-        with measured(timing):
-            trainer, result = train_adapter(
-                base,
-                tokenizer,
-                train,
-                validation,
-                config,
-                lora=lora,
-                patience=sft.patience,
-                n_targets=counts.get("n_train_targets", round(len(train) * sft.epochs)),
-                max_minutes=sft.max_minutes,
-                **trainer_options,
-            )
+        rows = load_rows(data, tokenizer, prompt, sft, seed=run.seed, folder=checkpoints)
+        shown = ", ".join(f"{n:,} {name.removeprefix('n_').replace('_', ' ')}" for name, n in rows.counts.items())
+        state.print(f"training on {len(rows.train):,} rows ({shown}), validating on {rows.n_validation:,}")
+        trainer, result = train_rows(rows, tokenizer, model, prompt, sft, seed=run.seed, checkpoints=checkpoints)
         record = {
             "fingerprint": mark,
             "settings": settings,
-            "dtype": str(dtype).removeprefix("torch."),
-            "n_train": len(train),
-            "n_validation": n_validation,
-            **counts,
+            "n_train": len(rows.train),
+            "n_validation": rows.n_validation,
+            **rows.counts,
             **prompt_facts(prompt.train_prompt, tokenizer),
             "n_processes": state.num_processes,
-            **timing,
             **result,
             "environment": environment(),
         }
         write_adapter(trainer, tokenizer, adapter_dir, record)
-    state.print(f"adapter written to {adapter_dir} in {timing['seconds']:.0f} s")
+    state.print(f"adapter written to {adapter_dir} in {record['seconds']:.0f} s")
     return record
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What a trainer reads: the rows of one objective, and the settings and options to train on them with."""
+
+    train: Dataset
+    validation: Dataset | None
+    counts: dict[str, int]
+    sft: SftSettings  # as the trainer sees them: rows of all dense epochs are one epoch
+    options: dict[str, Any]  # of `train_adapter`
+
+    @property
+    def n_validation(self) -> int:
+        """Number of validation rows."""
+        return 0 if self.validation is None else len(self.validation)
+
+
+def load_rows(
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptSettings,
+    sft: SftSettings,
+    *,
+    seed: int,
+    folder: Path,
+) -> TrainingRows:
+    """Return the rows of the objective; those of pairs are files in `folder`."""
+    if sft.objective == "dense":
+        dense = load_dense(data.dataset[0], tokenizer, prompt, sft, seed=seed)
+        return TrainingRows(dense.train, dense.validation, dense.counts, dense.all_epochs(sft), dense.trainer_options())
+    train, validation, counts = load_pairs(data, tokenizer, prompt, sft, seed=seed, folder=folder)
+    return TrainingRows(train, validation, counts, sft, {})
+
+
+def train_rows(
+    rows: TrainingRows,
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    sft: SftSettings,
+    *,
+    seed: int,
+    checkpoints: Path,
+) -> tuple[SFTTrainer, dict[str, Any]]:
+    """Train an adapter, from the last of `checkpoints` if there is one; return the trainer and what to record."""
+    dtype = resolve_dtype(model.dtype, process_state().device)
+    config = trainer_config(
+        str(checkpoints),
+        rows.sft,
+        n_train=len(rows.train),
+        n_rows=count_rows(rows.train, rows.sft, prompt.max_length),
+        has_validation=rows.validation is not None,
+        dtype=dtype,
+        quantized=model.quantization != "none",
+        max_length=prompt.max_length,
+        seed=seed,
+    )
+    lora = lora_config(
+        r=sft.lora_r, alpha=sft.lora_alpha, dropout=sft.lora_dropout, target_modules=sft.lora_target_modules
+    )
+    base = load_base(
+        model.base_model,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        attn_implementation=model.attn_implementation,
+        for_training=True,
+    )
+    timing: dict[str, Any] = {}
+    with measured(timing):
+        trainer, result = train_adapter(
+            base,
+            tokenizer,
+            rows.train,
+            rows.validation,
+            config,
+            lora=lora,
+            patience=sft.patience,
+            n_targets=rows.counts.get("n_train_targets", round(len(rows.train) * sft.epochs)),
+            max_minutes=sft.max_minutes,
+            **rows.options,
+        )
+    return trainer, {"dtype": str(dtype).removeprefix("torch."), **timing, **result}
 
 
 def check_settings(data: DataSettings, prompt: PromptSettings, sft: SftSettings) -> None:
