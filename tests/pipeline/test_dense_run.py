@@ -71,9 +71,16 @@ def test_a_pool_adds_up_its_models_by_the_weights_it_shows(run_dir):
         np.testing.assert_allclose(
             read_scores(run_dir / method / "scores.safetensors", ids, catalog), expected, rtol=1e-5, atol=1e-5
         )
-        for name, without in choice["nats_without"].items():
-            assert name in choice["weights"]
-            assert without["nats"] - choice["nats"] == pytest.approx(without["gain"])
+        assert choice["test"]["examples"] == len(ids)
+        for split in ("validation", "test"):
+            assert list(choice[split]["added_by"]) == list(choice["weights"])
+            assert all(low <= gain <= high for gain, low, high in choice[split]["added_by"].values())
+
+
+def test_what_a_model_adds_on_test_examples_is_the_difference_to_the_pool_of_the_others(run_dir):
+    pools = ("finetuned_pool_sasrec_popularity", "sasrec_popularity_pool")
+    whole, rest = (json.loads((run_dir / name / "choice.json").read_text())["test"] for name in pools)
+    assert whole["added_by"]["finetuned"][0] == pytest.approx(rest["nats"] - whole["nats"])
 
 
 def test_a_narrow_walk_keeps_the_first_title_and_a_second_run_keeps_everything(run_dir, tmp_path, capsys):

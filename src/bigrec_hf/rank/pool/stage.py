@@ -10,6 +10,7 @@ pooled with nothing ranks as it does alone.)
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,19 @@ from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.rank.model_selection import check_disjoint, check_same_adapter, check_validation
-from bigrec_hf.rank.pool.fit import CHUNK, cross_fitted_nats, fit_weights, pooled
+from bigrec_hf.rank.pool.fit import CHUNK, cross_fitted_nats, fit_weights, nats_per_example, pooled
 from bigrec_hf.score.stage import results_table, score_folder
 from bigrec_hf.score.users import bootstrap_users, user_codes, user_ids
 
 if TYPE_CHECKING:
-    from bigrec_hf.settings import DataSettings, GroundSettings, PoolSettings, RunSettings, ScoreSettings
+    from bigrec_hf.settings import (
+        DataSettings,
+        GroundSettings,
+        PoolSettings,
+        RankOptions,
+        RunSettings,
+        ScoreSettings,
+    )
 
 CHOICE_FILE = "choice.json"
 POPULARITY = "popularity"  # among the models: the log of 1 + train count
@@ -71,33 +79,55 @@ def level_unwritten(scores: np.ndarray, catalog: Catalog) -> None:
         scores[:, ~written] = scores[:, written].min(axis=1, keepdims=True)
 
 
-def fit(
-    models: dict[str, np.ndarray], answers: Answers, hidden: list[list[int]] | None, *, confidence: float, seed: int
-) -> dict[str, Any]:
-    """The weights fitted to validation examples, and what the pool gains, in nats per target, over its parts.
+@dataclass(frozen=True)
+class Sample:
+    """The examples of one split: scores of each model, target rows, users' codes, rows that are no candidates."""
 
-    The likelihoods are cross-fitted: each example is judged by weights that were fitted to other users' examples.
+    models: dict[str, np.ndarray]
+    targets: np.ndarray
+    users: np.ndarray
+    hidden: list[list[int]] | None
+
+    def without(self, model: str | None) -> Sample:
+        """The same examples, with one model fewer."""
+        return replace(self, models={name: values for name, values in self.models.items() if name != model})
+
+    @property
+    def arguments(self) -> tuple[list[np.ndarray], np.ndarray, list[list[int]] | None]:
+        """What `fit_weights` takes."""
+        return list(self.models.values()), self.targets, self.hidden
+
+
+def sample(models: dict[str, np.ndarray], answers: Answers, options: RankOptions) -> Sample:
+    """Return the examples of `answers` with the models' scores for them."""
+    users = user_codes(user_ids(answers.example_ids), len(answers.targets))
+    return Sample(models, np.asarray(answers.targets), users, options.excluded(answers))
+
+
+def fit(validation: Sample, test: Sample, *, confidence: float, seed: int) -> dict[str, Any]:
+    """Fit the weights to validation examples; say what each model adds there and on test examples, in nats per target.
+
+    A validation example is judged by weights fitted to other users' examples, a test example by those fitted to all
+    validation examples. What a model adds is the difference to the pool of the others, with an interval over users.
     """
-    targets = np.asarray(answers.targets)
-    users = user_codes(user_ids(answers.example_ids), len(targets))
-    weights = fit_weights(list(models.values()), targets, hidden)
-    nats = cross_fitted_nats(list(models.values()), targets, users, hidden, seed)
-    found: dict[str, Any] = {
-        "weights": dict(zip(models, weights.tolist(), strict=True)),
-        "nats": float(nats.mean()),
-        "validation_examples": len(targets),
-        "nats_without": {},
-    }
-    for left_out in models if len(models) > 1 else ():
-        rest = [values for name, values in models.items() if name != left_out]
-        gain = cross_fitted_nats(rest, targets, users, hidden, seed) - nats
-        low, high = bootstrap_users(gain[:, None], users, confidence=confidence, seed=seed)
-        found["nats_without"][left_out] = {
-            "nats": float(nats.mean() + gain.mean()),
-            "gain": float(gain.mean()),
-            "gain_low": float(low[0]),
-            "gain_high": float(high[0]),
-        }
+    weights = fit_weights(*validation.arguments)
+    found: dict[str, Any] = {"weights": dict(zip(validation.models, weights.tolist(), strict=True))}
+    left_out = list(validation.models) if len(validation.models) > 1 else []
+    for split, own in (("validation", validation), ("test", test)):
+        nats = {}
+        for name in (None, *left_out):
+            rest = own.without(name)
+            if split == "validation":
+                nats[name] = cross_fitted_nats(*rest.arguments[:2], own.users, own.hidden, seed)
+            else:
+                fitted = weights if name is None else fit_weights(*validation.without(name).arguments)
+                nats[name] = nats_per_example(rest.arguments[0], fitted, own.targets, own.hidden)
+        pool = nats.pop(None)
+        found[split] = {"examples": len(pool), "nats": float(pool.mean()), "added_by": {}}
+        for name, rest_nats in nats.items():
+            gain = rest_nats - pool
+            low, high = bootstrap_users(gain[:, None], own.users, confidence=confidence, seed=seed)
+            found[split]["added_by"][name] = [float(gain.mean()), float(low[0]), float(high[0])]
     return found
 
 
@@ -123,14 +153,14 @@ def main(
     check_disjoint(answers["validation"].example_ids, answers["test"].example_ids)
     answers = {split: with_seen(found, ground.options, data) for split, found in answers.items()}
     scores = {s: read_models(place, run.method, models, answers[s], catalog, data) for s, place in places.items()}
-    hidden = ground.options.excluded(answers["validation"])
+    samples = {s: sample(scores[s], answers[s], ground.options) for s in places}
     results: dict[str, dict[str, Any]] = {}
     for name, left_out in zip(method_names(run.method, models), (None, run.method), strict=False):
-        used = {split: {m: v for m, v in found.items() if m != left_out} for split, found in scores.items()}
-        choice = fit(used["validation"], answers["validation"], hidden, confidence=score.confidence, seed=run.seed)
+        used = {split: own.without(left_out) for split, own in samples.items()}
+        choice = fit(used["validation"], used["test"], confidence=score.confidence, seed=run.seed)
         print(summary(name, choice))
         weights = np.array(list(choice["weights"].values()))
-        total = pool_scores(list(used["test"].values()), weights)
+        total = pool_scores(list(used["test"].models.values()), weights)
         test = answers["test"]
         examples = Examples(test.example_ids, test.targets, test.histories, test.seen)
         shown = {f"weight_{model}": weight for model, weight in choice["weights"].items()}
@@ -156,14 +186,15 @@ def pool_scores(scores: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 
 def summary(name: str, choice: dict[str, Any]) -> str:
-    """Some lines about a fitted pool: its weights, and the nats per target that each model adds on validation."""
-    lines = [
-        f"pool ({name}): {choice['nats']:.3f} nats per target on {choice['validation_examples']:,} validation examples"
-    ]
+    """Some lines about a fitted pool: its weights, and the nats per target that each model adds to the others."""
+    splits = [(split, choice[split]) for split in ("validation", "test")]
+    of = ", ".join(f"{own['nats']:.3f} on {own['examples']:,} {split} examples" for split, own in splits)
+    lines = [f"pool ({name}): nats per target {of}"]
     for model, weight in choice["weights"].items():
-        line = f"  {model}: weight {weight:.3g}"
-        if model in choice["nats_without"]:
-            without = choice["nats_without"][model]
-            line += f", adds {without['gain']:.3f} nats [{without['gain_low']:.3f}, {without['gain_high']:.3f}]"
-        lines.append(line)
+        added = [
+            f"{own['added_by'][model][0]:+.3f} [{own['added_by'][model][1]:+.3f}, {own['added_by'][model][2]:+.3f}]"
+            for _, own in splits
+            if model in own["added_by"]
+        ]
+        lines.append(f"  {model}: weight {weight:.3g}" + (f", adds {' and '.join(added)}" if added else ""))
     return "\n".join(lines)
