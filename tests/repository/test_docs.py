@@ -199,7 +199,7 @@ def test_own_data_takes_three_commands(tiny_model_dir, tmp_path, monkeypatch, ca
 
 
 def test_evaluate_reads_the_references_json(tiny_model_dir, tmp_path, monkeypatch):
-    (words,) = (words for words in commands(page("docs/guide.md")) if words[1] == "evaluate")
+    (words,) = (words for words in commands(page("docs/guide.md")) if "predictions.json" in words)
     monkeypatch.chdir(tmp_path)
     Path("movies.dat").write_text("1::Toy Story (1995)::Comedy\n2::Heat (1995)::Action\n")
     records = [{"input": "", "output": '"Heat (1995)"', "predict": ["Heat (1995)"]}]

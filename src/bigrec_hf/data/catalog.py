@@ -286,6 +286,17 @@ def _read_title_ids(path: Path, encoding: str) -> list[CatalogLine]:
     return items
 
 
+def semantic_ids(path: str | None, encoding: str | None = None) -> list[str] | None:
+    """The semantic ids of an info file (`semantic id<TAB>title<TAB>id`) by row; None for any other catalog."""
+    if path is None or Path(path).suffix not in {".txt", ".tsv"} or not Path(path).is_file():
+        return None
+    lines = read_lines(Path(path), encoding or "utf-8")
+    if any(line.count("\t") != 2 for line in lines):
+        return None
+    items = _read_title_ids(Path(path), encoding or "utf-8")
+    return [lines[item.line - 1].partition("\t")[0].strip() for item in items]
+
+
 def catalog_sha256(catalog: Catalog) -> str:
     """sha256 over ids and titles, in row order."""
     text = json.dumps([catalog.item_ids, catalog.titles], ensure_ascii=False)

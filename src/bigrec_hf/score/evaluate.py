@@ -1,4 +1,4 @@
-"""Evaluate: ground and score any prediction file, ours or the reference's.
+"""Evaluate: ground and score any prediction file, ours, the reference's or another system's (`prediction_files`).
 
 Reads generations.parquet, a run folder, the reference's prediction JSON (an array of {"instruction", "input", "output",
 "predict": [...]}), or folders of such files. For one input, results.json, per_example.parquet and rankings.parquet are
@@ -12,13 +12,16 @@ such records have no history, and their number is printed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+import pyarrow as pa
+
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
+from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog, semantic_ids
 from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import read_input, read_json_file
 from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations, read_texts, resolve_targets
@@ -27,7 +30,20 @@ from bigrec_hf.ground.distance import ground_answers
 from bigrec_hf.ground.hybrid import hybrid_rankings
 from bigrec_hf.ground.index import open_index
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.score.lists import list_rankings
+from bigrec_hf.score.prediction_files import (
+    RUNS,
+    TABLES,
+    PredictionColumns,
+    Predictions,
+    read_prediction_table,
+    read_records,
+    read_run,
+    read_scored_json,
+    read_targets,
+)
 from bigrec_hf.score.stage import results_table, score_rankings, write_results
+from bigrec_hf.settings import RankOptions
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, EvaluateSettings, GroundSettings, ModelSettings, ScoreSettings
@@ -147,6 +163,45 @@ def all_texts(path: Path) -> list[list[str]]:
     return [[_repaired(text) for text in _texts(record, f"{path}, record {i}")] for i, record in enumerate(records)]
 
 
+def other_predictions(file: Path, evaluate: EvaluateSettings) -> Predictions | None:
+    """The predictions of a file that is neither a generations.parquet nor the reference's JSON (unless as `lists`)."""
+    named = PredictionColumns(
+        evaluate.predictions_user,
+        evaluate.predictions_item,
+        evaluate.predictions_text,
+        evaluate.predictions_score,
+        evaluate.predictions_rank,
+        evaluate.predictions_target,
+    )
+    if file.suffix in RUNS:
+        return read_run(file)
+    if file.suffix == ".parquet":
+        ours = {C.EXAMPLE_ID, C.TARGET_TITLE, C.TEXTS} <= set(pl.read_parquet_schema(file))
+        return None if ours else read_prediction_table(file, named)
+    if file.suffix in TABLES:
+        return read_prediction_table(file, named)
+    content = read_json_file(file)
+    if isinstance(content, dict):
+        return read_scored_json(file, content)
+    return read_records(file, content) if evaluate.lists and isinstance(content, list) and content else None
+
+
+def are_items(found: Predictions, catalog: Catalog) -> bool:
+    """Whether most of a file's first texts are item ids of the catalog, and so not to be grounded."""
+    first = [own[0] for own in found.entries if own]
+    ids = set(catalog.item_ids) - set(catalog.rows_by_title)
+    return 2 * sum(text in ids for text in first) > len(first)
+
+
+def as_answers(
+    found: Predictions, catalog: Catalog, data: DataSettings, truth: Mapping[str, str] | None, place: str
+) -> Answers:
+    """Generated texts of a table, to be grounded; the truth as in `list_rankings`."""
+    table = list_rankings(found, catalog, RankOptions(), data, targets=truth, place=place)
+    texts = [clean_title(own[0]) if own else "" for own in found.entries]
+    return Answers(table[C.EXAMPLE_ID].to_pylist(), texts, table[C.TARGET].to_pylist(), [[] for _ in texts])
+
+
 def main(
     evaluate: EvaluateSettings,
     data: DataSettings,
@@ -162,20 +217,38 @@ def main(
     output = Path(evaluate.output_dir)
     files = find_generations(evaluate.generations)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset), evaluate.catalog_encoding)
+    semantic = semantic_ids(data.catalog, evaluate.catalog_encoding)
+    truth = read_targets(Path(evaluate.targets_file)) if evaluate.targets_file else None
     # read all files before loading the model
-    need_history, options = ground.exclude == "history", ground.options
-    answers = {
-        name: with_seen(evaluate_file(file, catalog, need_history=need_history), options, data)
-        for name, file in files.items()
-    }
-    index, encode = open_index(catalog, model, ground, output / "index")
-    rows = {}
-    for name, answer in answers.items():
-        folder = output if len(files) == 1 else output / name
-        if ground.ranking == "hybrid":
-            table = hybrid_rankings(all_texts(files[name]), answer, index, encode, ground.options)
+    answers: dict[str, Answers] = {}
+    texts: dict[str, list[list[str]]] = {}
+    tables: dict[str, pa.Table] = {}
+    for name, file in files.items():
+        found = other_predictions(file, evaluate)
+        if found is None:
+            answers[name] = evaluate_file(file, catalog, need_history=ground.exclude == "history")
+            texts[name] = all_texts(file)
+        elif found.texts and not evaluate.lists and not are_items(found, catalog):
+            answers[name] = as_answers(found, catalog, data, truth, str(file))
+            texts[name] = found.entries
         else:
-            table = ground_answers(answer, index, encode, ground.options)
+            if ground.exclude != "none":
+                raise BigrecError(f"{file} is ranked already: --exclude cannot leave items out, omit it")
+            tables[name] = list_rankings(
+                found, catalog, ground.options, data, targets=truth, semantic_ids=semantic, place=file
+            )
+    if answers:
+        answers = {name: with_seen(answer, ground.options, data) for name, answer in answers.items()}
+        index, encode = open_index(catalog, model, ground, output / "index")
+    rows = {}
+    for name in files:
+        folder = output if len(files) == 1 else output / name
+        if name in tables:
+            table = tables[name]
+        elif ground.ranking == "hybrid":
+            table = hybrid_rankings(texts[name], answers[name], index, encode, ground.options)
+        else:
+            table = ground_answers(answers[name], index, encode, ground.options)
         rows[name], per_example = score_rankings(table, **vars(score))
         write_rankings(table, folder)
         write_results(rows[name], per_example, folder)

@@ -228,7 +228,38 @@ class EvaluateSettings:
     """Ground and score any prediction file."""
 
     generations: list[str] = setting(
-        [], "generations.parquet, a run folder, the reference's prediction JSON (with `predict`), or folders of them"
+        [],
+        "generations.parquet, a run folder, the reference's prediction JSON (with `predict`), or folders of them; a "
+        "TREC run (.run), a table (CSV, TSV, JSON lines, parquet) of texts or ranked items, {query: {item: score}}",
+    )
+    lists: bool = setting(
+        False,
+        "score the lists of the file as they are, without an encoder: the target's rank is its place in the list, as "
+        "D3, ReRe and MiniOneRec count (runs and tables of items always are)",
+    )
+    targets_file: str | None = setting(
+        None,
+        "what came next, where the file does not say it: qrels (`query 0 item 1`) or a table of users and targets "
+        "(default: the split of --dataset, by example or user)",
+        flag="--targets",
+    )
+    predictions_user: str | None = setting(
+        None, "column of the user or example id in a table (default: found by its name)", flag="--user_column"
+    )
+    predictions_item: str | None = setting(
+        None, "column of ranked ids or titles in a table (default: found by its name)", flag="--item_column"
+    )
+    predictions_text: str | None = setting(
+        None, "column of generated texts, best first, in a table (default: found by its name)", flag="--text_column"
+    )
+    predictions_score: str | None = setting(
+        None, "column of scores, greater is better, in a table with one item a row", flag="--score_column"
+    )
+    predictions_rank: str | None = setting(
+        None, "column of ranks, the least is the best, in a table with one item a row", flag="--rank_column"
+    )
+    predictions_target: str | None = setting(
+        None, "column of the title or id that came next (default: found by its name)", flag="--target_column"
     )
     output_dir: str | None = setting(None, "folder for results.json, per_example.parquet and rankings.parquet")
     catalog_encoding: str | None = setting(

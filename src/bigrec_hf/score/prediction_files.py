@@ -1,0 +1,217 @@
+"""Prediction files of other systems: TREC runs, tables of texts or of ranked items, JSON; read without judging them.
+
+- TREC run (`query Q0 item rank score tag`): queries are users or example ids.
+- `{query: {item: score}}` as JSON (ranx).
+- Tables (CSV, TSV, JSON lines, parquet), columns found by their usual names or named: one row per user and item with a
+  score or rank (RecTools, RecBole exports), or one row per user with a list (a list, JSON, a literal, or `a|b|c`).
+- JSON arrays with `output` and `predict` (BIGRec, D3, ReRe, MiniOneRec), as ranked lists.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import read_text
+from bigrec_hf.data.user_tables import ITEMS, TITLES, USERS, plain
+
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+RUNS = (".run", ".trec", ".txt")
+IDS = ("exampleid", "qid", "queryid", "query", "sessionid")
+TEXTS = ("predict", "prediction", "predictions", "predicted", "generated", "generation", "text", "texts", "response")
+SCORES, RANKS = ("score", "scores", "similarity", "logit"), ("rank", "position")
+TARGETS = ("target", "targets", "output", "label", "truth", "groundtruth", "targettitle", "targetid")
+
+
+@dataclass(frozen=True)
+class PredictionColumns:
+    """Columns as the caller names them; None = found by their names."""
+
+    user: str | None = None
+    item: str | None = None
+    text: str | None = None
+    score: str | None = None
+    rank: str | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a file says, one entry per example, in the file's order."""
+
+    queries: list[str]  # an example id or a user, as the file names it
+    entries: list[list[str]]  # titles, ids or texts, best first
+    targets: list[str] | None  # None: not in the file
+    texts: bool = False  # the entries come from a column of generated texts
+
+
+def read_run(path: Path) -> Predictions:
+    """A TREC run. Raises BigrecError naming the line that has no six fields."""
+    rows: dict[str, list[tuple[float, int, str]]] = {}
+    for number, line in enumerate(read_text(path, "utf-8").split("\n"), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            query, _, item, rank, score, _ = fields
+            rows.setdefault(query, []).append((-float(score), int(rank), item))
+        except ValueError as error:
+            raise BigrecError(
+                f"{path}:{number}: expected `query Q0 item rank score tag`, found {line[:80]!r}"
+            ) from error
+    return Predictions(list(rows), [[item for *_, item in sorted(own)] for own in rows.values()], None)
+
+
+def read_scored_json(path: Path, content: dict[str, Any]) -> Predictions:
+    """`{query: {item: score}}`; equal scores in the file's order. Raises BigrecError for anything else."""
+    entries = []
+    for query, scores in content.items():
+        if not isinstance(scores, dict) or not all(isinstance(score, int | float) for score in scores.values()):
+            raise BigrecError(f"{path}: {query!r} is not a mapping of items to scores: give {{query: {{item: score}}}}")
+        entries.append(sorted(scores, key=lambda item, own=scores: -own[item]))  # type: ignore[misc]
+    return Predictions(list(content), entries, None)
+
+
+def read_records(path: Path, records: Sequence[Any]) -> Predictions:
+    """Records with `output` and `predict`: ids are `{file stem}#{number}`; of a list of outputs the first counts."""
+    entries, targets = [], []
+    for number, record in enumerate(records):
+        output = record.get(C.OUTPUT) if isinstance(record, dict) else None
+        output = output[0] if isinstance(output, list) and output else output
+        predict = record.get(C.PREDICT) if isinstance(record, dict) else None
+        if not isinstance(output, str) or not isinstance(predict, str | list):
+            raise BigrecError(f"{path}, record {number}: expected the fields output (a text) and predict (a list)")
+        targets.append(output)
+        entries.append([predict] if isinstance(predict, str) else [str(text) for text in predict])
+    return Predictions([f"{path.stem}#{number}" for number in range(len(records))], entries, targets)
+
+
+def read_prediction_table(path: Path, named: PredictionColumns) -> Predictions:
+    """A table of ranked items or texts. Raises BigrecError naming columns or rows that do not fit."""
+    frame = _read_table(path)
+    user = _column(frame, named.user, (*IDS, *USERS), "user", path)
+    target = _column(frame, named.target, TARGETS, "target", path)
+    text = None if named.item is not None else _column(frame, named.text, TEXTS, "text", path)
+    item = text or _column(frame, named.item, (*ITEMS, *TITLES), "item", path)
+    if item is None:
+        raise BigrecError(
+            f"{path}: which of the columns {', '.join(frame.columns)} holds the predictions is not clear: name it with "
+            "--item_column (ranked ids or titles) or --text_column (generated texts)"
+        )
+    if user is None and target is None:
+        raise BigrecError(
+            f"{path}: no column of users or example ids among {', '.join(frame.columns)}: name it with --user_column"
+        )
+    score = _column(frame, named.score, SCORES, "score", path)
+    rank = _column(frame, named.rank, RANKS, "rank", path)
+    queries = frame[user].cast(pl.String) if user else pl.Series([f"{path.stem}#{i}" for i in range(frame.height)])
+    holes = [name for name in (user, target) if name is not None and frame[name].null_count()]
+    if holes:
+        raise BigrecError(
+            f"{path}: row {int(frame[holes[0]].is_null().arg_max() or 0)}: {holes[0]} is missing: fill it"
+        )
+    truth = None if target is None else frame[target].cast(pl.String)
+    one_row_each = not queries.is_duplicated().any()
+    if one_row_each:
+        entries = [_listed(value) for value in frame[item].to_list()]
+        return Predictions(queries.to_list(), entries, None if truth is None else truth.to_list(), text is not None)
+    if score is None and rank is None:
+        raise BigrecError(
+            f"{path}: {queries.filter(queries.is_duplicated())[0]!r} has several rows but no score or rank orders "
+            "them: name it with --score_column or --rank_column"
+        )
+    order = frame[str(rank or score)].cast(pl.Float64, strict=False)
+    if order.null_count():
+        at = int(order.is_null().arg_max() or 0)
+        raise BigrecError(f"{path}: row {at}: {order.name} is not a number: fix the row")
+    order = order if rank else -order
+    table = pl.DataFrame({"query": queries, "order": order, "item": frame[item].cast(pl.String).fill_null("")})
+    table = table if truth is None else table.with_columns(target=truth)
+    grouped = table.sort("order", maintain_order=True).group_by("query").agg(pl.col("*"))
+    grouped = pl.DataFrame({"query": queries.unique(maintain_order=True)}).join(
+        grouped, on="query", maintain_order="left"
+    )
+    targets = None
+    if truth is not None:
+        mixed = grouped.filter(pl.col("target").list.n_unique() > 1)
+        if mixed.height:
+            raise BigrecError(f"{path}: {mixed['query'][0]!r} has several targets: keep one per user")
+        targets = grouped["target"].list.first().to_list()
+    return Predictions(grouped["query"].to_list(), grouped["item"].to_list(), targets, text is not None)
+
+
+def read_targets(path: Path) -> dict[str, str]:
+    """Query -> target, from TREC qrels (`query 0 item relevance`) or a table with a column of users and one of targets.
+
+    Raises BigrecError for a query with two targets.
+    """
+    if path.suffix in TABLES:
+        frame = _read_table(path)
+        user = _column(frame, None, (*IDS, *USERS), "user", path)
+        target = _column(frame, None, (*TARGETS, *ITEMS, *TITLES), "target", path)
+        if user is None or target is None:
+            raise BigrecError(
+                f"{path}: expected a column of users and one of targets, found {', '.join(frame.columns)}"
+            )
+        pairs = list(zip(frame[user].cast(pl.String), frame[target].cast(pl.String), strict=True))
+    else:
+        pairs = []
+        for number, line in enumerate(read_text(path, "utf-8").split("\n"), start=1):
+            fields = line.split()
+            if fields and len(fields) != 4:
+                raise BigrecError(f"{path}:{number}: expected `query 0 item relevance`, found {line[:80]!r}")
+            if fields and fields[3] not in ("0", "0.0"):
+                pairs.append((fields[0], fields[2]))
+    targets: dict[str, str] = {}
+    for query, item in pairs:
+        if targets.setdefault(query, item) != item:
+            raise BigrecError(
+                f"{path}: {query!r} has the targets {targets[query]!r} and {item!r}: keep one per example"
+            )
+    return targets
+
+
+def _read_table(path: Path) -> pl.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            frame = pl.read_parquet(path)
+        elif path.suffix == ".jsonl":
+            frame = pl.read_ndjson(path)
+        else:
+            frame = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False)
+    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BigrecError(f"{path} cannot be read as {path.suffix[1:]} ({reason}): fix the file") from error
+    if frame.height == 0:
+        raise BigrecError(f"{path} has no rows: write it again")
+    return frame
+
+
+def _column(frame: pl.DataFrame, given: str | None, usual: Sequence[str], role: str, path: Path) -> str | None:
+    if given is not None and given not in frame.columns:
+        raise BigrecError(f"{path}: no column {given!r} among {', '.join(frame.columns)}: check --{role}_column")
+    return given or next((name for wanted in usual for name in frame.columns if plain(name) == wanted), None)
+
+
+def _listed(value: Any) -> list[str]:
+    """The entries of a cell: of a list, of its JSON or literal, of `a|b|c`, or the one text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = ast.literal_eval(value.strip())
+    elif isinstance(value, str) and "|" in value:
+        value = value.split("|")
+    if value is None:
+        return []
+    return [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
