@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -53,6 +54,17 @@ def test_real_differences_are_marked_and_the_test_is_named(run):
         if line.startswith("| ") and "@" not in line and "---" not in line
     ]
     assert labels[:4] == ["random", "popularity", "fine-tuned LM", "our method"]  # baselines first, then what is new
+
+
+def test_results_of_a_replaced_adapter_are_called_stale(run):
+    weights = run / "adapter" / "adapter_model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    made_by = {"adapter_sha256": hashlib.sha256(b"first").hexdigest()}
+    (run / "finetuned" / "generate.json").write_text(json.dumps(made_by))
+    assert "Stale" not in build_report([run])
+    weights.write_bytes(b"second")
+    assert "**Stale: fine-tuned LM came from another adapter" in build_report([run])
 
 
 def test_any_row_can_be_the_reference(run):

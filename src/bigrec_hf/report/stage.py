@@ -14,7 +14,7 @@ from bigrec_hf.common.files import read_json, write_atomically
 from bigrec_hf.data.run_folder import MANIFEST, run_name, seed_folders
 from bigrec_hf.report.breakdown import break_down_rows, breakdown_tables
 from bigrec_hf.report.differences import Differences, compare_rows, differences_tables, legend
-from bigrec_hf.report.notes import candidates_note, intervals_note
+from bigrec_hf.report.notes import candidates_note, intervals_note, stale_note
 from bigrec_hf.report.page import PAGE, write_page
 from bigrec_hf.report.plots import plot_rows
 from bigrec_hf.report.published import published_table
@@ -103,7 +103,7 @@ def run_facts(run_dir: str | Path) -> list[str]:
 
 def cell_notes(rows: Sequence[Row]) -> list[str]:
     """Sentences that explain what was ranked and what the cells hold, and warn of rows that are not comparable."""
-    notes = [candidates_note(rows), *filter(None, [intervals_note(rows)])]
+    notes = [*filter(None, [stale_note(rows)]), candidates_note(rows), *filter(None, [intervals_note(rows)])]
     results = [results for row in rows for results in row.results]
     if any(len(row.folders) > 1 for row in rows):
         notes.append("With several seeds: mean ± standard deviation (least..greatest) over the seeds.")
