@@ -16,7 +16,7 @@ from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.ground.distance import embed_texts
 from bigrec_hf.ground.index import CatalogIndex
-from bigrec_hf.hub.bundle import RecommenderConfig
+from bigrec_hf.hub.config import RecommenderConfig
 from bigrec_hf.hub.histories import Choice, Found
 from bigrec_hf.hub.items import Item, ranked_items
 from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.generate.exact import CatalogTokens, catalog_tokens, likeliest_titles, score_batches
 from bigrec_hf.ground.from_scores import rank_scores
-from bigrec_hf.hub.bundle import RecommenderConfig
+from bigrec_hf.hub.config import RecommenderConfig
 from bigrec_hf.hub.histories import Choice, Found
 from bigrec_hf.hub.items import Item, ranked_items
 

@@ -16,16 +16,9 @@ from bigrec_hf.common.hub_names import SECRET, fetch_folder, is_hub_id, known_to
 from bigrec_hf.data.examples import FACTS_FILE, PREPARED_FILES, load_facts
 from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.ground.index import FINGERPRINT_FILE, CatalogIndex, write_index
-from bigrec_hf.hub.bundle import (
-    CATALOG_FILE,
-    CONFIG_FILE,
-    INDEX_FOLDER,
-    METHOD,
-    Bundle,
-    load_source_index,
-    write_config,
-)
+from bigrec_hf.hub.bundle import METHOD, Bundle, load_source_index
 from bigrec_hf.hub.cards import COUNTS, HYPER_PARAMETERS, index_card, model_card
+from bigrec_hf.hub.config import CATALOG_FILE, CONFIG_FILE, INDEX_FOLDER, write_config
 from bigrec_hf.hub.items import bundle_catalog, bundle_train_counts, write_items
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.models.identity import ADAPTER_CONTENT, adapter_fingerprint

@@ -11,7 +11,7 @@ from pathlib import Path
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import hub_errors, is_hub_id
-from bigrec_hf.hub.bundle import CATALOG_FILE, CONFIG_FILE, INDEX_FOLDER
+from bigrec_hf.hub.config import CATALOG_FILE, CONFIG_FILE, INDEX_FOLDER
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.models.identity import ADAPTER_CONTENT
 from bigrec_hf.settings import DataSettings, DownloadSettings, GenerateSettings, GroundSettings, ModelSettings

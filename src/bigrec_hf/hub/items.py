@@ -15,7 +15,8 @@ from bigrec_hf.common.files import read_table, write_table
 from bigrec_hf.common.hub_names import fetch_file
 from bigrec_hf.data.catalog import Catalog, load_catalog, read_items_parquet
 from bigrec_hf.data.examples import load_config
-from bigrec_hf.hub.bundle import CATALOG_FILE, Bundle
+from bigrec_hf.hub.bundle import Bundle
+from bigrec_hf.hub.config import CATALOG_FILE
 
 
 @dataclass(frozen=True)

@@ -28,19 +28,10 @@ from bigrec_hf.common.files import temporary_folder
 from bigrec_hf.common.hub_names import fetch_folder, pin_name
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.ground.index import CatalogIndex, build_index, differences, load_index, write_index
-from bigrec_hf.hub.bundle import (
-    CATALOG_FILE,
-    CONFIG_FILE,
-    INDEX_FOLDER,
-    Bundle,
-    RecommenderConfig,
-    load_source_index,
-    locate,
-    named_damage,
-    write_config,
-)
+from bigrec_hf.hub.bundle import Bundle, load_source_index, locate, named_damage
 from bigrec_hf.hub.by_distance import GroundedTexts
 from bigrec_hf.hub.by_score import ScoredTitles
+from bigrec_hf.hub.config import CATALOG_FILE, CONFIG_FILE, INDEX_FOLDER, RecommenderConfig, write_config
 from bigrec_hf.hub.histories import as_histories, candidate_rows, check_top_k, choose_items
 from bigrec_hf.hub.items import Item, bundle_catalog, bundle_train_counts, write_items
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
