@@ -11,10 +11,28 @@ from bigrec_hf.common.errors import BigrecError
 
 # usual names as `plain` writes them, likeliest first
 USERS = ("user", "userid", "users", "reviewerid", "customer", "customerid", "member", "account", "visitorid", "uid")
-TITLES = ("title", "titles", "historytitles", "itemtitle", "movietitle", "booktitle", "productname", "itemname", "name")
+TITLES = (
+    *("title", "titles", "historytitles", "itemtitle", "movietitle", "filmtitle", "booktitle", "gametitle"),
+    *("songtitle", "tracktitle", "producttitle", "productname", "itemname", "name"),
+)
 ITEMS = (
-    *("history", "items", "item", "itemid", "movie", "movieid", "book", "bookid", "isbn", "asin", "parentasin"),
-    *("product", "productid", "game", "gameid", "song", "songid", "track", "trackid", "article", "articleid", "news"),
+    *("history", "items", "item", "itemid", "movie", "movieid", "film", "filmid", "book", "bookid"),
+    *(
+        "isbn",
+        "asin",
+        "parentasin",
+        "product",
+        "productid",
+        "game",
+        "gameid",
+        "song",
+        "songid",
+        "track",
+        "trackid",
+        "article",
+        "articleid",
+        "news",
+    ),
 )
 RATINGS = ("rating", "ratings", "stars", "starrating", "score", "overall")
 TIMES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -106,7 +107,7 @@ def _likeliest(role: str, rest: Sequence[str]) -> str:
         return shared + max(difflib.SequenceMatcher(None, own, usual).ratio() for usual in USUAL[role])
 
     best = max(rest, key=likeness, default=None)
-    return f"--{role}_column {best if best is not None and likeness(best) >= 0.8 else 'NAME'}"
+    return f"--{role}_column {shlex.quote(best) if best is not None and likeness(best) >= 0.8 else 'NAME'}"
 
 
 def possible_times(first: Mapping[str, object], columns: Columns) -> list[str]:
