@@ -64,13 +64,13 @@ def test_all_that_is_missing_is_named_together_with_the_likeliest_match(tmp_path
         load_tabular(file, None)
 
 
-@pytest.mark.parametrize(("column", "value"), [("purchase_date", "7"), ("t", "2020-01-01")])
 def test_a_name_with_a_space_is_quoted(tmp_path):
     file = table(tmp_path / "log.csv", "user,The title,when", ["u,A,2020-01-01"])
     with pytest.raises(BigrecError, match=r"--title_column 'The title'"):
         load_tabular(file, None)
 
 
+@pytest.mark.parametrize(("column", "value"), [("purchase_date", "7"), ("t", "2020-01-01")])
 def test_a_time_column_is_never_ignored_silently(tmp_path, capsys, column, value):
     rows = [f"u,{item},{value}" for item in "abc"]
     table(tmp_path / "ratings.csv", f"user,title,{column}", rows)
