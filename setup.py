@@ -99,6 +99,7 @@ setup(
             "ruff>=0.17",
             "scipy-stubs>=1.17",
             "torchmetrics>=1.9",
+            "trackio>=0.43",
             "types-PyYAML",
             "types-tqdm",
         ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import sqlite3
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from bigrec_hf.sft import callbacks
 from bigrec_hf.sft.callbacks import OneLine, TimeLimit
 from bigrec_hf.sft.dense_trainer import DenseTrainer
+from tests.helpers.processes import flags, run_python
 from tests.sft.test_dense_training import train
 
 
@@ -82,6 +85,29 @@ def test_one_line_shows_loss_and_pace_and_keeps_evaluations(capsys, clock):
     out = capsys.readouterr().out
     assert "step 10 of 100: validation loss 6.5000 (best)" in out
     assert "step 10 of 100: validation loss 6.7000\n" in out
+
+
+@pytest.mark.slow
+def test_a_tracker_is_named_in_trainer_args(tiny_model_dir, tiny_prepared, tmp_path):
+    """trackio writes to a local database, so the test needs no network."""
+    given = flags(
+        dataset=tiny_prepared,
+        run_dir=tmp_path,
+        base_model=tiny_model_dir,
+        train_prompt="chat-basic",
+        sample=16,
+        epochs=2,
+        global_batch_size=8,
+        trainer_args="{report_to: trackio, project: books, run_name: one}",
+    )
+    result = run_python("-m", "bigrec_hf", "sft", *given, TRACKIO_DIR=str(tmp_path / "trackio"))
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "adapter" / "training.json").read_text())
+    with sqlite3.connect(tmp_path / "trackio" / "books.db") as database:
+        logged = [json.loads(row[0]) for row in database.execute("SELECT metrics FROM metrics ORDER BY step")]
+    losses = [values["train/loss"] for values in logged if "train/loss" in values]
+    assert len(losses) == record["optimizer_steps"]
+    assert [values["eval/loss"] for values in logged if "eval/loss" in values]
 
 
 def test_a_training_prints_no_dictionaries(tiny_model_dir, tiny_prepared, tmp_path, capsys):
