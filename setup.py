@@ -77,6 +77,7 @@ setup(
         "quickstart": ["gguf>=0.19.0"],
         "demo": ["gradio>=6.31"],
         "vllm": ["vllm>=0.22"],
+        "ray": ["ray[data]>=2.60"],
         "bench": ["psutil>=7"],
         "dev": [
             "bitsandbytes>=0.50.2",

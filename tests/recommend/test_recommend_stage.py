@@ -98,6 +98,19 @@ def test_whole_histories_of_a_prepared_set(dense_run, tmp_path, capsys):
     assert "has no user 'nobody' (1 of 2 are unknown)" in capsys.readouterr().err
 
 
+def test_rankers_without_a_language_model(dense_run, tmp_path, capsys):
+    data, output = dense_run / "data", tmp_path / "recs.parquet"
+    where = ["--dataset", data, "--run_dir", tmp_path / "without"]
+    assert cli.main(["baselines", *map(str, where), "--ks", "1", "--ease_lambdas", "50"]) == 0
+    recommend(*where, "--users", "all", "--ranker", "ease", "--output", output)
+    found = pl.read_parquet(output)
+    recommend("--dataset", data, "--users", "all", "--ranker", "popularity", "--output", output, "--overwrite")
+    assert len(pl.read_parquet(output)) == len(found) and not pl.read_parquet(output).equals(found)
+    capsys.readouterr()
+    recommend(*where, "--history", TITLES[0], code=2)
+    assert "has no ranker 'finetuned': choose among ease" in capsys.readouterr().err
+
+
 def test_one_history_is_printed(dense_run, capsys):
     recommend("--adapter", dense_run / "adapter", "--history", TITLES[0], TITLES[3], "--top_k", 2)
     out = capsys.readouterr().out

@@ -75,7 +75,8 @@ class ItemModels:
 
     def _linear(self, name: str) -> tuple[Fitted, float]:
         """A linear model and its recency decay: those of the run, else chosen as the `linear` stage does."""
-        recipe = read_recipe(self.run_dir / RECIPE_FILE).get("linear", {}) if self.run_dir is not None else {}
+        file = self.run_dir / RECIPE_FILE if self.run_dir is not None else None
+        recipe = read_recipe(file).get("linear", {}) if file is not None and file.is_file() else {}
         settings, n_items = LinearSettings(**recipe), len(self.catalog)
         chosen = read_json(self.run_dir / name / CHOICE_FILE).get("chosen") if self.run_dir is not None else None
         if chosen:

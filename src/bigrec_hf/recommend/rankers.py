@@ -16,25 +16,30 @@ import numpy as np
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
+from bigrec_hf.common.fingerprints import file_fingerprint
 from bigrec_hf.common.hub_names import pin_name
 from bigrec_hf.data.catalog import Catalog, read_items_parquet
-from bigrec_hf.data.generations import Answers
+from bigrec_hf.data.examples import data_mark
+from bigrec_hf.data.generations import GENERATE_FILE, Answers
 from bigrec_hf.generate.exact import likeliest_titles
 from bigrec_hf.ground.index import CATALOG_FILE
-from bigrec_hf.hub.bundle import METHOD, Bundle, locate
+from bigrec_hf.hub.bundle import CONFIG_FILE, METHOD, Bundle, locate
 from bigrec_hf.hub.by_distance import GroundedTexts
 from bigrec_hf.hub.by_score import ScoredTitles, best_items
 from bigrec_hf.hub.histories import Choice, Found
 from bigrec_hf.hub.items import bundle_catalog
 from bigrec_hf.hub.recommender import Recommender, history_id
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.models.identity import adapter_fingerprint
+from bigrec_hf.models.identity import TRAINING_FILE, adapter_fingerprint
 from bigrec_hf.rank.model_selection import CHOICE_FILE, PRIMARY
 from bigrec_hf.rank.pool.fit import pooled
 from bigrec_hf.rank.pool.stage import level_unwritten
 from bigrec_hf.rank.rerank.apply import text_split, weight_rows
 from bigrec_hf.rank.rerank.formulas import combine, parts
-from bigrec_hf.recommend.models import NAMES, POPULARITY, ItemModels
+from bigrec_hf.recommend.models import NAMES, POPULARITY, SASREC, ItemModels
+from bigrec_hf.settings import DataSettings
+
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 
 
 class Histories(NamedTuple):
@@ -62,23 +67,32 @@ class _Answers:
 
 
 class Rankers:
-    """All rankers of a run folder; of an adapter that lies elsewhere, those that a prepared set allows."""
+    """All rankers of a run; of an adapter that lies elsewhere, or of a prepared set alone, those that are possible."""
 
-    def __init__(self, name: str | Path | Recommender, dataset: str | None = None, **options: Any) -> None:
+    def __init__(self, name: str | Path | Recommender | None, dataset: str | None = None, **options: Any) -> None:
         """`name`: as for `Recommender.from_pretrained`, which gets the `options` when the model is first needed, or
-        such a recommender. `dataset`: the prepared set that the models of items are fitted to (default: the run's)."""
+        such a recommender; with a `dataset` also a run without a language model, or None. `dataset`: the prepared set
+        that the models of items are fitted to (default: the run's)."""
         self.given = name if isinstance(name, Recommender) else None
-        self.name = str(name) if self.given is None else self.given.bundle.adapter
-        self.bundle: Bundle = self.given.bundle if self.given else locate(pin_name(str(name), "model"))
+        self.name = self.given.bundle.adapter if self.given else str(name or dataset)
+        if self.given is not None:
+            self.bundle: Bundle | None = self.given.bundle
+        elif dataset is not None and (name is None or has_no_language_model(Path(str(name)))):
+            self.bundle = None
+        else:
+            self.bundle = locate(pin_name(str(name), "model"))
+        self.run_dir = self.bundle.run_dir if self.bundle else Path(str(name)) if name else None
         self.options = options
         self.ranks: dict[str, Rank] = {}
-        self.dataset = dataset or self.bundle.dataset
+        self.dataset = dataset or (self.bundle.dataset if self.bundle else None)
 
     @cached_property
     def recommender(self) -> Recommender:
         """The language model, loaded when first needed."""
         if self.given is not None:
             return self.given
+        if self.bundle is None:
+            raise BigrecError(f"{self.name} holds no language model: train one with `bigrec-hf run`")
         return Recommender.from_pretrained(self.name, **self.options)
 
     @cached_property
@@ -86,8 +100,8 @@ class Rankers:
         """The models that score items. Raises BigrecError if no prepared set is known, or that of other items."""
         if self.dataset is None:
             raise BigrecError(f"{self.name} names no prepared set to fit other models to: name it with --dataset")
-        models = ItemModels(self.dataset, self.bundle.run_dir)
-        if models.catalog.titles != self.catalog.titles:
+        models = ItemModels(self.dataset, self.run_dir)
+        if self.bundle is not None and models.catalog.titles != self.catalog.titles:
             raise BigrecError(
                 f"the items of {self.dataset!r} are not the catalog of {self.name}: name its own prepared set"
             )
@@ -96,6 +110,8 @@ class Rankers:
     @cached_property
     def catalog(self) -> Catalog:
         """The items that are recommended."""
+        if self.bundle is None:
+            return self.models.catalog
         if self.given is None and self.bundle.config.by_score:
             return bundle_catalog(self.bundle)
         if self.given is None and self.bundle.index is not None and Path(self.bundle.index).is_dir():
@@ -111,23 +127,23 @@ class Rankers:
 
     def names(self) -> list[str]:
         """The rankers that can be asked for."""
-        run_dir = self.bundle.run_dir
-        files = sorted(run_dir.glob(f"*/{CHOICE_FILE}")) if run_dir is not None else []
+        files = sorted(self.run_dir.glob(f"*/{CHOICE_FILE}")) if self.run_dir is not None else []
         mixes = [file.parent.name for file in files if {"formula", "weights"} & set(read_json(file))]
-        return [METHOD, *(NAMES if self.dataset else ()), *mixes]
+        return [*([METHOD] if self.bundle else ()), *(NAMES if self.dataset else ()), *mixes]
 
     def facts(self, ranker: str) -> dict[str, Any]:
         """What a ranker's results depend on; no model is loaded. Raises BigrecError for an unknown ranker."""
         if ranker not in self.names():
             raise BigrecError(f"{self.name} has no ranker {ranker!r}: choose among {', '.join(self.names())}")
-        choice = read_json(self.bundle.run_dir / ranker / CHOICE_FILE) if self.bundle.run_dir is not None else {}
-        return {
-            "ranker": ranker,
-            "adapter_sha256": adapter_fingerprint(self.bundle.adapter),
-            "config": asdict(self.bundle.config),
-            "dataset": self.dataset,
-            "chosen": {key: value for key, value in choice.items() if key not in ("tried", "grid")},
-        }
+        found: dict[str, Any] = {"ranker": ranker, "dataset": self.dataset}
+        if self.bundle is not None and ranker not in NAMES:
+            found |= {"adapter_sha256": adapter_fingerprint(self.bundle.adapter), "config": asdict(self.bundle.config)}
+        if ranker != METHOD and self.dataset is not None:
+            found["data"] = data_mark(DataSettings(dataset=[self.dataset]))
+        if ranker != METHOD and self.run_dir is not None:
+            files = sorted([*self.run_dir.glob(f"*/{CHOICE_FILE}"), *self.run_dir.glob(f"{SASREC}/{TRAINING_FILE}")])
+            found["chosen"] = {file.parent.name: file_fingerprint(file) for file in files}
+        return found
 
     def rank(self, ranker: str) -> Rank:
         """The function of a ranker, one of `names`; fitted or read when it is first asked for.
@@ -144,7 +160,7 @@ class Rankers:
             return self._language_model
         if ranker in NAMES:
             return self._by_model(ranker)
-        choice = read_json(Path(str(self.bundle.run_dir)) / ranker / CHOICE_FILE)
+        choice = read_json(Path(str(self.run_dir)) / ranker / CHOICE_FILE)
         return self._pool(choice) if "weights" in choice else self._rerank(ranker, choice)
 
     def popularity(self, n: int, choice: Choice) -> list[Found]:
@@ -174,7 +190,7 @@ class Rankers:
         engine = self.recommender.engine
         if isinstance(engine, ScoredTitles):
             scores = engine.scores(histories.titles)
-            texts, values = likeliest_titles(scores, self.catalog.titles, self.bundle.config.decoding["n_texts"])
+            texts, values = likeliest_titles(scores, self.catalog.titles, engine.config.decoding["n_texts"])
             return _Answers(texts, values, -scores.astype(np.float64))
         ids = [history_id(titles) for titles in histories.titles]
         return ground(engine, *engine.generate(histories.titles, ids), ids)
@@ -237,6 +253,12 @@ class Rankers:
             return [Found(*answer) for answer in zip(texts.texts, texts.scores, items, strict=True)]
 
         return rank
+
+
+def has_no_language_model(folder: Path) -> bool:
+    """Whether a folder holds neither an adapter nor answers of one, such as that of `bigrec-hf baselines`."""
+    parts = (f"{METHOD}/{GENERATE_FILE}", CONFIG_FILE, ADAPTER_CONFIG)
+    return folder.is_dir() and not any((folder / part).is_file() for part in parts)
 
 
 def ground(engine: GroundedTexts, texts: list[list[str]], scores: list[list[float]], ids: list[str]) -> _Answers:

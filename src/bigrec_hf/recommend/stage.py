@@ -7,6 +7,8 @@ Reads a run folder or an adapter, and users' histories; writes one file (parquet
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from bigrec_hf.common.shards import ShardFolder
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.catalog import catalog_sha256
 from bigrec_hf.data.run_folder import existing_run
+from bigrec_hf.hub.bundle import METHOD
 from bigrec_hf.hub.histories import candidate_rows
 from bigrec_hf.recommend.columns import ColumnNames, histories_of, read_table_file
 from bigrec_hf.recommend.output import check_output, is_done, record_file, shown, write_rows
@@ -41,7 +44,7 @@ def main(recommend: RecommendSettings) -> None:
     check_inputs(s)
     output = check_output(s.recommend_output) if s.recommend_output else None
     options = {"device": s.recommend_device} if s.recommend_device else {}
-    source = s.recommend_adapter or existing_run(str(s.recommend_run))
+    source = s.recommend_adapter or (existing_run(s.recommend_run) if s.recommend_run else None)
     rankers = Rankers(source, s.recommend_dataset, **options)
     facts = rankers.facts(s.ranker)
     users, kind = read_users(s, rankers)
@@ -65,8 +68,11 @@ def main(recommend: RecommendSettings) -> None:
 
 def check_inputs(s: RecommendSettings) -> None:
     """Raise BigrecError unless one recommender and one kind of input are given."""
-    if not (s.recommend_run or s.recommend_adapter):
-        raise BigrecError("nothing to recommend with: give --run_dir (a run) or --adapter (a folder or Hub id)")
+    if not (s.recommend_run or s.recommend_adapter or (s.recommend_dataset and s.ranker != METHOD)):
+        raise BigrecError(
+            "nothing to recommend with: give --run_dir (a run) or --adapter (a folder or Hub id), or --dataset with a "
+            "ranker that needs no language model (--ranker ease)"
+        )
     given = [
         flag for flag, value in (("--histories", s.histories), ("--history", s.history), ("--users", s.users)) if value
     ]
@@ -90,6 +96,15 @@ def read_users(s: RecommendSettings, rankers: Rankers) -> tuple[Users, str]:
     names = ColumnNames(s.histories_user, s.histories_item, s.histories_time)
     ids, items, titled = histories_of(read_table_file(path), names, str(path), s.history_separator)
     return match_items(ids, items, rankers.catalog, "titles" if titled and s.items_are == "auto" else s.items_are)
+
+
+def engine(s: RecommendSettings) -> Callable[..., None]:
+    """What computes the shards: this process, or actors on a Ray cluster."""
+    if s.recommend_engine == "local":
+        return recommend_shards
+    from bigrec_hf.recommend.ray_engine import recommend_on_ray
+
+    return partial(recommend_on_ray, num_actors=s.num_actors, resources=s.resources, address=s.ray_address)
 
 
 def write_file(
@@ -120,7 +135,7 @@ def write_file(
             print(f"recommend: resuming, {len(users.ids) - sum(n_users):,} of {len(users.ids):,} users are done")
         start = time.perf_counter()
         with tqdm(total=sum(n_users), desc="recommend", unit=" users", smoothing=0) as bar:
-            recommend_shards(
+            engine(s)(
                 rankers,
                 s.ranker,
                 users,
