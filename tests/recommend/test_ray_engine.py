@@ -47,7 +47,7 @@ def test_two_actors_one_killed_give_the_rows_of_one_process(dense_run, tmp_path)
 
     assert cli.main(flags("one.parquet")) == 0
     two = [*flags("two.parquet"), "--engine", "ray", "--num_actors", "2"]
-    done = run_python("-c", KILLED, tmp_path / "killed", *two, RAY_TMPDIR="/tmp")
+    done = run_python("-c", KILLED, tmp_path / "killed", *two, RAY_TMPDIR="/tmp", RAY_worker_niceness="0")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "killed").is_file()
     assert pl.read_parquet(tmp_path / "two.parquet").equals(pl.read_parquet(tmp_path / "one.parquet"))
