@@ -4,9 +4,9 @@ A name refers to a sentence-transformers model if there is a `modules.json` next
 library itself looks for); anything else is treated as a causal LM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -200,3 +200,36 @@ class SentenceEncoder:
             distinct, batch_size=max(1, batch_tokens // 32), convert_to_numpy=True, show_progress_bar=False
         )
         return np.asarray(vectors, np.float32)[index]
+
+
+def encode_texts(encoder: Encoder | Callable[[list[str]], Any], texts: list[str], batch_tokens: int) -> np.ndarray:
+    """Return the vectors of texts, (n, d). Raises ValueError for an array of another shape."""
+    vectors = np.asarray(encoder(texts)) if callable(encoder) else encoder.encode(texts, batch_tokens)
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise ValueError(
+            f"the encoder returned an array of shape {vectors.shape} for {len(texts)} texts: expected (n, d), "
+            "one vector per text"
+        )
+    return vectors
+
+
+def encode_with_known(
+    encoder: Encoder | Callable[[list[str]], Any],
+    texts: list[str],
+    rows_by_title: dict[str, list[int]],
+    items: np.ndarray,
+    batch_tokens: int,
+) -> np.ndarray:
+    """Return the vectors of texts, (n, d): a catalog title has that of its row, only the others are encoded."""
+    rows = [rows_by_title.get(text, [-1])[0] for text in texts]
+    vectors = items[rows].astype(np.float32)
+    others = [i for i, row in enumerate(rows) if row < 0]
+    if others:
+        encoded = encode_texts(encoder, [texts[i] for i in others], batch_tokens)
+        if encoded.shape[1] != items.shape[1]:
+            raise ValueError(
+                f"item_embeddings has {items.shape[1]} dimensions, the encoder {encoded.shape[1]}: give vectors of "
+                "this encoder"
+            )
+        vectors[others] = encoded
+    return vectors

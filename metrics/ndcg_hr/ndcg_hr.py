@@ -9,7 +9,7 @@ import evaluate
 import numpy as np
 
 from .distances import check_vectors
-from .encoders import Encoder, load_encoder
+from .encoders import Encoder, encode_texts, encode_with_known, load_encoder
 from .examples import check_examples
 from .names import split_revision
 from .nearest import NearestPool
@@ -44,11 +44,14 @@ Configurations (`evaluate.load(..., config_name=...)`):
     predictions: list of generated titles. references: list of true titles, each a title of the catalog.
     catalog: list of titles in catalog order, or a file of titles (movies.dat, id2name.txt, parquet or CSV with a title
         column, .txt with one title per line).
-    encoder: a sentence-transformers or causal LM name or folder, or a function texts -> (n, d) array.
+    encoder: a sentence-transformers or causal LM name or folder, or a function texts -> (n, d) array. It is loaded
+        once per metric object.
+    item_embeddings: the encoder's vectors of the catalog, (n_items, d), if they are known; else it encodes them.
     An empty prediction counts as a miss.
 `embeddings`: predictions: list of vectors. references: catalog row of each target. item_embeddings: (n_items, d) array.
-`rankings`: predictions: list of ranked id lists, best first. references: the target's id. An absent id is a miss, an
-    empty list an empty prediction; max(ks) must not exceed the shortest other list.
+`rankings`: predictions: list of ranked id lists, best first; ids are whole numbers or texts. references: the target's
+    id. An absent id is a miss, however short the list, an empty list an empty prediction; max(ks) must not exceed the
+    longest list.
 
 Options:
     ks: cut-offs, default [1, 3, 5, 10, 20, 50]; none may exceed the catalog (or list).
@@ -71,6 +74,7 @@ _FEATURES = {
     "embeddings": {"predictions": datasets.List(datasets.Value("float32")), "references": datasets.Value("int64")},
     "rankings": {"predictions": datasets.List(datasets.Value("int64")), "references": datasets.Value("int64")},
 }
+_TEXT_IDS = {"predictions": datasets.List(datasets.Value("string")), "references": datasets.Value("string")}
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
@@ -86,9 +90,20 @@ class NdcgHr(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(_FEATURES[self.config_name]),
+            features=self._features(),
             reference_urls=["https://arxiv.org/abs/2308.08434"],
         )
+
+    def _features(self):
+        """The columns; `rankings` accepts either kind of ids, told by the first batch."""
+        features = datasets.Features(_FEATURES[self.config_name])
+        return [datasets.Features(_TEXT_IDS), features] if self.config_name == "rankings" else features
+
+    def _loaded(self, name: str) -> Encoder:
+        """The encoder of a name or folder, kept for the next `compute`."""
+        if getattr(self, "_encoder_name", None) != name:
+            self._encoder, self._encoder_name = load_encoder(name), name
+        return self._encoder
 
     def compute(self, *, predictions=None, references=None, **kwargs):
         """Return the scores of the given examples, or of those added before."""
@@ -104,6 +119,8 @@ class NdcgHr(evaluate.Metric):
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add several examples after checking them: the base class would turn 1.5 into 1 and "1" into 1."""
         check_examples(self.config_name, predictions, references)
+        if not len(references):
+            raise ValueError("predictions is empty: give at least one prediction and its reference")
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def add(self, *, prediction=None, reference=None, **kwargs):
@@ -130,7 +147,7 @@ class NdcgHr(evaluate.Metric):
             raise ValueError(f"duplicates={duplicates!r} is unknown: use 'best' or 'exact'")
         rank_examples = {"titles": ranks_of_titles, "embeddings": ranks_of_embeddings, "rankings": ranks_of_lists}
         accepted = {
-            "titles": {"catalog", "encoder", "memory_mib", "batch_tokens"},
+            "titles": {"catalog", "encoder", "item_embeddings", "memory_mib", "batch_tokens"},
             "embeddings": {"item_embeddings", "memory_mib"},
             "rankings": set(),
         }[self.config_name]
@@ -140,6 +157,8 @@ class NdcgHr(evaluate.Metric):
                 f"{unknown[0]!r} is not an input of config {self.config_name!r}: besides the options it takes "
                 f"{sorted(accepted) or 'none'}"
             )
+        if self.config_name == "titles":
+            inputs["load"] = self._loaded
         rank, empty = rank_examples[self.config_name](
             predictions, references, check_ks(ks), duplicates=duplicates, **inputs
         )
@@ -163,6 +182,8 @@ def ranks_of_titles(
     *,
     catalog: Sequence[str] | str | Path | None = None,
     encoder: Encoder | Callable[[list[str]], Any] | str | Path | None = None,
+    item_embeddings: Any = None,
+    load: Callable[[str], Encoder] = load_encoder,
     duplicates: str = "best",
     memory_mib: int = 256,
     batch_tokens: int = 4096,
@@ -193,21 +214,22 @@ def ranks_of_titles(
     full = np.flatnonzero([bool(text) for text in texts])
     rank = np.full(len(texts), len(titles), np.int64)
     if len(full):
-        # one call for both, so that a generated catalog title gets the vector of that title
-        everything = titles + [texts[i] for i in full]
-        if callable(encoder):
-            vectors = np.asarray(encoder(everything))
+        encoder = load(str(encoder)) if isinstance(encoder, str | Path) else encoder
+        wanted = [texts[i] for i in full]
+        if item_embeddings is None:
+            # one call for both, so that a generated catalog title gets the vector of that title
+            vectors = encode_texts(encoder, titles + wanted, batch_tokens)
+            items, queries = vectors[: len(titles)], vectors[len(titles) :]
         else:
-            encoder = load_encoder(str(encoder)) if isinstance(encoder, str | Path) else encoder
-            vectors = encoder.encode(everything, batch_tokens)
-        if vectors.ndim != 2 or len(vectors) != len(everything):
-            raise ValueError(
-                f"the encoder returned an array of shape {vectors.shape} for {len(everything)} texts: expected (n, d), "
-                "one vector per text"
-            )
+            items = check_vectors("item_embeddings", item_embeddings)
+            if len(items) != len(titles):
+                raise ValueError(
+                    f"item_embeddings has {len(items)} vectors for {len(titles)} titles: give one per title"
+                )
+            queries = encode_with_known(encoder, wanted, rows_by_title, items, batch_tokens)
         ranking = rank_catalog(
-            vectors[len(titles) :],
-            vectors[: len(titles)],
+            queries,
+            items,
             [rows_by_title[targets[i]] for i in full],
             top_k=0,
             memory_mib=memory_mib,
@@ -254,19 +276,23 @@ def same_vectors(items: np.ndarray, rows: Sequence[int]) -> list[list[int]]:
 
 
 def ranks_of_lists(
-    predictions: Sequence[list[int] | None], references: Sequence[int], ks: Sequence[int], *, duplicates: str = "best"
+    predictions: Sequence[list[int] | list[str] | None],
+    references: Sequence[int] | Sequence[str],
+    ks: Sequence[int],
+    *,
+    duplicates: str = "best",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ranks of targets in id lists, (n,) int64, max(ks) if absent, and whether each list is empty, (n,) bool."""
     lengths = np.array([len(ids) if ids is not None else 0 for ids in predictions], np.int64)
     empty = lengths == 0
     if not empty.all():
-        at = int(np.where(empty, lengths.max() + 1, lengths).argmin())
-        check_ks(ks, int(lengths[at]), f"the ranked list of example {at}")
+        at = int(lengths.argmax())
+        check_ks(ks, int(lengths[at]), f"the longest ranked list, that of example {at}")
     rank = [place_of(target, ids, ks[-1]) for ids, target in zip(predictions, references, strict=True)]
     return np.array(rank, np.int64), empty
 
 
-def place_of(target: int, ids: list[int] | None, absent: int) -> int:
+def place_of(target: Any, ids: list[Any] | None, absent: int) -> int:
     """Return the first position of `target` in a list, or `absent`; one pass, no copy."""
     try:
         return absent if ids is None else ids.index(target)

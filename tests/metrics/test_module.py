@@ -43,6 +43,34 @@ def letters(texts):
     return np.array([[text.count(letter) for letter in "abcdef"] for text in texts], np.float32)
 
 
+def test_short_lists_are_misses_and_ids_may_be_texts():
+    for lists, references in (
+        ([[3], [1, 2, 5], []], [4, 5, 1]),
+        ([["1"], ["a", "2", "B07"], []], ["2", "B07", "a"]),
+    ):
+        scores = load("rankings").compute(predictions=lists, references=references, ks=[1, 3])
+        assert scores == {"ndcg@1": 0.0, "ndcg@3": pytest.approx(0.5 / 3), "hr@1": 0.0, "hr@3": pytest.approx(1 / 3)}
+
+
+def test_known_vectors_of_the_catalog_and_an_encoder_that_is_loaded_once(tmp_path, monkeypatch):
+    from bigrec_hf.metrics.ndcg_hr.encoders import load_encoder
+
+    path, titles = save_lm(tmp_path), ["a b", "c d e", "f"]
+    texts = {"predictions": ["c d", "f", ""], "references": ["c d e", "f", "a b"], "ks": [1, 2]}
+    expected = load("titles").compute(catalog=titles, encoder=path, **texts)
+    vectors = load_encoder(path, device="cpu").encode(titles)
+    metric, loaded = load("titles"), []
+    module = sys.modules[type(metric).__module__]
+    monkeypatch.setattr(module, "load_encoder", lambda name: loaded.append(name) or load_encoder(name, device="cpu"))
+    for _ in range(2):
+        assert metric.compute(catalog=titles, encoder=path, item_embeddings=vectors, **texts) == expected
+    assert loaded == [path]
+    with pytest.raises(ValueError, match="2 vectors for 3 titles"):
+        metric.compute(catalog=titles, encoder=path, item_embeddings=vectors[:2], **texts)
+    with pytest.raises(ValueError, match="3 dimensions, the encoder 16"):
+        metric.compute(catalog=titles, encoder=path, item_embeddings=vectors[:, :3], **texts)
+
+
 def test_rankings_hand_computed():
     scores = load("rankings").compute(predictions=[[3, 1, 2], [2, 3, 1], [7, 8, 9]], references=[1, 2, 5], ks=[1, 3])
     assert scores == {
@@ -116,7 +144,9 @@ NAN = float("nan")
 FAULTS = [
     ("rankings", {"predictions": [], "references": []}, "predictions is empty"),
     ("rankings", {"predictions": [[1]], "references": [1, 2]}, r"Mismatch in the number of predictions \(1\)"),
-    ("rankings", {"predictions": [[1, 2], [3]], "references": [1, 3], "ks": [2]}, "ranked list of example 1"),
+    ("rankings", {"predictions": [[3], [1, 2]], "references": [3, 1], "ks": [3]}, "longest ranked list, that of ex"),
+    ("rankings", {"predictions": [["a"], [1]], "references": ["a", "b"], "ks": [1]}, "prediction 1 is not a list"),
+    ("rankings", {"predictions": [["a"]], "references": [1], "ks": [1]}, "prediction 0 is not a list"),
     ("rankings", {"predictions": [[1, 2]], "references": [1], "ks": [0]}, r"ks=\[0\]"),
     ("rankings", {"predictions": [[1]], "references": [1], "ks": [1], "catalog": ["a"]}, "'catalog' is not an input"),
     ("rankings", {"predictions": [[1]], "references": [1], "ks": [1], "duplicates": "no"}, "duplicates='no'"),
@@ -362,8 +392,8 @@ def test_the_demo_scores_its_own_example(monkeypatch, tmp_path):
     target=st.integers(0, 9),
 )
 def test_places_in_ranked_lists_are_those_of_a_plain_search(lists, target):
-    shortest = min((len(ids) for ids in lists if ids), default=3)
-    rank, empty = ranks_of_lists(lists, [target] * len(lists), [shortest])
+    longest = max((len(ids) for ids in lists if ids), default=3)
+    rank, empty = ranks_of_lists(lists, [target] * len(lists), [longest])
     for ids, place, nothing in zip(lists, rank, empty, strict=True):
         assert nothing == (not ids)
-        assert place == (ids.index(target) if ids and target in ids else shortest)
+        assert place == (ids.index(target) if ids and target in ids else longest)
