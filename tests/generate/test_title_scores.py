@@ -27,19 +27,19 @@ def tiny(seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def plainly(model, prompt: list[int], title: list[int]) -> float:
-    """-log p over the trie's continuations, one plain forward pass per title."""
+def plainly(model, prompt: list[int], title: list[int], titles: list[list[int]] = TITLES) -> float:
+    """log p over the trie's continuations, one plain forward pass per title."""
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + title])).logits[0].double()
     total = 0.0
     for place, token in enumerate(title):
-        allowed = sorted({other[place] for other in TITLES if other[:place] == title[:place] and len(other) > place})
+        allowed = sorted({other[place] for other in titles if other[:place] == title[:place] and len(other) > place})
         total += float(logits[len(prompt) + place - 1, allowed].log_softmax(0)[allowed.index(token)])
     return total
 
 
-def scorer_log_probs(model, **options) -> np.ndarray:
-    trie, leaves = build_trie(TITLES)
+def scorer_log_probs(model, titles: list[list[int]] = TITLES, **options) -> np.ndarray:
+    trie, leaves = build_trie(titles)
     token_ids, columns = token_columns(trie)
     with catalog_head(model, token_ids) as head:
         return TitleScorer(model, head, trie, columns, **options).log_probs(PROMPTS)[:, leaves]
@@ -60,6 +60,36 @@ def test_a_narrow_walk_is_exact_on_the_likeliest_path_and_still_a_distribution()
     assert not np.allclose(wide, narrow)  # one of the two open nodes of the first level was not visited
     for row in range(len(PROMPTS)):
         assert np.isclose(wide[row], narrow[row], atol=1e-5).sum() >= 3
+
+
+def test_what_nothing_descends_from_is_forgotten_and_changes_nothing(monkeypatch):
+    """A broad first level, of which one chain goes on: its other nodes leave the cache."""
+    chain = [[2, 3, 4, 5, 6, 7, 8, 9, last, END] for last in (10, 11)]
+    broad = [[first, last, END] for first in range(12, 24) for last in (24, 25)]
+    titles, lengths = [*chain, *broad], []
+    forget = TitleScorer._forget
+
+    def recorded(self, walk, chosen):
+        forget(self, walk, chosen)
+        lengths.append(walk.slots.shape[1])
+        assert {layer.keys.shape[2] for layer in walk.cache.layers} == {walk.prompt_mask.shape[1] + lengths[-1]}
+
+    monkeypatch.setattr(TitleScorer, "_forget", recorded)
+    model = tiny()
+    found = scorer_log_probs(model, titles)
+    expected = [[plainly(model, prompt, title, titles) for title in titles] for prompt in PROMPTS]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert lengths == [0, 1, 2, 3, 4, 5, 6, 7]  # the 13 nodes of the first level are one when the second is computed
+
+
+def test_what_is_less_likely_than_chance_is_not_followed_by_a_narrow_walk():
+    model = tiny()
+    wide, narrow = scorer_log_probs(model), scorer_log_probs(model, width=100)
+    np.testing.assert_allclose(np.exp(narrow).sum(axis=1), 1.0, atol=1e-5)
+    chance = -np.log(len(TITLES))
+    np.testing.assert_allclose(narrow[wide >= chance], wide[wide >= chance], atol=1e-5)
+    changed = ~np.isclose(wide, narrow, atol=1e-5)
+    assert changed.any() and (narrow[changed] < chance).all()
 
 
 def test_the_model_has_its_own_head_again_afterwards():

@@ -4,7 +4,8 @@ The token trie is walked level by level. The prompt's keys and values are comput
 call in which every node sees the prompt and its own ancestors (tree attention). Only nodes with several titles below
 are visited: 490 of the 18,428 nodes of MovieLens-100K. Where a level has more of them than `width`, the likeliest are
 visited and the others share their probability evenly among the titles below, so that the result always is a
-distribution over the catalog, exact where it matters.
+distribution over the catalog, exact where it matters. So do nodes less likely than a title is at random: no title below
+can be anywhere near the top. Keys and values of nodes that nothing open descends from are dropped on the way.
 """
 
 from __future__ import annotations
@@ -119,12 +120,15 @@ class TitleScorer:
         counts = torch.bincount(owner, minlength=n_prompts)
         place = torch.arange(len(owner), device=device) - (counts.cumsum(0) - counts)[owner]
         if self.width:
-            left = place >= self.width
+            left = (place >= self.width) | (log_p < -np.log(self.trie.n_leaves))
             self._spread(walk, owner[left], nodes[left], log_p[left])
             owner, nodes, log_p, place = (x[~left] for x in (owner, nodes, log_p, place))
+            if not len(nodes):
+                return owner, nodes, log_p
         n = int(place.max()) + 1
         chosen = torch.full((n_prompts, n), -1, dtype=torch.long, device=device)
         chosen[owner, place] = nodes
+        self._forget(walk, chosen)
         choice = self.n_children[nodes] > 1
         self.head.positions = (owner * n + place)[choice]
         output = self.model(
@@ -140,13 +144,33 @@ class TitleScorer:
         passed = (owner[~choice], only, log_p[~choice])
         return tuple(torch.cat(parts) for parts in zip(opened, passed, strict=True))  # type: ignore[return-value]
 
-    def _mask(self, walk: _Walk, chosen: torch.Tensor) -> torch.Tensor:
-        """Every chosen node sees the prompt, its ancestors and itself.  # (B, 1, n, P + M + n), 0 or very negative"""
+    def _above(self, walk: _Walk, chosen: torch.Tensor) -> torch.Tensor:
+        """Whether a slot's node is an ancestor of a chosen node.  # (B, n, M) bool"""
         span = self.trie.leaf_range
         first, last = span[chosen.clamp(min=0)].unbind(dim=-1)  # (B, n)
         above_first, above_last = span[walk.slots.clamp(min=0)].unbind(dim=-1)  # (B, M)
         above = (above_first[:, None] <= first[:, :, None]) & (last[:, :, None] <= above_last[:, None])
-        above &= (walk.slots >= 0)[:, None]
+        return above & (walk.slots >= 0)[:, None] & (chosen >= 0)[:, :, None]
+
+    def _forget(self, walk: _Walk, chosen: torch.Tensor) -> None:
+        """Drop the slots that no chosen node descends from, once they are most of the cache."""
+        needed = self._above(walk, chosen).any(dim=1)  # (B, M)
+        n_kept = int(needed.sum(dim=1).max()) if needed.numel() else 0
+        if 2 * n_kept >= needed.shape[1]:
+            return
+        order = torch.argsort((~needed).byte(), dim=1, stable=True)[:, :n_kept]
+        walk.slots = torch.where(needed.gather(1, order), walk.slots.gather(1, order), -1)
+        n_prompt = walk.prompt_mask.shape[1]
+        for layer in walk.cache.layers:
+            for name in ("keys", "values"):
+                held = getattr(layer, name)  # (B, heads, P + M, d)
+                index = order[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
+                kept = torch.cat([held[:, :, :n_prompt], held[:, :, n_prompt:].gather(2, index)], dim=2)
+                setattr(layer, name, kept)
+
+    def _mask(self, walk: _Walk, chosen: torch.Tensor) -> torch.Tensor:
+        """Every chosen node sees the prompt, its ancestors and itself.  # (B, 1, n, P + M + n), 0 or very negative"""
+        above = self._above(walk, chosen)
         n_prompts, n = chosen.shape
         own = torch.eye(n, dtype=torch.bool, device=chosen.device).expand(n_prompts, -1, -1)
         seen = torch.cat([walk.prompt_mask[:, None].expand(-1, n, -1), above, own], dim=2)
