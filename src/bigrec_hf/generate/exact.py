@@ -1,7 +1,7 @@
 """`generate` with `decoding: exact`: the log-probability of every catalog title, for every evaluation example.
 
 Writes `<run_dir>/<method>/scores.safetensors` (`data.item_scores`: one row per example, one column per catalog row),
-which `ground` ranks and which every stage that mixes item scores reads; and generations.parquet with the likeliest
+which `ground` ranks and which every stage that mixes item scores reads; and generations.parquet with the most likely
 titles. `hub.by_score` scores histories with the same functions.
 """
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from bigrec_hf.generate.job import Work
     from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
 
-N_TEXTS = 10  # likeliest titles kept per example, unless num_return_sequences says otherwise
-WITHOUT_TEXT = -1e4  # nats, for a row whose title has no text: it cannot be written
+N_TEXTS = 10  # most likely titles kept per example, unless num_return_sequences is set
+WITHOUT_TEXT = -1e4  # log p, in nats, of a row whose title has no text
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CatalogTokens:
     def plan(
         self, prompts: Sequence[Sequence[int]], *, width: int, batch_size: int, batch_tokens: int
     ) -> list[list[int]]:
-        """Batches of prompts (`batches.plan_batches`); `width` as in `TitleScorer`."""
+        """Return batches of prompts (`batches.plan_batches`); `width` as in `TitleScorer`."""
         return plan_batches(
             [len(row) for row in prompts],
             batch_size=batch_size,
@@ -71,7 +71,7 @@ class CatalogTokens:
 
 
 def catalog_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], *, short: bool) -> CatalogTokens:
-    """The tokens of a catalog's titles; `short`: cut after what distinguishes them."""
+    """Return the tokens of a catalog's titles; `short`: cut after the tokens that distinguish them."""
     lists = title_lists(tokenizer, titles, short=short)
     ids = lists.titles(titles)
     rows = [row for row, title in enumerate(ids) if title]
@@ -91,7 +91,7 @@ def score_batches(
     label: str = "generate",
     quiet: bool = False,
 ) -> None:
-    """log p of every catalog row after the prompts of the batches of these numbers.
+    """Compute log p of every catalog row after the prompts of the batches with these numbers.
 
     Calls `write(number, positions, scores)` after each batch; `scores`: (len(positions), n_items) float32.
     """
@@ -114,7 +114,7 @@ def score_batches(
 def likeliest_titles(
     scores: np.ndarray, titles: Sequence[str], n_texts: int
 ) -> tuple[list[list[str]], list[list[float]]]:
-    """The `n_texts` likeliest different titles of each example, best first, ties by row; and their log p.
+    """Return the `n_texts` most likely different titles of each example, best first, ties by row; and their log p.
 
     `scores`: (n, n_items) float32.
     """

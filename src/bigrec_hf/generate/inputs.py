@@ -1,4 +1,4 @@
-"""What is answered, and how it is asked: the examples, the catalog's titles, the prompts."""
+"""The inputs of `generate`: examples, titles of the catalog, prompts."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def load_evaluation(data: DataSettings) -> tuple[Dataset, list[str]]:
-    """The examples to answer (`data.EXAMPLE_FEATURES`) and the catalog's titles, by row.
+    """Return the evaluation examples (EXAMPLE_FEATURES) and the titles of the catalog, by row.
 
     JSON files take precedence over the prepared set; they need a catalog. A file of at most `eval_sample` records is
-    taken whole, in its own order: the reference's `test_5000.json` is already drawn. Raises BigrecError if something
+    used whole, in its order: the reference's `test_5000.json` is already a sample. Raises BigrecError if something
     is missing.
     """
     if not data.test_json:
@@ -44,7 +44,7 @@ def load_evaluation(data: DataSettings) -> tuple[Dataset, list[str]]:
         )
     catalog = load_catalog(data.catalog)
     parts = [load_json_examples(path, rows_by_title=catalog.rows_by_title) for path in data.test_json]
-    # without a sample the loader keeps the file's order
+    # without sampling, the loader keeps the order of the file
     parts = [
         part.select(evaluation_rows(len(part), data.eval_sample)) if 0 < data.eval_sample < len(part) else part
         for part in parts
@@ -58,7 +58,7 @@ def load_evaluation(data: DataSettings) -> tuple[Dataset, list[str]]:
 
 
 def template_of(prompt: PromptSettings) -> str:
-    """The template for generation: that of training, unless another one is set."""
+    """Return the template for generation: that of training, unless another one is set."""
     return prompt.inference_prompt or prompt.train_prompt
 
 
@@ -69,10 +69,10 @@ def render_prompts(
     answer_tokens: int,
     lists: TitleLists | None = None,
 ) -> tuple[list[list[int]], int]:
-    """Token ids of every example's prompt, and how many history titles were left out to fit `max_length`.
+    """Return the token ids of every prompt, and how many history titles were dropped to fit `max_length`.
 
-    `answer_tokens`: of `max_length`, kept free for the answer; `lists`: the titles as the template `titles` writes them
-    (default: whole). Raises BigrecError if no token is left for the prompt.
+    `answer_tokens`: those of `max_length` reserved for the answer; `lists`: the titles as the template `titles` writes
+    them (default: whole). Raises BigrecError if no token is left for the prompt.
     """
     max_tokens = prompt.max_length - answer_tokens
     if max_tokens < 1:
@@ -100,7 +100,7 @@ def render_together(
     answer_tokens: int,
     lists: TitleLists | None = None,
 ) -> tuple[list[list[int]], int]:
-    """`render_prompts` of all examples in every process, of which each renders its share and sends it to the others."""
+    """Return `render_prompts` of all examples; each process renders a part and sends it to the others."""
     rows = share_of_rows(len(examples), 1, state.process_index, state.num_processes)
     share = render_prompts(examples.select(range(len(examples))[rows]), tokenizer, prompt, answer_tokens, lists)
     shares = gather_object([share])

@@ -1,7 +1,7 @@
 """The key-value cache of prompts that several beams or samples continue.
 
-transformers' own cache grows by concatenation and is gathered as a whole at every beam step. Here the room for the
-answer is allocated once, and a beam step moves the answer's part only: the beams of a prompt share the rest.
+The cache of transformers grows by concatenation and is gathered as a whole at every beam step. Here the slots for the
+answer are allocated once, and a beam step moves only these: the beams of a prompt share the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class AnswerLayer(DynamicLayer):
     """Keys and values of one layer, (rows, heads, slots, dim): prompts first, then `room` slots for the answers."""
 
     def __init__(self, prompt: DynamicLayer, copies: int, room: int) -> None:
-        """Every row of `prompt` becomes `copies` neighboring rows."""
+        """Repeat every row of `prompt` as `copies` adjacent rows."""
         super().__init__()
         assert prompt.keys is not None and prompt.values is not None  # a filled layer has both
         self.n_prompt = prompt.get_seq_length()
@@ -54,7 +54,7 @@ class AnswerLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append in place; raises RuntimeError beyond the room."""
+        """Append in place; raises RuntimeError if no slot is left."""
         start, end = self.n_slots, self.n_slots + key_states.shape[-2]
         self._keys[..., start:end, :] = key_states
         self._values[..., start:end, :] = value_states
@@ -71,7 +71,7 @@ class AnswerLayer(DynamicLayer):
 def pad_prompts(
     prompts: Sequence[Sequence[int]], n_prefix: int, pad_id: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask of a batch, (rows, width) int64: a row is its prefix, padding, the rest of the prompt."""
+    """Return token ids and mask of a batch, (rows, width) int64: rows of prefix, padding, rest of the prompt."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -83,12 +83,12 @@ def pad_prompts(
 
 
 def empty_cache(model: PreTrainedModel) -> DynamicCache:
-    """A cache with the layers that the model's configuration asks for."""
+    """Return an empty cache with the layers that the configuration of the model defines."""
     return DynamicCache(config=model.config)
 
 
 def is_repeatable(model: PreTrainedModel) -> bool:
-    """Whether the model takes a DynamicCache, all of whose layers are REPEATABLE."""
+    """Return whether the model uses a DynamicCache whose layers are all REPEATABLE."""
     if "past_key_values" not in inspect.signature(backbone(model).forward).parameters:
         return False
     supported = model._supports_default_dynamic_cache()  # type: ignore[operator]
@@ -104,7 +104,7 @@ def fill(model: PreTrainedModel, cache: DynamicCache, ids: torch.Tensor, mask: t
 
 
 def prefix_cache(model: PreTrainedModel, prefix: Sequence[int]) -> DynamicCache:
-    """The cache of one row of token ids; () = an empty one."""
+    """Return the cache of one row of token ids; () = an empty one."""
     cache = empty_cache(model)
     if prefix:
         ids = torch.tensor([list(prefix)], device=model.device)

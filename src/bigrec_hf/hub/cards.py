@@ -1,4 +1,4 @@
-"""Cards of adapters and indexes, filled from what a run has recorded. Fields that were not recorded are left out."""
+"""Cards of adapters and indexes, filled from the records of a run. Fields that were not recorded are omitted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ GROUNDING = ("encoder", "encoder_dtype")
 
 
 def cell(value: Any) -> str:
-    """A value as a Markdown table cell."""
+    """Return a value as a Markdown table cell."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
@@ -59,7 +59,7 @@ def cell(value: Any) -> str:
 
 
 def card_rows(record: dict[str, Any], names: Iterable[str]) -> list[tuple[str, str]]:
-    """(label, value) of each recorded entry, in the order of `names`."""
+    """Return (label, value) of each recorded entry, in the order of `names`."""
     return [
         (LABELS.get(name, name).replace("_", " "), cell(record[name]))
         for name in names
@@ -68,7 +68,7 @@ def card_rows(record: dict[str, Any], names: Iterable[str]) -> list[tuple[str, s
 
 
 def eval_results(row: Row, dataset: dict[str, Any]) -> list[Any]:
-    """One EvalResult per metric and K of a method. `dataset`: type (Hub id, or the set's name), name, split, ..."""
+    """Return one EvalResult per metric and K of a method. `dataset`: type (Hub id, or name of the set), name, split."""
     from huggingface_hub import EvalResult
 
     return [
@@ -91,7 +91,7 @@ def eval_results(row: Row, dataset: dict[str, Any]) -> list[Any]:
 
 
 def remarks(own: Row, rows: Sequence[Row]) -> list[str]:
-    """Sentences that point out what a reader might overlook in the tables, derived from the numbers."""
+    """Return sentences, derived from the numbers, about what a reader might overlook in the tables."""
     results, found = own.results[0], []
     for row in rows:
         if row.method == own.method or row.method not in METHODS:
@@ -120,7 +120,7 @@ def model_card(
     history: list[str],
     license: str | None,
 ) -> str:
-    """README.md of an adapter.
+    """Return README.md of an adapter.
 
     `base`: repo_id, revision, weights. `scored`: the run's rows (rows.load_rows). `training`: training.json. `config`:
     bigrec.json. `data`: facts of the prepared set, empty if there is none. `dataset_repo`, `index_repo`: Hub ids,
@@ -197,7 +197,7 @@ def model_card(
 
 
 def decoding_rows(decoding: dict[str, Any]) -> list[tuple[str, str]]:
-    """The decoding settings that apply to their strategy."""
+    """Return the decoding settings that apply to the strategy."""
     from bigrec_hf.generate.strategy import STRATEGIES
 
     own = STRATEGIES.get(decoding["strategy"], ("width",))  # exact is not a strategy of `Decoding`
@@ -207,7 +207,7 @@ def decoding_rows(decoding: dict[str, Any]) -> list[tuple[str, str]]:
 def index_card(
     *, repo_id: str, fingerprint: dict[str, Any], weights: str | None, data: dict[str, Any], dataset_repo: str | None
 ) -> str:
-    """README.md of an index; `fingerprint` as it is published."""
+    """Return README.md of an index; `fingerprint` as it is published."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     facts = [("encoder", f"[`{fingerprint['encoder']}`]({link(fingerprint['encoder'])})")]
@@ -241,7 +241,7 @@ def index_card(
 
 
 def link(repo_id: str, prefix: str = "") -> str:
-    """Address of a repository's page."""
+    """Return the address of a repository's page."""
     from huggingface_hub import constants
 
     return "/".join(part for part in (constants.ENDPOINT, prefix, repo_id) if part)

@@ -32,14 +32,14 @@ class Choice:
 
     top_k: int
     candidates: np.ndarray | None = None  # (m,) int64 catalog rows, ascending; None = the whole catalog
-    hidden: list[list[int]] | None = None  # by history: places among the candidates that are left out, -1 = none
+    hidden: list[list[int]] | None = None  # by history: positions among the candidates that are excluded, -1 = none
 
     def part(self, positions: Sequence[int]) -> Choice:
-        """The same for the histories at these positions."""
+        """Return the choice for the histories at these positions."""
         return self if self.hidden is None else replace(self, hidden=[self.hidden[i] for i in positions])
 
     def catalog_rows(self, places: np.ndarray) -> np.ndarray:
-        """Catalog rows of places among the candidates, the same shape; -1 stays."""
+        """Return the catalog rows of positions among the candidates, in the same shape; -1 stays."""
         if self.candidates is None:
             return places
         return np.where(places >= 0, self.candidates[places], -1)
@@ -55,7 +55,7 @@ def choose_items(
 ) -> Choice:
     """The choice for these histories. `candidates`: as `candidate_rows`.
 
-    With `exclude_seen` every row with a title of the history is left out: nothing says which of them was meant.
+    With `exclude_seen` every row with a title of the history is excluded, because any of them may be meant.
     """
     if not exclude_seen:
         return Choice(top_k, candidates)
@@ -89,7 +89,7 @@ def candidate_rows(candidates: Any, catalog: Catalog) -> np.ndarray:
             f"({len(unknown)} of {len(names)} are unknown){did_you_mean(unknown[0], catalog)}"
         )
     if not rows:
-        raise BigrecError("candidates is empty: give at least one item id or title, or leave it out for all items")
+        raise BigrecError("candidates is empty: give at least one item id or title, or omit it for all items")
     return np.array(sorted(rows), np.int64)
 
 
@@ -106,7 +106,7 @@ def nearest_titles(title: str, catalog: Catalog, n: int = 3) -> list[str]:
 
 
 def did_you_mean(title: str, catalog: Catalog) -> str:
-    """`; did you mean "...", "..."?`, or nothing where no title is near."""
+    """Return `; did you mean "...", "..."?`, or "" if no title is similar."""
     near = nearest_titles(title, catalog)
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
 

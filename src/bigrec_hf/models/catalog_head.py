@@ -1,7 +1,7 @@
-"""The LM head of a catalog: logits of the catalog's tokens alone, at the positions where they are needed.
+"""The LM head of a catalog: logits of the tokens of the catalog only, at the positions that need them.
 
-A title of MovieLens has some twelve tokens, two of them places where the catalog leaves a choice, and the catalog uses
-3,000 of the model's 49,000 tokens: this head is three hundred times cheaper than the whole one.
+A title of MovieLens has some twelve tokens, two of which have alternatives in the catalog, and the catalog uses 3,000
+of the 49,000 tokens of the model: this head is three hundred times cheaper than the whole one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bigrec_hf.common.errors import BigrecError
 class CatalogHead(torch.nn.Module):
     """A slice of a frozen LM head.
 
-    Whatever the model does to its logits after the head (a cap, a scale) still happens, and the model is still called
-    through its own `forward`, so that wrappers for several devices see every call.
+    The model still applies whatever it does to its logits after the head (a cap, a scale), and is still called through
+    its own `forward`, so that wrappers for several devices see every call.
     """
 
     weight: torch.Tensor
@@ -41,8 +41,8 @@ class CatalogHead(torch.nn.Module):
             or not weight.numel()
         ):
             raise BigrecError(
-                f"the LM head is a {type(head).__name__}; the catalog's tokens can only be taken from a linear layer "
-                "in 16 or 32 bits, whole on this device: use the objective pairs"
+                f"the LM head is a {type(head).__name__}; only a linear layer in 16 or 32 bits, whole on "
+                "this device, can be restricted to the catalog's tokens: use the objective pairs"
             )
         rows = slice(None) if token_ids is None else token_ids.to(weight.device)
         self.register_buffer("weight", weight.detach()[rows], persistent=False)  # (V, d)
@@ -51,7 +51,7 @@ class CatalogHead(torch.nn.Module):
         self.positions: torch.Tensor | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits at `self.positions`, indices into the flattened (B * T); of all positions where it is None.
+        """Return logits at `self.positions`, indices into the flattened (B * T), or at all positions if that is None.
 
         `hidden`: (B, T, d). Returns (P, V), or (B, T, V).
         """
@@ -62,7 +62,7 @@ class CatalogHead(torch.nn.Module):
 
 @contextmanager
 def catalog_head(model: PreTrainedModel | PeftModel, token_ids: torch.Tensor | None) -> Iterator[CatalogHead]:
-    """Put a CatalogHead in the place of the model's LM head for as long as the context lasts."""
+    """Replace the LM head of the model by a CatalogHead within the context."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     original = base.get_output_embeddings()
     if original is None:

@@ -1,7 +1,7 @@
 """Checkpoints of a trainer, and how a training resumes from one as if it had never stopped.
 
-transformers writes a checkpoint file by file, the trainer's state last, and takes the folder with the highest step for
-the newest checkpoint. A kill or a full disk in between leaves a folder from which nothing can be resumed.
+transformers writes a checkpoint file by file, the state of the trainer last, and takes the folder with the highest step
+to be the newest checkpoint. A kill or a full disk in between leaves a folder from which training cannot resume.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")  #
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest complete checkpoint in `folder`, or None; broken ones are removed. Of several processes the first has
-    to come first."""
+    """Return the newest complete checkpoint in `folder`, or None, and remove incomplete ones.
+
+    Of several processes the main one must call this first.
+    """
     for checkpoint in checkpoints(folder):
         if not is_complete(checkpoint):
             print(f"{checkpoint} was not written completely: removed", flush=True)
@@ -32,7 +34,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoint folders in `folder`, newest step first."""
+    """Return the checkpoint folders in `folder`, newest step first."""
     steps = {}
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -42,8 +44,10 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path, *, with_best: bool = True) -> bool:
-    """Whether weights, optimizer, schedule, random states and the trainer's state are there and every file can be read;
-    `with_best`: also those of the best checkpoint so far, which lies beside it and is loaded at the end."""
+    """Return whether weights, optimizer, schedule, random states and trainer state exist and can be read.
+
+    `with_best`: also those of the best checkpoint so far, in the same folder, which is loaded at the end.
+    """
     if not any((checkpoint / name).is_file() for name in WEIGHT_FILES):
         return False
     if not any(any(checkpoint.glob(pattern)) for pattern in OPTIMIZERS) or not any(checkpoint.glob("rng_state*.pth")):
@@ -61,8 +65,7 @@ def is_complete(checkpoint: Path, *, with_best: bool = True) -> bool:
 
 
 def is_readable(file: Path) -> bool:
-    """Whether a file of PyTorch (a zip archive with checksums), of safetensors or of JSON is whole; others count as
-    such."""
+    """Return whether a file of PyTorch (a zip archive with checksums), safetensors or JSON is complete; others are."""
     try:
         if file.suffix in (".pt", ".pth", ".bin"):
             with zipfile.ZipFile(file) as archive:
@@ -78,9 +81,9 @@ def is_readable(file: Path) -> bool:
 
 
 class ExactResume:
-    """Mixed into a `Trainer`, with `restore_callback_states_from_checkpoint` in its arguments: patience is counted on.
+    """Mixed into a `Trainer`; with `restore_callback_states_from_checkpoint` in its arguments patience continues too.
 
-    A checkpoint is complete when its trainer's state is there; a training that ran out of patience takes no more step.
+    A checkpoint is complete once it has the trainer state; a training that ran out of patience takes no further step.
     """
 
     accelerator: Any
@@ -88,12 +91,12 @@ class ExactResume:
     control: Any
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Wait until the random states of all processes are written: the trainer's state comes next."""
+        """Wait until the random states of all processes are written, because the trainer state is written next."""
         super()._save_rng_state(output_dir)  # type: ignore[misc]  # of Trainer, with which this class is mixed
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
-        """Nothing, where the checkpoint was written by the evaluation that ended the training."""
+        """Do nothing if the evaluation that ended the training wrote the checkpoint."""
         stoppers = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
         if any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in stoppers):
             self.control.should_training_stop = True

@@ -16,7 +16,7 @@ Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> (n, d) float32
 
 
 def encoder_name(encoder: str, base_model: str | None) -> str:
-    """The encoder's name or folder; `base` means the base model. Raises BigrecError if none is given."""
+    """Return the name or folder of the encoder; `base` means the base model. Raises BigrecError if none is given."""
     if encoder != "base":
         return encoder
     if not base_model:
@@ -25,7 +25,7 @@ def encoder_name(encoder: str, base_model: str | None) -> str:
 
 
 def encoder_fingerprint(encoder: str, dtype: str = "float32") -> dict[str, str]:
-    """What identifies an encoder: name, revision (commit, or `sha256:...` of a local folder), kind, dtype.
+    """Return the identity of an encoder: name, revision (commit, or `sha256:...` of a local folder), kind, dtype.
 
     Raises BigrecError if there is no such model.
     """
@@ -56,7 +56,7 @@ def encoder_fingerprint(encoder: str, dtype: str = "float32") -> dict[str, str]:
 
 
 def lazy_encode(encoder: str, dtype: str = "float32", batch_tokens: int = 4096, device: str | None = None) -> Encode:
-    """An `Encode` that loads the model on its first call: a run that reuses an index may not need the model at all."""
+    """Return an `Encode` that loads the model on its first call, because a run that reuses an index may not need it."""
     loaded: list[Any] = []
 
     def encode(texts: Sequence[str]) -> np.ndarray:

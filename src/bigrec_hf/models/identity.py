@@ -15,7 +15,7 @@ from bigrec_hf.common.hub_names import fetch_file, is_hub_id, resolve_commit
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-ADAPTER_CONTENT = (  # every file of PEFT and of the tokenizer that may lie in an adapter's folder
+ADAPTER_CONTENT = (  # every file of PEFT and of the tokenizer that an adapter's folder may contain
     *("adapter_config.json", *ADAPTER_FILES, "tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt"),
     *("spiece.model", "sentencepiece.bpe.model"),
@@ -55,7 +55,7 @@ def _folder_sha256(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> str
 
 
 def adapter_fingerprint(adapter: str | None) -> str | None:
-    """sha256 of the adapter's weights (folder or Hub id). Raises BigrecError if there is no adapter."""
+    """Return the sha256 of the adapter's weights (folder or Hub id). Raises BigrecError if it has none."""
     if adapter is None:
         return None
     if Path(split_revision(adapter)[0]).is_dir() or is_hub_id(adapter, bare=True):

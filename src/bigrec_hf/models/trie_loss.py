@@ -1,4 +1,4 @@
-"""-log p(title), every token chosen among those that lead to a catalog title (masked softmax, arXiv 2504.04178).
+"""-log p(title), every token among those that can continue a catalog title (masked softmax, arXiv 2504.04178).
 
 After a prefix only its continuations in the trie compete. If there is only one, nothing can be learned and the position
 is skipped. The product over a title's positions is then a probability distribution over the catalog.
@@ -18,7 +18,7 @@ from bigrec_hf.data.trie import Trie
 
 @dataclass(frozen=True)
 class Choices:
-    """Where each of n titles leaves a choice. All int64; title i has the entries `starts[i]` up to `starts[i + 1]`."""
+    """Positions with alternatives in each of n titles, int64; title i has entries `starts[i]` up to `starts[i + 1]`."""
 
     starts: np.ndarray  # (n + 1,)
     position: np.ndarray  # the token's place in the title, from 0
@@ -26,7 +26,7 @@ class Choices:
     child: np.ndarray  # the next node of the title
 
     def of(self, title: int) -> slice:
-        """The part of the arrays that belongs to a title."""
+        """Return the entries of a title."""
         return slice(int(self.starts[title]), int(self.starts[title + 1]))
 
 
@@ -58,7 +58,7 @@ def title_choices(titles: Sequence[Sequence[int]], trie: Trie) -> Choices:
 
 
 def token_columns(trie: Trie) -> tuple[torch.Tensor, torch.Tensor]:
-    """The catalog's tokens, (V,) ascending, and each node's column among them, (n_nodes,); the root's is 0."""
+    """Return the tokens of the catalog, (V,) ascending, and each node's column among them, (n_nodes,); root: 0."""
     token_ids, columns = torch.unique(trie.tokens[1:], return_inverse=True)
     return token_ids, torch.cat([columns.new_zeros(1), columns])
 
@@ -66,7 +66,7 @@ def token_columns(trie: Trie) -> tuple[torch.Tensor, torch.Tensor]:
 def continuations(
     logits: torch.Tensor, nodes: torch.Tensor, trie: Trie, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """log p of every continuation of every node, normalized over the node's continuations.
+    """Return log p of every continuation of every node, normalized over the continuations of that node.
 
     `logits` (P, V) of the catalog's tokens, `nodes` (P,). Returns row, child node and log-probability, each (n,): the
     continuations of the first row, then those of the second, and so on. Computed in float32.
@@ -81,7 +81,7 @@ def continuations(
 def trie_losses(
     logits: torch.Tensor, nodes: torch.Tensor, targets: torch.Tensor, trie: Trie, columns: torch.Tensor
 ) -> torch.Tensor:
-    """-log p of the continuation taken at each of P positions, in nats.  # (P,) float32
+    """Return -log p of the continuation at each of P positions, in nats, (P,) float32.
 
     `logits` (P, V), `nodes` and `targets` (P,): the node of the prefix and the next node of the title.
     """

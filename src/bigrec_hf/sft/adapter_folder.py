@@ -60,7 +60,10 @@ def write_adapter(
                 "configuration (with ZeRO-3, zero3_save_16bit_model: true) and run the command again"
             )
         tokenizer.save_pretrained(adapter_dir)
-        for leftover in ("README.md", "training_args.bin"):  # PEFT's placeholder card, and a pickle that nobody needs
+        for leftover in (
+            "README.md",
+            "training_args.bin",
+        ):  # the placeholder card of PEFT, and a pickle that is not needed
             (adapter_dir / leftover).unlink(missing_ok=True)
         write_json(adapter_dir / TRAINING_FILE, record)
         shutil.rmtree(adapter_dir / CHECKPOINTS)

@@ -27,11 +27,12 @@ ROWS, FIRST = "rows", "first"  # columns: catalog rows, oldest first; the place 
 def cut_sequences(
     sequences: ItemSequences, lengths: np.ndarray, *, room: int, context: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Segments of at most `room` tokens that cover the sequences.  # (n, 2) int64, begin and end in `sequences.items`
+    """Return segments of at most `room` tokens that cover the sequences: (n, 2) int64, ranges of `sequences.items`.
 
-    `lengths`: tokens of each catalog row's title. The first segment of a sequence takes a random number of tokens,
-    those after it as many as fit, beginning with the last `context` items of the one before, so that each item except
-    the first of a user is a target once. If not even `context` + 1 titles fit, the title after them is not a target.
+    `lengths`: number of tokens in each catalog row's title. The first segment of a sequence has a random number of
+    tokens, the others as many as fit, starting with the last `context` items of the segment before, so that each item
+    except the first of a user is a target once. If not even `context` + 1 titles fit, the title after them is not a
+    target.
     """
     tokens = np.concatenate([[0], np.cumsum(lengths[sequences.items])])
     segments = []
@@ -48,9 +49,9 @@ def cut_sequences(
 
 
 def batches_of_like_length(n_tokens: np.ndarray, *, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order in which each batch holds segments of about the same length.  # (n,) int64, places
+    """Return a random order in which each batch holds segments of similar length, (n,) int64.
 
-    Shuffled segments are sorted by their tokens within blocks of BLOCK batches, and the batches of each block shuffled
+    Shuffled segments are sorted by length within blocks of BLOCK batches, and the batches of each block are shuffled
     again. In random batches of four users of Amazon games, 42 % of all tokens would be padding; 4 % remain.
     """
     order = rng.permutation(len(n_tokens))
@@ -74,11 +75,11 @@ def dense_segments(
     seed: int,
     batch_size: int = 1,
 ) -> tuple[Dataset, dict[str, int]]:
-    """Return all segments of a training, epoch by epoch, each cut and shuffled independently; and what is in them.
+    """Return all segments of a training, epoch by epoch, each cut and shuffled independently; and counts.
 
-    `lengths`: tokens of each catalog row's title, 0 for a title without text. Items without text, and titles longer
-    than `room` tokens, are dropped from the sequences. `epochs` may be a fraction: the last epoch is then cut short.
-    `batch_size` segments in a row have about the same length. Raises BigrecError if no segment is left.
+    `lengths`: number of tokens in each catalog row's title, 0 for a title without text. Items without text, and titles
+    longer than `room` tokens, are dropped from the sequences. `epochs` may be a fraction: the last epoch is then cut
+    short. `batch_size` segments in a row have about the same length. Raises BigrecError if no segment is left.
     """
     fits = (lengths > 0) & (lengths <= room)
     keep = fits[sequences.items]
@@ -118,7 +119,7 @@ def dense_segments(
 def dense_validation(
     histories: Sequence[Sequence[int]], targets: Sequence[int], lengths: np.ndarray, *, room: int, max_history: int
 ) -> Dataset:
-    """One row per validation example: its last `max_history` titles as context, its target alone with a loss.
+    """Return one row per validation example: its last `max_history` titles as context, and its target.
 
     The oldest titles are dropped if the row takes more than `room` tokens. Targets that no row can hold are dropped.
     """
@@ -138,10 +139,10 @@ def dense_validation(
 
 @dataclass(frozen=True)
 class DenseCollator:
-    """Rows of items -> one right-padded batch with the positions that have a loss.
+    """Collate rows of items into a right-padded batch with the positions that have a loss.
 
-    With `choices` (the trie loss) these are the places where a title leaves a choice, the targets being trie nodes;
-    without, every token of a target title, the targets being tokens.
+    With `choices` (the trie loss) these are the positions at which a target title has several continuations, and the
+    targets are trie nodes. Without, they are all positions of a target title, and the targets are tokens.
     """
 
     header: Sequence[int]
@@ -150,8 +151,10 @@ class DenseCollator:
     pad_id: int = 0
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids` (B, T); `labels` (B, n), the catalog rows of the targets, -100 elsewhere; and, for P losses,
-        `positions` (indices into B * T), `nodes` (trie loss alone) and `targets`, all int64."""
+        """Return the batch, all int64, with P losses.
+
+        `input_ids` (B, T); `labels` (B, n), the catalog rows of the targets, -100 elsewhere; `positions` (P,), indices
+        into B * T; `nodes` (P,), for the trie loss only; `targets` (P,)."""
         texts = [[*self.header, *(t for row in example[ROWS] for t in self.titles[row])] for example in examples]
         width = max(map(len, texts))
         most = max(len(example[ROWS]) for example in examples)

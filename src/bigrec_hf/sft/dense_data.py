@@ -37,11 +37,11 @@ class DenseData:
     counts: dict[str, int]
 
     def trainer_options(self) -> dict[str, Any]:
-        """What `sft.trainer.train_adapter` needs beside the data."""
+        """Return the options of `sft.trainer.train_adapter` besides the data."""
         return {"trainer_class": partial(DenseTrainer, trie=self.trie), "collator": self.collator}
 
     def all_epochs(self, sft: SftSettings) -> SftSettings:
-        """`sft` for a trainer to whom all epochs are one pass over `train`, in its order."""
+        """Return `sft` for a trainer that makes one pass over `train`, which holds all epochs, in order."""
         return replace(
             sft,
             epochs=1.0,
@@ -58,10 +58,10 @@ class DenseData:
 def load_dense(
     dataset: str, tokenizer: PreTrainedTokenizerBase, prompt: PromptSettings, sft: SftSettings, *, seed: int
 ) -> DenseData:
-    """The segments of a prepared set's training split, for all epochs in order, and its validation examples.
+    """Return the segments of the training split, for all epochs in order, and the validation examples.
 
-    Nothing but the training split's examples is read for the segments (`data.sequences`). `sft.sample` > 0 keeps that
-    many users' sequences, drawn with the seed. Raises BigrecError if max_length leaves no room for a title.
+    The segments come only from the examples of the training split (`data.sequences`). `sft.sample` > 0 keeps the
+    sequences of that many users, sampled with the seed. Raises BigrecError if max_length leaves no room for a title.
     """
     titles, facts = load_titles(dataset).tolist(), load_facts(dataset)
     lists = title_lists(tokenizer, titles, short=prompt.short_titles)
@@ -70,7 +70,7 @@ def load_dense(
     header = lists.header(build_input_prefix(facts["noun"], facts["verb"]))
     room = prompt.max_length - len(header)
     if room < 2:
-        raise BigrecError(f"max_length {prompt.max_length} leaves {room} tokens for titles: raise it")
+        raise BigrecError(f"max_length {prompt.max_length} leaves only {room} tokens for titles: raise it")
     trie, choices = None, None
     if sft.loss == "trie":
         known = [title for title in ids if title]

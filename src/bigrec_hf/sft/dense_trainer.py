@@ -17,14 +17,13 @@ from bigrec_hf.models.trie_loss import token_columns, trie_losses
 
 
 class DenseTrainer(ExactResume, SFTTrainer):
-    """Batches of a `sft.dense.DenseCollator`. Logits are computed only where there is a loss.
+    """Batches of a `sft.dense.DenseCollator`. Logits are computed only at positions with a loss.
 
-    The loss of a step is the sum over its targets divided by their number, that of an evaluation the mean over its
-    targets, one per row.
+    The loss of a step is the mean over its targets, that of an evaluation the mean over its targets, one per row.
     """
 
     def __init__(self, *args: Any, trie: Trie | None, **options: Any) -> None:
-        """`trie`: the catalog's tokens compete after each prefix (loss trie); None: the whole vocabulary (full)."""
+        """`trie`: after each prefix only tokens that can continue a title compete (loss trie); None: all (full)."""
         super().__init__(*args, **options)
         keep_trainable_precise(self.model)
         self.trie: Trie | None = None
@@ -48,7 +47,7 @@ class DenseTrainer(ExactResume, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The loss of one batch; `num_items_in_batch` counts the targets of the step on all devices."""
+        """Return the loss of one batch; `num_items_in_batch` counts the targets of the step on all devices."""
         if self.head is None:
             raise RuntimeError("the head is in place during `train` only")
         self.head.positions = inputs["positions"]

@@ -14,7 +14,7 @@ from bigrec_hf.data.examples import load_examples, load_json_examples
 from bigrec_hf.settings import DataSettings, PromptSettings, SftSettings
 from bigrec_hf.sft.tokenize import count_tokens, tokenize_examples
 
-TOKENS_DIR = "_tokens"  # in the checkpoints' folder; what begins with _ the Trainer never pushes
+TOKENS_DIR = "_tokens"  # in the folder of checkpoints; the Trainer never pushes names that start with _
 
 
 def tokenize_split(
@@ -29,10 +29,10 @@ def tokenize_split(
     folder: Path,
     **limits: Any,
 ) -> Dataset:
-    """`sample` examples from each prepared set or JSON file (multi-domain) as TOKENS, concatenated.
+    """Return `sample` examples from each prepared data set or JSON file as TOKENS, concatenated.
 
-    Each process tokenizes its share to a file in `folder`, unless an interrupted training of the same settings has left
-    it there, and maps the files of all into memory: a split larger than memory is trained on, in any order.
+    Each process tokenizes its part to a file in `folder`, unless an interrupted training of the same settings has left
+    it there, and maps the files of all processes into memory, so that a split may be larger than memory.
     """
     state, files = process_state(), []
     for number, name in enumerate([*datasets, *json_files]):
@@ -62,7 +62,7 @@ def load_pairs(
     seed: int,
     folder: Path,
 ) -> tuple[Dataset, Dataset | None, dict[str, int]]:
-    """Training and validation examples as TOKENS in `folder`, one history and its next title per row; and counts."""
+    """Return training and validation examples as TOKENS in `folder`, one history and next title per row; and counts."""
     shared: dict[str, Any] = {
         "seed": seed,
         "folder": folder / TOKENS_DIR,

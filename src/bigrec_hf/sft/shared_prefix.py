@@ -2,7 +2,7 @@
 
 Every prompt of a data set begins with the same words (template, instruction). In a causal model the states of that
 common prefix do not depend on what follows, so a batch of B rows of lengths n_b with a common prefix of p tokens can be
-run as one row of p + sum(n_b - p) tokens in which every row's own part sees the prefix and itself. Loss and gradients
+run as one row of p + sum(n_b - p) tokens in which the rest of every row sees the prefix and itself. Loss and gradients
 are those of the padded batch.
 """
 
@@ -49,7 +49,7 @@ class MergedBatch:
         }
 
     def loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """Summed cross-entropy of `logits` (1, P, vocabulary), in float32."""
+        """Return the summed cross-entropy of `logits` (1, P, vocabulary), in float32."""
         rows = logits[0]
         if len(self.pair_position) > len(self.positions):  # rows that part at a supervised token
             rows = rows[self.pair_position]
@@ -81,7 +81,7 @@ def use_shared_attention(model: PreTrainedModel, longest: int) -> str | None:
 
 
 def draws_at_random(model: PreTrainedModel) -> bool:
-    """Whether training draws dropout or noise, which rows that share a prefix would then share."""
+    """Return whether training uses dropout or noise, which would be the same for rows that share a prefix."""
     if any(module.p > 0 for module in model.modules() if isinstance(module, torch.nn.Dropout)):
         return True
     settings = model.config.get_text_config().to_dict().items()
@@ -100,7 +100,7 @@ def attend(
     scaling: float | None = None,
     **options,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in a merged batch: the prefix over itself, every row's own tokens over the prefix and themselves.
+    """Attention in a merged batch: of the prefix to itself, of the rest of each row to the prefix and itself.
 
     `query` (1, heads, L, d), `key` (1, key heads, L, d), `value` (1, key heads, L, e); gives (1, L, heads, e). p x p
     and B x n x (p + n) scores, n the longest own part, instead of L x L; the latter by plain products: with a mask the
@@ -116,7 +116,7 @@ def attend(
     shared.attended.append(type(module).__name__)
     (n_rows, n), heads, key_heads, d = own.shape, query.shape[1], key.shape[1], query.shape[3]
     scale = d**-0.5 if scaling is None else scaling
-    own_index = own.clamp(min=p)  # what stands at a padded place is cut off below, or lies behind every query
+    own_index = own.clamp(min=p)  # padded positions are cut off below, or come after every query
     seen_index = torch.cat([torch.arange(p, device=own.device).expand(n_rows, -1), own_index], dim=1).flatten()
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, d)
     # heads that share a key are stacked, so that keys need not be repeated: (B, key heads, group * n, d)
@@ -177,7 +177,7 @@ def merge_batch(
     rest[:, :prefix] = False
     row, column = rest.nonzero(as_tuple=True)  # row by row, left to right
     head = torch.arange(prefix, device=input_ids.device)
-    place = torch.full_like(input_ids, -1)  # where each token of the batch lies in the merged row
+    place = torch.full_like(input_ids, -1)  # position of each token of the batch in the merged row
     place[:, :prefix] = head
     place[row, column] = prefix + torch.arange(len(row), device=input_ids.device)
     where = (labels[:, 1:] != ignored) & real[:, 1:]

@@ -51,9 +51,9 @@ def example_tokenizer(
 def tokenize_examples(
     examples: Dataset, template: str, tokenizer: PreTrainedTokenizerBase, *, file: Path | None = None, **limits: Any
 ) -> Dataset:
-    """Examples as TOKENS (`example_tokenizer`, whose `limits` are given by name).
+    """Return examples as TOKENS (`example_tokenizer`, which takes `limits`).
 
-    They are held in memory, or with `file` written there (Arrow) and mapped into memory.
+    They are held in memory, or written to `file` (Arrow) and mapped into memory.
     """
     return examples.map(
         example_tokenizer(template, tokenizer, **limits),
