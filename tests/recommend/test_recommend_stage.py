@@ -169,3 +169,16 @@ def test_a_killed_job_is_resumed_with_the_same_rows(dense_run, users_file, tmp_p
     assert "resuming, 6 of 10 users are done" in capsys.readouterr().out
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_published_adapter_serves_new_users(hub, dense_run, tiny_model_dir, users_file, tmp_path):
+    """Nothing but the adapter's repository is needed, for users without a known title either."""
+    base, name = hub.new_id("tiny-llama"), hub.new_id("movies")
+    hub.api().create_repo(base)
+    hub.api().upload_folder(repo_id=base, folder_path=tiny_model_dir)
+    flags = ["--run_dir", dense_run, "--base_model", base, "--repo_id", name, "--debug"]
+    assert cli.main(["publish", "adapter", *map(str, flags)]) == 0
+    for file, where in (("there.parquet", ["--adapter", name]), ("here.parquet", ["--run_dir", dense_run])):
+        recommend(*where, "--histories", users_file, "--output", tmp_path / file)
+    there, here = pl.read_parquet(tmp_path / "there.parquet"), pl.read_parquet(tmp_path / "here.parquet")
+    assert there.equals(here) and there["fallback"].sum() == 10
