@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -37,8 +39,10 @@ def as_histories(run_dir):
     return Histories(list(examples["history_titles"]), list(examples["history"]))
 
 
-def same_as_the_run(rankers, run_dir, name):
-    found = rankers.rank(name)(as_histories(run_dir), Choice(5))
+def same_as_the_run(rankers, run_dir, name, *, exclude_seen=False):
+    histories = as_histories(run_dir)
+    choice = choose_items(histories.titles, rankers.catalog, 5, exclude_seen=exclude_seen)
+    found = rankers.rank(name)(histories, choice)
     table = pq.read_table(run_dir / name / "rankings.parquet")
     for one, rows, costs in zip(found, table["top_rows"].to_pylist(), table["top_distances"].to_pylist(), strict=True):
         assert [item.row for item in one.items] == rows
@@ -49,6 +53,17 @@ def same_as_the_run(rankers, run_dir, name):
 def test_the_runs_own_rankings(rankers, pooled_run, name):
     assert name in rankers.names()
     same_as_the_run(rankers, pooled_run, name)
+
+
+def test_the_rankings_of_a_run_that_excludes_the_history(pooled_run, tmp_path):
+    run_dir = shutil.copytree(pooled_run, tmp_path / "run")
+    common = ["--config", str(run_dir / "recipe.yaml"), "--run_dir", str(run_dir), "--exclude", "history", "--debug"]
+    assert cli.main(["ground", *common]) == 0
+    assert cli.main(["rerank", *common]) == 0
+    assert cli.main(["pool", *common, "--pool_models", "ease", "popularity"]) == 0
+    rankers = Rankers(run_dir)
+    for name in ("finetuned", *MIXES, *POOLS):
+        same_as_the_run(rankers, run_dir, name, exclude_seen=True)
 
 
 @pytest.fixture(scope="module")
