@@ -28,7 +28,7 @@ def cache(folder, repo_id="user/set", kind="datasets", commit=COMMIT, refs=("mai
     for file in files:
         path = storage / "snapshots" / commit / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"name": repo_id}))
+        path.write_text(json.dumps({"name": repo_id, "noun": "films", "verb": "watched"}))
     for ref in refs:
         (storage / "refs").mkdir(parents=True, exist_ok=True)
         (storage / "refs" / ref).write_text(commit)
@@ -134,7 +134,7 @@ def test_files_and_folders(cached, tmp_path):
     assert fetch_file(f"user/set@{COMMIT}", "other.json", "dataset", optional=True) is None
     with pytest.raises(BigrecError, match="HF_HUB_OFFLINE=1"):
         fetch_file("user/set", "other.json", "dataset")
-    assert load_facts("user/set") == {"name": "user/set"}
+    assert load_facts("user/set") == {"name": "user/set", "noun": "films", "verb": "watched"}
     (tmp_path / "local").mkdir()
     assert fetch_file(str(tmp_path / "local"), "facts.json", "dataset") is None
     assert fetch_folder(str(tmp_path / "local"), "model") == tmp_path / "local"
