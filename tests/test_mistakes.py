@@ -38,7 +38,7 @@ MISTAKES = {
     "prepare --source tabular": "give it with --output_dir",
     f"{TABLE} nowhere.csv --output_dir o": "nowhere.csv: no such file: check --ratings_file",
     f"{TABLE} no_user.csv --output_dir o": "no column for the user among isbn, title, date: give --user_column NAME",
-    f"{TABLE} no_title.csv --output_dir o": "give --title_column NAME, or give titles in a file of their own",
+    f"{TABLE} no_title.csv --output_dir o": "give --title_column NAME, or give titles in a separate file",
     f"{TABLE} empty.csv --output_dir o": "empty.csv: the file is empty",
     f"{TABLE} header.csv --output_dir o": "header.csv: the file contains no data lines",
     f"{TABLE} bad_date.csv --output_dir o": "bad_date.csv:2: date is 'yesterday'",

@@ -25,7 +25,7 @@ from bigrec_hf.settings.shipped import find_recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """One subcommand: its module, its sections of settings, and the setting that `--output_dir` stands for."""
+    """One subcommand: its module, its sections of settings, and the setting that `--output_dir` sets."""
 
     module: str
     sections: tuple[str, ...]

@@ -114,7 +114,7 @@ def test_windows_that_do_not_go_on_are_kept_but_are_no_interactions(tmp_path, sp
     assert len(set(examples(prepared, "train")["example_id"])) == 3
     assert pl.read_parquet(prepared / "data/interactions/train.parquet").height == 0
     notes = json.loads((prepared / "facts.json").read_text())["notes"]
-    assert notes["users whose windows do not go on from each other (no interactions)"] == 1
+    assert notes["users whose windows do not continue each other (no interactions)"] == 1
 
 
 def test_without_ids_ratings_and_times_titles_decide_and_ambiguous_ones_are_counted(tmp_path, splits, capsys):

@@ -87,7 +87,7 @@ def read_items_parquet(path: Path) -> Catalog:
         table = read_table(path, [Columns.ROW, Columns.ITEM_ID, Columns.TITLE], remedy=remedy)
         rows, ids, titles = (table[name].to_pylist() for name in (Columns.ROW, Columns.ITEM_ID, Columns.TITLE))
         if not all(isinstance(text, str) for text in (*ids, *titles)):
-            raise ValueError("an id or title is no text")
+            raise ValueError("an id or title is not a text")
     if rows != list(range(len(rows))):
         raise BigrecError(f"{path}: rows are not 0..{len(rows) - 1} in order: prepare the set again")
     return Catalog(ids, titles)

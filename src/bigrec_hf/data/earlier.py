@@ -59,7 +59,7 @@ def earlier_items(
     times in file order. So a validation or test example may have targets of earlier examples among them, never its own
     or a later one. Where `histories` are given, each must be the end of what is found.
 
-    Raises BigrecError for an id that names no user of the set or a position beyond the user's sequence, and where a
+    Raises BigrecError for an id that names no user of the set or a position beyond the user's sequence, and if a
     history differs: times below a second order the examples, and `interactions` holds whole seconds.
     """
     dictionary, rows, starts = user_sequences(dataset)

@@ -33,7 +33,7 @@ KEYWORDS_TASK = (
 )
 TEMPLATES = ("alpaca-basic", "alpaca-enhanced", "chat-basic", "chat-enhanced")
 TITLE_LIST = "titles"  # the template of data.title_lists, which writes token ids, no running text
-PROMPT_DATE = datetime(2024, 7, 26)  # in place of today, where a chat template prints that; Llama 3's own default
+PROMPT_DATE = datetime(2024, 7, 26)  # in place of today in chat templates that print it; the default of Llama 3
 INPUT_TAIL = "\n "  # the reference ends every input with a line break and one space
 
 
@@ -115,7 +115,7 @@ def format_prompt(
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
-    """One user turn behind SYSTEM_MESSAGE, which begins the user's turn where the chat template has no system role.
+    """One user turn behind SYSTEM_MESSAGE, which begins the user's turn if the chat template has no system role.
 
     A template that prints the date of today prints PROMPT_DATE: a prompt must not change from day to day. Raises
     BigrecError if the template cannot be rendered.

@@ -2,7 +2,7 @@
 
 From fast to slow:
 
-    shared prefix   the tokens that all prompts begin with are computed once for all, every prompt once for its beams
+    shared prefix   the tokens that all prompts begin with are computed only once, every prompt once for its beams
     prompt cache    every prompt once for its beams
     stock           transformers' own `generate` on the padded batch: recurrent layers (Mamba, convolutions)
     one by one      transformers' own `generate` on one prompt at a time: models that padding changes
@@ -49,7 +49,7 @@ TOLERANCE_16_BITS = 0.2
 
 @dataclass(frozen=True)
 class Route:
-    """The route taken, and why each faster one was not: "differs by 0.31", "TypeError: ..."."""
+    """The route taken, and why each faster one was not, such as "differs by 0.31", "TypeError: ..."."""
 
     name: str
     reasons: dict[str, str] = field(default_factory=dict)
@@ -99,7 +99,7 @@ def measure(model: PreTrainedModel, longest: Sequence[int], n: int, pad_id: int,
             reason = f"the next-token distribution differs by {distance:.2g}"
             if right and beams:
                 right, reason = _beams_move(model, prompts, pad_id, name, prefix, tolerance)
-        except Exception as error:  # whatever a foreign forward pass raises where it does not support a route
+        except Exception as error:  # whatever the forward pass of a model raises if it does not support a route
             if is_out_of_memory(error):
                 raise
             right, reason = False, f"{type(error).__name__}: {error}".splitlines()[0][:200]
@@ -168,7 +168,7 @@ def _beams_move(
     prefix: Sequence[int],
     tolerance: float,
 ) -> tuple[bool, str]:
-    """Whether two beams that change places keep their own states, and the reason where not."""
+    """Return whether two beams that change places keep their own states, and the reason if not."""
     token = prompts[0][0]
     other = next(one for one in (*prompts[0], token + 1, token - 1) if one not in (token, pad_id))
     groups = [prompts] if name != ONE_BY_ONE else [[one] for one in prompts]

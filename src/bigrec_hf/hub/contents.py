@@ -51,7 +51,7 @@ def dataset_folder(
         {file.relative_to(dataset).as_posix() for file in (dataset / "data").rglob("*") if not file.is_dir()}
     )
     if others := [name for name in others if name not in PREPARED_FILES]:
-        print(f"not published, as they are no part of a prepared set: {', '.join(others)}")
+        print(f"not published, because they do not belong to a prepared set: {', '.join(others)}")
     with readable(dataset / FACTS_FILE):
         card = dataset_card(
             facts,
@@ -200,7 +200,7 @@ def copy_files(origin: Path, names: Iterable[str], folder: Path, *, links: bool 
         file = origin / name
         link = next((place for place in (file, *file.parents) if place != origin and place.is_symlink()), None)
         if link is not None and link.is_relative_to(origin) and not links:
-            raise BigrecError(f"{link} is a link: replace it by what is to be published")
+            raise BigrecError(f"{link} is a link: replace it by the file to publish")
         if not file.is_file():
             raise BigrecError(f"{file} does not exist: it is needed to publish {origin}; {write_again(file)}")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def id_text(value: Any) -> str:
 
 @dataclass
 class ItemLookup:
-    """Catalog rows by id or title; counts the titles that several rows share where no id tells which is meant."""
+    """Catalog rows by id or title; counts the titles of several rows for which no id tells which is meant."""
 
     catalog: Catalog
     place: str  # the catalog's file, for messages

@@ -195,7 +195,7 @@ def _check_columns(path: Path, record: dict[str, Any]) -> None:
 
 @dataclass
 class _User:
-    """What the windows tell of one user, in their order; a window that does not go on from the one before it starts a
+    """What the windows say about one user, in order; a window that does not continue the one before it starts a
     new chain."""
 
     rows: list[int] = field(default_factory=list)
@@ -221,7 +221,7 @@ def load_windows(files: dict[str, Path], encoding: str | None = None, timestamp_
     """Read ready windows; `files` as `find_window_files` gives them.
 
     Each user's sequence is put together from its windows: the first history, then every target. Where a window does not
-    go on from the user's one before it, the examples stay as given but what the user did is unknown (no
+    continue the one before it of the user, the examples stay as given but what the user did is unknown (no
     `interactions`). Raises BigrecError as `read_windows`.
     """
     lookup = ItemLookup(read_catalog_file(files["items"], encoding), str(files["items"]))
@@ -259,7 +259,7 @@ def load_windows(files: dict[str, Path], encoding: str | None = None, timestamp_
     broken = sum(user.chains > 1 for user in known)
     notes: dict[str, Any] = lookup.notes("the windows")
     if broken:
-        notes["users whose windows do not go on from each other (no interactions)"] = broken
+        notes["users whose windows do not continue each other (no interactions)"] = broken
     longest = max(int((part.targets - part.begins).max(initial=0)) for part in splits.values())
     facts = {
         "encoding": encoding or "utf-8",

@@ -1,4 +1,4 @@
-"""Recommendations on a Ray cluster: actors with models of their own take shards of users (Ray Data `map_batches`).
+"""Recommendations on a Ray cluster: actors, each with its models, take shards of users (Ray Data `map_batches`).
 
 The driver hands out the users and writes what comes back, so that the actors need the run or the adapter, the prepared
 set and this package, but no place to write to. A shard of an actor that dies is computed again by another one.

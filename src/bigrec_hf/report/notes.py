@@ -1,4 +1,4 @@
-"""What a reader must know of a table's cells: which items were candidates, and what the intervals are over."""
+"""What a reader must know about the cells of a table: which items were candidates, and what the intervals are over."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CANDIDATES = {
 
 
 def candidates_note(rows: Sequence[Row]) -> str:
-    """Which items the rows rank (`ground.exclude`); where they differ, which rows do."""
+    """Which items the rows rank (`ground.exclude`); if they differ, by row."""
     labels = row_labels(rows)
     by_exclusion: dict[str, list[str]] = {}
     for row in rows:

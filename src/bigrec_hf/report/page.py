@@ -44,7 +44,7 @@ def write_page(
     `facts`: sentences on each run; `notes`: sentences on all rows. Titles and names are escaped wherever they go.
     """
     text = build_page(run_dirs, rows, compared, facts, notes)
-    # a lone surrogate in a title is no character of any encoding
+    # a lone surrogate in a title cannot be encoded
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace"))
     return [*([] if plots.has_matplotlib() else [plots.MISSING]), f"report: {path}"]
 
@@ -237,7 +237,7 @@ def learning_history(run_dir: str | Path) -> list[dict[str, float]]:
 
 
 def examples(run_dir: str | Path, rows: Sequence[Row], name: str) -> dict[str, Any] | None:
-    """EXAMPLES hits and misses of the run's first method that writes texts; None where there is none."""
+    """EXAMPLES hits and misses of the run's first method that writes texts; None if there is none."""
     own = [row for row in rows if row.run == name]
     for row in sorted(own, key=lambda row: row.method != "finetuned"):
         hits, misses, n_hits, n_misses = hits_and_misses(row.folders[0], EXAMPLES, NEAR)

@@ -92,7 +92,7 @@ def draw_curves(axes: Any, rows: Sequence[Row], shown: Mapping[str, Look], metri
 def draw_differences(
     axes: Any, found: Mapping[str, Comparison], shown: Mapping[str, Look], alpha: float, reference: str, metric: str
 ) -> None:
-    """A difference to the reference and its interval for each row; filled where it is significant."""
+    """A difference to the reference and its interval for each row; filled if it is significant."""
     names = [key for key in shown if key in found]
     for place, key in enumerate(names):
         one, look = found[key], shown[key]

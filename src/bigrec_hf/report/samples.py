@@ -31,7 +31,7 @@ class Sample:
 
 
 def read_samples(folder: str | Path, rows: Sequence[int]) -> list[Sample]:
-    """The examples in these rows of a method's folder; [] where a file is missing or its data have been moved away."""
+    """The examples in these rows of a method's folder; [] if a file is missing or its data have been moved away."""
     folder = Path(folder)
     files = folder / GENERATIONS_FILE, folder / RANKINGS_FILE
     data = read_json(folder / GENERATE_FILE).get("data", {})
@@ -57,7 +57,7 @@ def read_samples(folder: str | Path, rows: Sequence[int]) -> list[Sample]:
 
 
 def sample_recommendations(folder: str | Path, n: int = 3) -> list[str]:
-    """The first `n` examples of a method's folder as Markdown, one list item each; [] where a file is missing.
+    """The first `n` examples of a method's folder as Markdown, one list item each; [] if a file is missing.
 
     The first ones as they were drawn, not picked: hits and misses as they come.
     """
@@ -72,7 +72,7 @@ def sample_recommendations(folder: str | Path, n: int = 3) -> list[str]:
 
 def hits_and_misses(folder: str | Path, n: int, k: int) -> tuple[list[Sample], list[Sample], int, int]:
     """The first hits (target among the first `k`) and the first misses of a method's folder, `n` in all, half of each
-    where there are as many; and how many there are of either. All empty where the ranks are missing.
+    where there are as many; and how many there are of either. All empty if the ranks are missing.
     """
     file = Path(folder) / RANKINGS_FILE
     ranks = read_ranks(file) if file.is_file() else np.empty(0, np.int64)

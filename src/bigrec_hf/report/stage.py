@@ -66,7 +66,7 @@ def run_facts(run_dir: str | Path) -> list[str]:
         users = "unknown" if data["users"] is None else f"{data['users']:,}"
         line = (
             f"- data: {data['name']} ({data['preset']}), {users} users, {data['items']:,} items; "
-            f"{data['repeated_targets']['all']:.1%} of targets already stand in their history"
+            f"{data['repeated_targets']['all']:.1%} of targets are already in their history"
         )
         duplicates = data.get("duplicate_titles", {}).get("without_quotes_and_spaces")
         if duplicates:

@@ -85,8 +85,8 @@ def list_rankings(
     """The rankings table (RANKINGS_SCHEMA) of ranked lists.
 
     The truth comes from `targets` (query -> title or id), else from the file itself, else from the prepared set's
-    split. Titles that stand in several rows count as `options.duplicates` says, ids only for their own row.
-    Raises BigrecError where there is none, and for a target that is not in the catalog.
+    split. Titles in several rows count as `options.duplicates` says, ids only for their own row.
+    Raises BigrecError if there is none, and for a target that is not in the catalog.
     """
     n = len(found.queries)
     ids = found.queries
@@ -101,8 +101,8 @@ def list_rankings(
         unknown = [text for text in truth if clean_title(text) not in known]
         if unknown:
             raise BigrecError(
-                f"{place}: the target {unknown[0]!r} is no title or id of the catalog ({len(unknown)} of {n}): give "
-                "the catalog these examples were made with (--catalog)"
+                f"{place}: the target {unknown[0]!r} is neither title nor id of the catalog ({len(unknown)} of {n}): "
+                "give the catalog these examples were made with (--catalog)"
             )
         rows = [known[clean_title(text)] for text in truth]
     elif data.dataset:

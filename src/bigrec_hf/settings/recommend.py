@@ -67,7 +67,7 @@ class RecommendSettings:
         flag="--engine",
         choices=("local", "ray"),
     )
-    num_actors: int = setting(1, "actors, each with models of its own (engine: ray)", least=1)
+    num_actors: int = setting(1, "actors, each of which loads the models (engine: ray)", least=1)
     resources: dict[str, Any] = setting({}, "what an actor needs, e.g. {GPU: 1}; one CPU unless set (engine: ray)")
     ray_address: str | None = setting(None, "address of a running Ray cluster, or auto (default: one on this machine)")
     batch_users: int = setting(256, "users recommended for together: what a kill can lose", least=1)

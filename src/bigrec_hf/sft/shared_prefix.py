@@ -58,7 +58,7 @@ class MergedBatch:
 
 
 def use_shared_attention(model: PreTrainedModel, longest: int) -> str | None:
-    """Switch a model to `attend`, which is SDPA unless a merged batch comes. No change where that cannot be right for
+    """Switch a model to `attend`, which is SDPA unless a merged batch comes. No change if that cannot be right for
     rows of up to `longest` tokens; the reason is then returned.
 
     What the configuration tells is not enough: whether a model's layers call `attend` at all, and hand on what it

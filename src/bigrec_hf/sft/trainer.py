@@ -40,11 +40,11 @@ ROUNDED_TOLERANCE = 2e-2  # where weights or arithmetic are rounded: the order o
 class CompletionLossTrainer(ExactResume, SFTTrainer):
     """SFTTrainer whose CPU loss computes logits at supervised positions only, and the batch's common prefix once.
 
-    On CUDA, TRL's fused head leaves out the unsupervised positions already. Elsewhere it projects every position onto
-    the vocabulary and computes entropies; with ~12 completion tokens in ~150 that is most of a small model's time. The
-    common prefix is shared where dropout would not tell the rows apart. Same loss, no entropy metrics: both ways are
-    measured against TRL's loss first, and not taken where they differ. TRL's loss is measured as well, on any device:
-    its fused head knows nothing of what some models do between their last layer and the logits. Trainable weights are
+    On CUDA, TRL's fused head already skips unsupervised positions. Elsewhere it projects every position onto the
+    vocabulary and computes entropies; with ~12 completion tokens in ~150 that is most of a small model's time. The
+    common prefix is shared if dropout would not make the rows differ. Same loss, no entropy metrics: both ways are
+    measured against TRL's loss first, and not taken if they differ. TRL's loss is measured as well, on any device: its
+    fused head ignores what some models do between their last layer and the logits. Trainable weights are
     in float32.
     """
 
@@ -66,7 +66,7 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
                 self.lean, self.shares = self.measure()
 
     def base(self) -> PreTrainedModel:
-        """The model without its adapter."""
+        """Return the model without its adapter."""
         return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     def has_plain_loss(self) -> bool:
@@ -84,7 +84,7 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
             self.args.loss_type, self.aux_loss_enabled = loss_type, aux_loss_enabled
 
     def measure(self) -> tuple[bool, bool]:
-        """Whether to take the lean loss, and with a shared prefix; says so where that is unusual.
+        """Return whether to use the lean loss, and whether with a shared prefix; print unusual decisions.
 
         On a CPU wherever it is TRL's on the longest examples (long ones, because windows and other limits of attention
         show only beyond them). On any device where TRL's is not that of the model's own logits. Raises BigrecError
@@ -116,8 +116,8 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
             reason = difference(None)
             if reason is not None or not self.has_plain_loss():
                 raise BigrecError(
-                    f"{told}: it cannot be trained with these settings; leave loss_type and router_aux_loss_coef out "
-                    "of trainer_args, set router_aux_loss_coef to 0, or take another base model"
+                    f"{told}: it cannot be trained with these settings; remove loss_type and "
+                    "router_aux_loss_coef from trainer_args, set router_aux_loss_coef to 0, or take another base model"
                 )
             self.accelerator.print(f"loss: from the model's own logits ({told})")
         if not lean:
@@ -153,7 +153,7 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
 
 @contextlib.contextmanager
 def resting(trainer: CompletionLossTrainer) -> Iterator[None]:
-    """Evaluation mode without gradients; random states and metrics are as before afterwards."""
+    """Evaluation mode without gradients; random states and metrics are restored afterwards."""
     metrics, training = trainer._metrics["eval"], trainer.model.training
     trainer._metrics["eval"] = defaultdict(list)
     trainer.model.eval()
@@ -166,7 +166,7 @@ def resting(trainer: CompletionLossTrainer) -> Iterator[None]:
 
 
 def longest_batch(trainer: CompletionLossTrainer) -> dict[str, torch.Tensor]:
-    """A batch of the longest training and validation examples."""
+    """Return a batch of the longest training and validation examples."""
     rows: list[tuple[int, Dataset, int]] = []
     for data in (trainer.train_dataset, trainer.eval_dataset):
         if data is not None:
@@ -183,7 +183,7 @@ def longest_batch(trainer: CompletionLossTrainer) -> dict[str, torch.Tensor]:
 def lean_loss(
     model: torch.nn.Module, inputs: dict[str, torch.Tensor], merged: MergedBatch | None
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """Summed cross-entropy of the labels, their number, and the model's output; of `merged`, or else of `inputs`."""
+    """Return the summed cross-entropy of the labels, their number, and the output, for `merged` or else `inputs`."""
     if merged is not None:
         outputs = model(**merged.model_inputs())
         return merged.loss(outputs.logits), merged.counts.sum(), outputs

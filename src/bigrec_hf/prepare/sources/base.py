@@ -38,9 +38,7 @@ class RawData:
     time_divisor: int = 1
     whole_catalog: bool = True  # False: only items with a kept interaction belong to the catalog
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> interactions
-    facts: dict[str, object] = field(
-        default_factory=dict
-    )  # licence, encoding, noun and verb where the source knows them
+    facts: dict[str, object] = field(default_factory=dict)  # licence, encoding, noun and verb if the source knows them
 
 
 def encode_users(users: pl.Series) -> tuple[pl.Series, np.ndarray]:

@@ -33,7 +33,7 @@ class Columns:
 
     user: str
     item: str
-    title: str | None  # None: titles are in a file of their own
+    title: str | None  # None: titles are in a separate file
     rating: str | None
     timestamp: str | None
 
@@ -77,7 +77,7 @@ def interaction_columns(names: Sequence[str], named: ColumnNames, own_titles: bo
         roles = [role for role in USUAL if any(role in what for what in missing)]
         remedies = [_likeliest(role, [name for name in names if name not in taken]) for role in roles]
         if "the title" in missing:
-            remedies.append("or give titles in a file of their own with --items_file")
+            remedies.append("or give titles in a separate file with --items_file")
         what = missing[0] if len(missing) == 1 else f"{', '.join(missing[:-1])} and {missing[-1]}"
         raise BigrecError(f"{place}: no column for {what} among {', '.join(names)}: give {', '.join(remedies)}")
     return Columns(str(found["user"]), str(found["item"]), found["title"], found["rating"], found["timestamp"])

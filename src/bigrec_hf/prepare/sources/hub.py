@@ -66,7 +66,7 @@ def load_parts(name: str, config: str | None, cache_dir: str | None = None) -> l
 
 
 def _write(parts: Sequence[Dataset], columns: Sequence[str], file: Path) -> Path:
-    """Write these columns of all parts to one parquet file. Raises BigrecError where a part lacks one."""
+    """Write these columns of all parts to one parquet file. Raises BigrecError if a part lacks one."""
     from datasets import concatenate_datasets
 
     for part in parts:

@@ -45,7 +45,7 @@ def find_tabular_files(raw_dir: Path | None, ratings: Path | None, items: Path |
     """`interactions.*` or `ratings.*`, and `items.*` or `movies.*` if there is one, unless given explicitly.
 
     Under other names, the only table in the folder, or of two tables the one with a column of users, is taken for the
-    interactions. Raises BigrecError where that is not clear.
+    interactions. Raises BigrecError if that is not clear.
     """
     if ratings is None:
         folder = require_folder(raw_dir)

@@ -48,7 +48,7 @@ def years_text(times: np.ndarray, divisor: int) -> str:
 
 
 def place_of(path: Path, first_line: int | None, at: int) -> str:
-    """`file:line` of a row; `file: row n` where the file has no lines (`first_line` None)."""
+    """`file:line` of a row; `file: row n` if the file has no lines (`first_line` None)."""
     return f"{path}:{at + first_line}" if first_line else f"{path}: row {at}"
 
 

@@ -81,7 +81,7 @@ def level_unwritten(scores: np.ndarray, catalog: Catalog) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """The examples of one split: scores of each model, target rows, users' codes, rows that are no candidates."""
+    """The examples of one split: scores of each model, target rows, users' codes, rows that are not candidates."""
 
     models: dict[str, np.ndarray]
     targets: np.ndarray
