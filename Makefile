@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 # two threads on shared cores were measured 3 to 8 times slower than one (docs/experiments.md); override on cores of your own
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install quickstart quickstart-short test test-all lint bench docs models clean
+.PHONY: install quickstart quickstart-short test test-all lint attack bench docs models clean
 # processes that share the tests, whole files at a time (a file's fixtures are made once); each computes on one thread
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -45,6 +45,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/python -m mypy
+
+# kills, full disks and hostile inputs for ten minutes; ATTACK='--seed 3 --seconds 60' and the like
+attack: $(STAMP)
+	$(BIN)/python -m tests.faults $(ATTACK)
 
 # BENCH='--only sft --full' and the like
 bench: $(STAMP)

@@ -17,7 +17,6 @@ os.environ |= ENVIRONMENT | {
 from pathlib import Path
 
 import hypothesis
-import numpy as np
 import pytest
 
 # a busy machine is no failure: no time limit for an example
@@ -50,18 +49,9 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def raw_movies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw files in the CSV shape of MovieLens: 20 movies, 24 users with 15 ratings each."""
-    from tests.helpers.tiny import TITLES
+    from tests.helpers.tiny import write_raw_movies
 
-    folder = tmp_path_factory.mktemp("raw-movies")
-    rng = np.random.default_rng(0)
-    lines = ["userId,movieId,rating,timestamp"]
-    for user in range(1, 25):
-        for step, movie in enumerate(rng.permutation(len(TITLES))[:15]):
-            lines.append(f"{user},{movie + 1},{rng.integers(1, 6)}.0,{1_000_000 + 1000 * step + user}")
-    (folder / "ratings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = [f'{i + 1},"{title}",Drama' for i, title in enumerate(TITLES)]
-    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *rows]) + "\n", encoding="utf-8")
-    return folder
+    return write_raw_movies(tmp_path_factory.mktemp("raw-movies"))
 
 
 @pytest.fixture(scope="session")

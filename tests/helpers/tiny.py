@@ -161,3 +161,17 @@ def write_tiny_json(path: str | Path, n: int, *, seed: int = 0) -> str:
         )
     Path(path).write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     return str(path)
+
+
+def write_raw_movies(folder: Path) -> Path:
+    """Raw files in the CSV shape of MovieLens: TITLES, 24 users with 15 ratings each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    lines = ["userId,movieId,rating,timestamp"]
+    for user in range(1, 25):
+        for step, movie in enumerate(rng.permutation(len(TITLES))[:15]):
+            lines.append(f"{user},{movie + 1},{rng.integers(1, 6)}.0,{1_000_000 + 1000 * step + user}")
+    (folder / "ratings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [f'{i + 1},"{title}",Drama' for i, title in enumerate(TITLES)]
+    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *rows]) + "\n", encoding="utf-8")
+    return folder

@@ -370,6 +370,21 @@ def test_of_an_adapter_only_its_own_files_are_published(tiny_run, tmp_path, caps
     assert "tokenizer.json is a link" in capsys.readouterr().err
 
 
+def test_damaged_records_are_named(tiny_run, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    facts = json.loads((run / "data/facts.json").read_text())
+    (run / "data/facts.json").write_text(json.dumps({key: facts[key] for key in facts if key != "name"}))
+    results = json.loads((run / "finetuned/results.json").read_text())
+    (run / "finetuned/results.json").write_text(
+        json.dumps({key: results[key] for key in results if key != "n_examples"} | {"confidence": [1]})
+    )
+    flags = ["--repo_id", "alice/x", "--output_dir", str(tmp_path / "out")]
+    for command in (["publish", "dataset", "--dataset", str(run / "data"), *flags], ["report", str(run)]):
+        assert cli.main(command) == 2
+        error = capsys.readouterr().err
+        assert str(run) in error and "KeyError: " not in error.split("(")[0]
+
+
 def test_the_metrics_files_are_all_listed():
     folder = Path(ndcg_hr.__file__).parent
     assert sorted(METRIC_FILES) == sorted(file.name for file in folder.iterdir() if file.is_file())

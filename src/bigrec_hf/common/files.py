@@ -100,6 +100,16 @@ def read_json(path: str | Path) -> dict[str, Any]:
         return value
 
 
+@contextlib.contextmanager
+def whole_records(place: str | Path, remedy: str) -> Iterator[None]:
+    """Turn what a value raises that is missing in the records of `place`, or of another kind, into a BigrecError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise BigrecError(f"the records of {place} are damaged ({reason}): {remedy}") from error
+
+
 def read_record(path: str | Path) -> dict[str, Any]:
     """`read_json` for the record of finished work: a damaged one counts as none, so that the work is done again."""
     try:

@@ -11,7 +11,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import write_json
 from bigrec_hf.common.hub_names import is_hub_id
 from bigrec_hf.generate.strategy import Decoding
-from bigrec_hf.settings import GenerateSettings, GroundSettings, ModelSettings, PromptSettings
+from bigrec_hf.settings import GenerateSettings, GroundSettings, ModelSettings, PromptSettings, RunSettings
 from bigrec_hf.settings.field import check_value
 from bigrec_hf.settings.recipes import coerce
 
@@ -30,6 +30,11 @@ CHECKED_AS = {  # fields of a recommender that have the limits of a setting
     "encoder_dtype": (GroundSettings, "encoder_dtype"),
     "encode_batch_tokens": (GroundSettings, "encode_batch_tokens"),
     "memory_mib": (GroundSettings, "memory_mib"),
+}
+DECODING_AS = {  # likewise, fields of its decoding that have another name there
+    "strategy": (GenerateSettings, "decoding"),
+    "top_k": (GenerateSettings, "sample_top_k"),
+    "seed": (RunSettings, "seed"),
 }
 MOST_TEXTS = 1000  # beams or texts of one history: more would only exhaust the memory
 FORMAT = 1
@@ -87,6 +92,11 @@ class RecommenderConfig:
         if unknown:
             raise BigrecError(f"decoding of a recommender has no {unknown[0]!r}: expected {', '.join(known)}")
         checked = {key: coerce(value, known[key], f"{key} of a recommender") for key, value in decoding.items()}
+        for key, value in checked.items():
+            section, name = DECODING_AS.get(key, (GenerateSettings, key))
+            check_value(section, name, value, f"{key} of a recommender")
+        if abs(checked.get("length_penalty", 0.0)) > 100:
+            raise BigrecError(f"length_penalty of a recommender is {checked['length_penalty']}: expected -100 to 100")
         asked = max(checked.get("num_beams", 1), checked.get("num_return_sequences", 1))
         if asked > MOST_TEXTS or checked.get("max_new_tokens", 1) >= self.max_length:
             raise BigrecError(

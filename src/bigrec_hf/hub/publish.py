@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, temporary_folder
+from bigrec_hf.common.files import read_json, temporary_folder, whole_records
 from bigrec_hf.common.hub_names import check_repo_id, is_hub_id, pin_name
 from bigrec_hf.data.examples import load_facts
 from bigrec_hf.data.generations import GENERATE_FILE
@@ -127,14 +127,16 @@ def push_adapter(
 def carry_out(settings: PublishSettings) -> str | None:
     """Publish according to the settings; returns `repo_id@commit` of the (main) repository, None after a dry run."""
     with temporary_folder() as temporary:
+        place = settings.published_run or settings.published_dataset or "this installation"
         try:
-            return publish_kind(settings, temporary)
+            with whole_records(place, "run the stages that write them again"):
+                return publish_kind(settings, temporary)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            place = error.filename2 or error.filename or temporary
+            full = error.filename2 or error.filename or temporary
             raise BigrecError(
-                f"no space left on the disk to build the folder to push ({place}): free some, or move TMPDIR elsewhere"
+                f"no space left on the disk to build the folder to push ({full}): free some, or move TMPDIR elsewhere"
             ) from error
 
 

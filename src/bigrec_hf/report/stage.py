@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bigrec_hf.common.files import read_json, write_atomically
+from bigrec_hf.common.files import read_json, whole_records, write_atomically
 from bigrec_hf.data.run_folder import MANIFEST, run_name, seed_folders
 from bigrec_hf.report.breakdown import break_down_rows, breakdown_tables
 from bigrec_hf.report.differences import Differences, compare_rows, differences_tables, legend
@@ -181,6 +181,12 @@ def command_line(report: ReportSettings) -> list[str]:
 
 def main(report: ReportSettings) -> None:
     """Print the report, or write it as a page; write its plots and README tables if the settings ask for them."""
+    with whole_records(" or ".join(map(str, report.runs)), "run `bigrec-hf score` again"):
+        show_report(report)
+
+
+def show_report(report: ReportSettings) -> None:
+    """`main`, whose records may be damaged."""
     rows = load_rows(report.runs)
     compared = compare_rows(
         rows, report.compare_to, report.significance_level, report.permutations, report.test_metrics
