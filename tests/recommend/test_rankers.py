@@ -13,7 +13,7 @@ import pytest
 from bigrec_hf import Recommender, cli, recommend_frame
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.examples import load_examples
-from bigrec_hf.hub.histories import Choice, choose_items
+from bigrec_hf.hub.histories import ItemChoice, choose_items
 from bigrec_hf.recommend.rankers import Histories, Rankers
 from tests.helpers.tiny import TITLES
 from tests.helpers.tiny_run import make_run, run_histories
@@ -106,13 +106,13 @@ def test_unknown_rankers_and_those_without_data(rankers, tiny_run, tmp_path):
     saved = Recommender.from_pretrained(tiny_run).save_pretrained(tmp_path / "saved")
     alone = Rankers(saved)
     assert alone.names() == ["finetuned"]
-    (one,) = alone.popularity(1, Choice(3))
+    (one,) = alone.popularity(1, ItemChoice(3))
     counts = alone.train_counts
     assert [item.row for item in one.items] == sorted(range(20), key=lambda row: (-counts[row], row))[:3]
     # with the set they are chosen on validation, as the stage does
     with_data = Rankers(saved, str(tiny_run / "data"))
     assert "ease" in with_data.names()
-    assert len(with_data.rank("ease")(Histories([[TITLES[0]]], [[0]]), Choice(3))[0].items) == 3
+    assert len(with_data.rank("ease")(Histories([[TITLES[0]]], [[0]]), ItemChoice(3))[0].items) == 3
 
 
 def test_frames_in_and_out(pooled_run):

@@ -153,7 +153,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     tokenizer = load_tokenizer(name, padding_side="left")
     noun = keywords.keywords_noun or _noun(data.dataset)
-    facts = settings_facts(name, model, keywords, keywords_prompt_ids("", noun, tokenizer), noun)
+    facts = keyword_facts(name, model, keywords, keywords_prompt_ids("", noun, tokenizer), noun)
     kept = _kept(folder, facts)
     done = set(kept[C.TITLE].to_pylist())
     files = [place / run.method / GENERATIONS_FILE for place in reversed(split_folders(run).values())]
@@ -188,7 +188,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
         shards.remove()
 
 
-def settings_facts(
+def keyword_facts(
     name: str, model: ModelSettings, keywords: KeywordsSettings, prompt_ids: Sequence[int], noun: str
 ) -> dict[str, Any]:
     """Return what the answers depend on besides the titles; `prompt_ids`: the prompt without a title."""

@@ -17,7 +17,7 @@ from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.ground.distance import embed_texts
 from bigrec_hf.ground.index import CatalogIndex
 from bigrec_hf.hub.config import RecommenderConfig
-from bigrec_hf.hub.histories import Choice, Found
+from bigrec_hf.hub.histories import Found, ItemChoice
 from bigrec_hf.hub.items import Item, ranked_items
 from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
@@ -42,7 +42,7 @@ class GroundedTexts:
         self._generation_config = copy.deepcopy(model.generation_config)  # the Decoder clears the model's own
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], ids: Sequence[str], choice: Choice, *, quiet: bool = True
+        self, histories: Sequence[Sequence[str]], ids: Sequence[str], choice: ItemChoice, *, quiet: bool = True
     ) -> list[Found]:
         """The candidates nearest to the first text written for every history; no items for an empty text."""
         texts, scores = self.generate(histories, ids, quiet=quiet)
@@ -98,7 +98,7 @@ class GroundedTexts:
         decode_batches(decoder, prompts, ids, batches, range(len(batches)), keep, label="recommend", quiet=quiet)
         return texts, scores
 
-    def _ground(self, texts: list[str], choice: Choice) -> list[list[Item]]:
+    def _ground(self, texts: list[str], choice: ItemChoice) -> list[list[Item]]:
         """The nearest candidates for every text; none for an empty one."""
         full = [i for i, text in enumerate(texts) if clean_title(text)]
         found: list[list[Item]] = [[] for _ in texts]

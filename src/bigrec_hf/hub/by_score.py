@@ -12,11 +12,11 @@ from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.generate.exact import CatalogTokens, catalog_tokens, likeliest_titles, score_batches
 from bigrec_hf.ground.from_scores import rank_scores
 from bigrec_hf.hub.config import RecommenderConfig
-from bigrec_hf.hub.histories import Choice, Found
+from bigrec_hf.hub.histories import Found, ItemChoice
 from bigrec_hf.hub.items import Item, ranked_items
 
 
-def best_items(scores: np.ndarray, catalog: Catalog, choice: Choice) -> list[list[Item]]:
+def best_items(scores: np.ndarray, catalog: Catalog, choice: ItemChoice) -> list[list[Item]]:
     """The candidates with the highest scores, (n, n_items), of every history, best first, ties by catalog row."""
     part = scores if choice.candidates is None else scores[:, choice.candidates]
     ranking = rank_scores(
@@ -53,7 +53,7 @@ class ScoredTitles:
         return scores
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], ids: Sequence[str], choice: Choice, *, quiet: bool = True
+        self, histories: Sequence[Sequence[str]], ids: Sequence[str], choice: ItemChoice, *, quiet: bool = True
     ) -> list[Found]:
         """The likeliest candidates of every history, and the likeliest titles of the whole catalog as texts."""
         found: list[Found | None] = [None] * len(histories)

@@ -27,14 +27,14 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ItemChoice:
     """How many items are recommended for each of n histories, and which."""
 
     top_k: int
     candidates: np.ndarray | None = None  # (m,) int64 catalog rows, ascending; None = the whole catalog
     hidden: list[list[int]] | None = None  # by history: positions among the candidates that are excluded, -1 = none
 
-    def part(self, positions: Sequence[int]) -> Choice:
+    def part(self, positions: Sequence[int]) -> ItemChoice:
         """Return the choice for the histories at these positions."""
         return self if self.hidden is None else replace(self, hidden=[self.hidden[i] for i in positions])
 
@@ -52,20 +52,20 @@ def choose_items(
     *,
     exclude_seen: bool,
     candidates: np.ndarray | None = None,
-) -> Choice:
+) -> ItemChoice:
     """The choice for these histories. `candidates`: as `candidate_rows`.
 
     With `exclude_seen` every row with a title of the history is excluded, because any of them may be meant.
     """
     if not exclude_seen:
-        return Choice(top_k, candidates)
+        return ItemChoice(top_k, candidates)
     known = catalog.rows_by_title
     hidden = [[row for title in titles for row in known.get(clean_title(title), ())] for titles in histories]
     if candidates is not None:
         place = np.full(len(catalog), -1)
         place[candidates] = np.arange(len(candidates))
         hidden = [place[rows].tolist() for rows in hidden]
-    return Choice(top_k, candidates, hidden)
+    return ItemChoice(top_k, candidates, hidden)
 
 
 def candidate_rows(candidates: Any, catalog: Catalog) -> np.ndarray:

@@ -73,7 +73,7 @@ def run_recipe(sections: RunSections) -> None:
     check_cutoffs(sections)  # before the training rather than after it
     adapter = train(steps, sections)
     by_scores = sections.ground.ranking == "scores"  # no text is embedded
-    index = None if by_scores else build_index(steps, sections, inputs)
+    index = None if by_scores else index_step(steps, sections, inputs)
     methods = ["finetuned", *(["zero_shot"] if "zero_shot" in sections.pipeline.baselines else [])]
     texts = {m: generate(steps, sections, m, inputs, adapter if m == "finetuned" else None) for m in methods}
     ranked = {method: ground(steps, sections, method, [texts[method], index]) for method in methods}
@@ -173,7 +173,7 @@ def train(steps: Steps, sections: RunSections) -> str | None:
     return mark
 
 
-def build_index(steps: Steps, sections: RunSections, inputs: Inputs) -> str:
+def index_step(steps: Steps, sections: RunSections, inputs: Inputs) -> str:
     """Build the catalog index of the run, or open the one that `ground.index_dir` names."""
     settings, own = sections.ground, steps.folder / "index"
     named = [index_mark(settings.index_dir)] if settings.index_dir else []

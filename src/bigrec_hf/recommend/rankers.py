@@ -26,7 +26,7 @@ from bigrec_hf.ground.index import CATALOG_FILE
 from bigrec_hf.hub.bundle import CONFIG_FILE, METHOD, Bundle, locate
 from bigrec_hf.hub.by_distance import GroundedTexts
 from bigrec_hf.hub.by_score import ScoredTitles, best_items
-from bigrec_hf.hub.histories import Choice, Found
+from bigrec_hf.hub.histories import Found, ItemChoice
 from bigrec_hf.hub.items import bundle_catalog
 from bigrec_hf.hub.recommender import Recommender, history_id
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
@@ -49,7 +49,7 @@ class Histories(NamedTuple):
     rows: Sequence[Sequence[int]]  # catalog rows of the same; -1 for a title that is not in the catalog
 
 
-Rank = Callable[[Histories, Choice], list[Found]]
+Rank = Callable[[Histories, ItemChoice], list[Found]]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Rankers:
         choice = read_json(Path(str(self.run_dir)) / ranker / CHOICE_FILE)
         return self._pool(choice) if "weights" in choice else self._rerank(ranker, choice)
 
-    def popularity(self, n: int, choice: Choice) -> list[Found]:
+    def popularity(self, n: int, choice: ItemChoice) -> list[Found]:
         """The most popular items, for `n` users without a known item. BigrecError if no counts are known."""
         counts = self.train_counts
         if counts is None:
@@ -174,14 +174,14 @@ class Rankers:
         scores = np.broadcast_to(counts.astype(np.float64), (n, len(counts)))
         return [Found([], [], items) for items in best_items(scores, self.catalog, choice)]
 
-    def _language_model(self, histories: Histories, choice: Choice) -> list[Found]:
+    def _language_model(self, histories: Histories, choice: ItemChoice) -> list[Found]:
         ids = [history_id(titles) for titles in histories.titles]
         return self.recommender.engine.recommend(histories.titles, ids, choice)
 
     def _by_model(self, name: str) -> Rank:
         score = self.models.score(name)
 
-        def rank(histories: Histories, choice: Choice) -> list[Found]:
+        def rank(histories: Histories, choice: ItemChoice) -> list[Found]:
             return [Found([], [], items) for items in best_items(score(histories.rows), self.catalog, choice)]
 
         return rank
@@ -208,7 +208,7 @@ class Rankers:
         score = self.models.score(facts["model"]) if weights != POPULARITY else None
         value = choice["parameters"][PRIMARY]
 
-        def rank(histories: Histories, chosen: Choice) -> list[Found]:
+        def rank(histories: Histories, chosen: ItemChoice) -> list[Found]:
             answers, n = self._answer(histories), len(histories.titles)
             other = None if score is None else score(histories.rows)
             costs, weight = answers.costs, weight_rows(weights, n, counts, other)(0, n)
@@ -232,7 +232,7 @@ class Rankers:
         weights = choice["weights"]
         others = {name: self.models.score(name) for name in weights if name not in (METHOD, POPULARITY)}
 
-        def rank(histories: Histories, chosen: Choice) -> list[Found]:
+        def rank(histories: Histories, chosen: ItemChoice) -> list[Found]:
             n, scores, texts = len(histories.titles), [], None
             for name in weights:
                 if name == METHOD:

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from bigrec_hf.data.user_tables import as_polars
-from bigrec_hf.hub.histories import Choice, Found, candidate_rows, check_top_k, choose_items
+from bigrec_hf.hub.histories import Found, ItemChoice, candidate_rows, check_top_k, choose_items
 from bigrec_hf.hub.recommender import Recommender
 from bigrec_hf.recommend.columns import ColumnNames, histories_of
 from bigrec_hf.recommend.output import rows_table
@@ -34,7 +34,7 @@ def recommend_part(
         if not positions:
             continue
         own = Histories([users.histories.titles[i] for i in positions], [users.histories.rows[i] for i in positions])
-        choice: Choice = choose_items(
+        choice: ItemChoice = choose_items(
             own.titles, rankers.catalog, top_k, exclude_seen=exclude_seen, candidates=candidates
         )
         for position, one in zip(positions, answer(own, choice), strict=True):

@@ -56,7 +56,7 @@ def main(
             return done
         checkpoints = open_checkpoints(adapter_dir, mark, settings)
         tokenizer = load_tokenizer(model.base_model)
-        rows = load_rows(data, tokenizer, prompt, sft, seed=run.seed, folder=checkpoints)
+        rows = training_rows(data, tokenizer, prompt, sft, seed=run.seed, folder=checkpoints)
         shown = ", ".join(f"{n:,} {name.removeprefix('n_').replace('_', ' ')}" for name, n in rows.counts.items())
         state.print(f"training on {len(rows.train):,} rows ({shown}), validating on {rows.n_validation:,}")
         trainer, result = train_rows(rows, tokenizer, model, prompt, sft, seed=run.seed, checkpoints=checkpoints)
@@ -92,7 +92,7 @@ class TrainingRows:
         return 0 if self.validation is None else len(self.validation)
 
 
-def load_rows(
+def training_rows(
     data: DataSettings,
     tokenizer: PreTrainedTokenizerBase,
     prompt: PromptSettings,

@@ -84,7 +84,7 @@ def history_examples(place: Path, split: str, data: DataSettings, catalog: Catal
     return Answers(list(examples.example_ids), texts, list(examples.targets), list(map(list, examples.histories)))
 
 
-def check_settings(rerank: RerankSettings) -> None:
+def check_rerank(rerank: RerankSettings) -> None:
     """Raise BigrecError for an unknown formula or weights, or for weights without a model, before any work."""
     for name, values, known in (("formulas", rerank.formulas, PARAMETERS), ("weights", rerank.weights, WEIGHTINGS)):
         unknown = [value for value in values if value not in known]
@@ -149,7 +149,7 @@ def main(
 ) -> None:
     """The `rerank` command: choose, apply and score every combination of formulas and weights; print the table."""
     places = split_folders(run)
-    check_settings(rerank)
+    check_rerank(rerank)
     by_history = rerank.texts == HISTORY
     if by_history and ground.exclude == "none":
         raise BigrecError(
