@@ -70,6 +70,17 @@ def test_other_data_train_another_adapter_only_if_allowed(place, capsys):
     assert adapter() != before
 
 
+def test_a_damaged_recipe_of_a_run_is_written_again_if_allowed(place, capsys):
+    recipe = Path("run/recipe.yaml")
+    whole = recipe.read_text()
+    recipe.write_text(whole[: len(whole) // 2] + "{")
+    assert cli.main(["run", "--config", "recipe.yaml"]) == 2
+    assert "redo what depends on it with --overwrite" in capsys.readouterr().err
+    before = adapter()
+    run("--overwrite")
+    assert adapter() == before and yaml.safe_load(recipe.read_text())
+
+
 def test_rankings_and_reports_may_change_freely(place):
     before = adapter()
     run("--ks", "1", "3", "--top_k", "3", "--baselines", "popularity")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json
+from bigrec_hf.common.files import read_record
 from bigrec_hf.data.run_folder import RECIPE_FILE
 from bigrec_hf.pipeline.steps import MANIFEST
 from bigrec_hf.settings import SECTIONS, RunSections
@@ -40,13 +40,19 @@ def check_replaced(folder: Path, sections: RunSections) -> None:
 
     `--overwrite` and `--from` allow to redo them; what has changed is then printed.
     """
-    if not (folder / RECIPE_FILE).is_file() or not read_json(folder / MANIFEST).get("stages"):
+    if not (folder / RECIPE_FILE).is_file() or not read_record(folder / MANIFEST).get("stages"):
         return
-    changed = changed_settings(folder, sections)
+    allowed = sections.pipeline.overwrite or sections.pipeline.from_stage
+    try:
+        changed = changed_settings(folder, sections)
+    except BigrecError as error:
+        if allowed:
+            return  # a damaged recipe.yaml is written again
+        raise BigrecError(f"{error}; redo what depends on it with --overwrite") from error
     if not changed:
         return
     listed = "; ".join(f"{name} {before!r} -> {after!r}" for name, (before, after) in changed.items())
-    if sections.pipeline.overwrite or sections.pipeline.from_stage:
+    if allowed:
         print(f"changed since {folder} was made, stages that depend on it are redone: {listed}", flush=True)
         return
     raise BigrecError(
