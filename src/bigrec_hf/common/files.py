@@ -105,7 +105,9 @@ def whole_records(place: str | Path, remedy: str) -> Iterator[None]:
     """Turn what a value raises that is missing in the records of `place`, or of another kind, into a BigrecError."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except BigrecError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         raise BigrecError(f"the records of {place} are damaged ({reason}): {remedy}") from error
 
