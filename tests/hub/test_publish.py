@@ -383,7 +383,10 @@ def test_damaged_records_are_named(tiny_run, tmp_path, capsys):
         assert cli.main(command) == 2
         error = capsys.readouterr().err
         assert str(run) in error and "KeyError: " not in error.split("(")[0]
-    (run / "finetuned/results.json").write_text(json.dumps(results | {"ndcg@5": "high"}))
+    (run / "finetuned/results.json").write_text(json.dumps(results))
+    (run / "random/results.json").write_text(
+        json.dumps(results | dict.fromkeys(("hr@5_low", "hr@5_high", "ndcg@5_low"), "x"))
+    )
     assert cli.main(["report", str(run)]) == 2
     assert f"the records of {run} are damaged (ValueError" in capsys.readouterr().err
 
