@@ -6,10 +6,12 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,8 @@ from bigrec_hf.settings import RUN_SECTIONS
 from bigrec_hf.settings.flags import add_arguments
 from bigrec_hf.settings.recipes import build_settings
 from bigrec_hf.settings.shipped import find_recipe
+
+NOISE = (".*is_gradient_checkpointing.*",)  # warnings of libraries about themselves
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,9 @@ def main(argv: list[str] | None = None) -> int:
         return int(stop.code or 0)
     debug = given.pop("debug")
     slow_bars_without_terminal()
+    for pattern in NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # how it could be faster on a CPU
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
     from bigrec_hf.common.files import remove_leftovers
     from bigrec_hf.common.hub_names import pin, redact

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +101,30 @@ def test_a_narrow_walk_keeps_the_first_title_and_a_second_run_keeps_everything(r
 def test_exact_scores_and_their_ranking_go_together(run_dir, flags, capsys):
     assert cli.main(["run", "--config", str(run_dir / "recipe.yaml"), *flags]) == 2
     assert "set both or neither" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--pool_models", "ease"], "does not exist: make it with `bigrec-hf linear` .* choose among .*sasrec"),
+        (["--pool_models", "popularity", "--ks", "1", "5000"], "--ks: K=5000 is larger than the catalog"),
+    ],
+)
+def test_a_pool_that_cannot_be_made_writes_nothing(run_dir, tmp_path, flags, words, capsys):
+    shutil.copytree(run_dir, tmp_path / "run")
+    recipe = ["--config", str(run_dir / "recipe.yaml"), "--run_dir", str(tmp_path / "run")]
+
+    def content() -> list[Path]:
+        return sorted(p for p in (tmp_path / "run").rglob("*") if p.is_file() and not p.name.startswith(".lock"))
+
+    before = content()
+    assert cli.main(["pool", *recipe, *flags]) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert content() == before
+
+
+def test_a_pool_needs_validation_examples(run_dir, tmp_path, capsys):
+    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "validation")
+    assert cli.main(["pool", "--config", str(run_dir / "recipe.yaml"), "--run_dir", str(tmp_path / "run")]) == 2
+    assert "`bigrec-hf generate --split validation --output_dir" in capsys.readouterr().err

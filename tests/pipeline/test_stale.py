@@ -280,3 +280,13 @@ def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path, monkeypatch, ca
     Path("old").mkdir()
     assert cli.main(["run", "--run_dir", "old", "--baselines", "oracle"]) == 2
     assert Path("old").is_dir()  # the user's own
+
+
+def test_other_data_do_not_replace_a_run_either(place, tmp_path, capsys):
+    """The same set in another place is another set; the run's own set may be spelled in any way."""
+    before = adapter()
+    shutil.copytree("run/data", tmp_path / "other")
+    assert cli.main(["run", "--config", "recipe.yaml", "--dataset", str(tmp_path / "other")]) == 2
+    assert "data.dataset" in capsys.readouterr().err
+    run("--dataset", str(Path("run/data").absolute()))
+    assert adapter() == before

@@ -115,7 +115,7 @@ def test_items_are_matched_as_what_most_of_them_are():
     assert kind == "titles"  # "2" is both: the id of Persuasion, and a title
     assert users.histories.titles == [["Persuasion", "Emma", "2", "Emma"]] and users.histories.rows == [[1, -1, 2, -1]]
     assert describe_unknown(users, CATALOG, kind) == [
-        "2 history entries (1 titles) are not in the catalog: the language model reads them as they are",
+        "2 history entries (1 titles) are not in the catalog: only the language model reads them",
         "  'Emma', 2 times; did you mean 'Emma (1815)'?",
     ]
     assert match_items(pl.Series(["a"]), [["2"]], CATALOG, "ids")[0].histories.rows == [[1]]

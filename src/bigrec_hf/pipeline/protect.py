@@ -14,7 +14,7 @@ from bigrec_hf.settings import SECTIONS, RunSections
 from bigrec_hf.settings.recipes import read_recipe
 
 DECIDING = ("prepare", "data", "model", "prompt", "sft", "generate")  # what a run is; the rest ranks and scores it anew
-PLACES = {"prepared_dir", "dataset", "adapter_dir", "catalog"}  # compared by content, in each stage's fingerprint
+DERIVED = {"prepared_dir", "adapter_dir"}  # follow from the run folder
 
 
 def changed_settings(folder: Path, sections: RunSections) -> dict[str, tuple[Any, Any]]:
@@ -28,11 +28,29 @@ def changed_settings(folder: Path, sections: RunSections) -> dict[str, tuple[Any
         new = asdict(getattr(sections, section))
         usual = asdict(SECTIONS[section]())
         for item in fields(SECTIONS[section]):
-            before = old.get(section, {}).get(item.name, usual[item.name])
-            if item.name not in PLACES and before != new[item.name]:
-                found[f"{section}.{item.name}"] = (before, new[item.name])
+            before, after = old.get(section, {}).get(item.name, usual[item.name]), new[item.name]
+            if item.name in DERIVED or before == after:
+                continue
+            if item.name in ("dataset", "catalog"):  # the same place may be spelled in several ways
+                places = _places(before, old.get("run", {}).get("run_dir")), _places(after, sections.run.run_dir)
+                if places[0] == places[1]:
+                    continue
+            found[f"{section}.{item.name}"] = (before, after)
     seed = old.get("run", {}).get("seed", 0)
     return found | ({"run.seed": (seed, sections.run.seed)} if seed != sections.run.seed else {})
+
+
+def _places(names: list[str] | str | None, run_dir: str | None) -> list[str]:
+    """Return folders in one spelling each, those inside the run folder relative to it, which may have been moved; and
+    names on the Hub as they are."""
+    found = []
+    for name in [names] if isinstance(names, str) else names or []:
+        inside = Path(name).absolute().is_relative_to(Path(str(run_dir)).absolute())
+        if inside:
+            found.append(str(Path(name).absolute().relative_to(Path(str(run_dir)).absolute())))
+        else:
+            found.append(str(Path(name).absolute()) if Path(name).exists() else name)
+    return found
 
 
 def check_replaced(folder: Path, sections: RunSections) -> None:

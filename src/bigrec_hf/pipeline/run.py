@@ -20,7 +20,6 @@ from bigrec_hf.data.rankings import RANKINGS_FILE, write_rankings
 from bigrec_hf.data.run_folder import RECIPE_FILE
 from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.ground.index import INDEX_FILES, index_mark, open_index
-from bigrec_hf.metrics.ndcg_hr.scores import check_ks
 from bigrec_hf.models.encoder import encoder_name
 from bigrec_hf.models.identity import ADAPTER_CONTENT, TRAINING_FILE, adapter_fingerprint, model_revision
 from bigrec_hf.pipeline.protect import check_replaced
@@ -30,6 +29,7 @@ from bigrec_hf.pipeline.steps import Steps
 from bigrec_hf.prepare import stage as prepare_stage
 from bigrec_hf.prepare.stage import raw_mark
 from bigrec_hf.rank.baselines.by_name import baseline_table
+from bigrec_hf.rank.model_selection import check_cutoffs
 from bigrec_hf.report import stage as report_stage
 from bigrec_hf.score import stage as score_stage
 from bigrec_hf.settings import RunSections
@@ -70,7 +70,8 @@ def run_recipe(sections: RunSections) -> None:
     steps.manifest["data"] = describe_data(sections.data)
     steps.manifest["names"] = hub_names(sections.data, sections.model, sections.generate, sections.ground)
     inputs = read_inputs(sections)
-    check_cutoffs(sections)  # before the training rather than after it
+    items = load_catalog(catalog_source(sections.data.catalog, sections.data.dataset))
+    check_cutoffs(sections.score.ks, len(items))  # before the training rather than after it
     adapter = train(steps, sections)
     by_scores = sections.ground.ranking == "scores"  # no text is embedded
     index = None if by_scores else index_step(steps, sections, inputs)
@@ -107,14 +108,6 @@ def check_sections(sections: RunSections) -> None:
             "ground) do not go together: exact writes the scores that the ranking scores reads; set both or neither"
         )
     check_rankers(sections)
-
-
-def check_cutoffs(sections: RunSections) -> None:
-    """Raise BigrecError for a cut-off K that exceeds the catalog."""
-    try:
-        check_ks(sections.score.ks, len(load_catalog(catalog_source(sections.data.catalog, sections.data.dataset))))
-    except ValueError as error:
-        raise BigrecError(f"--ks: {error}") from error
 
 
 def hub_names(*sections: Any) -> dict[str, Any]:

@@ -50,6 +50,14 @@ def metric_keys(ks: Sequence[int]) -> list[str]:
     return [f"{metric}@{k}" for metric in ("ndcg", "hr") for k in sorted(set(ks))]
 
 
+def check_cutoffs(ks: Sequence[int], n_items: int) -> None:
+    """Raise BigrecError, naming the flag, for a cut-off K that exceeds the catalog."""
+    try:
+        check_ks(ks, n_items)
+    except ValueError as error:
+        raise BigrecError(f"--ks: {error}") from error
+
+
 def split_key(key: str) -> tuple[str, int]:
     """Split a metric: `ndcg@10` -> ("ndcg", 10). Raises BigrecError for anything but ndcg@K or hr@K."""
     metric, _, k = key.partition("@")

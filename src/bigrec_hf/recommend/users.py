@@ -111,7 +111,7 @@ def describe_unknown(users: Users, catalog: Catalog, kind: str) -> list[str]:
         return []
     n_items, n_distinct = users.unknown.total(), len(users.unknown)
     what = "titles" if kind == "titles" else "item ids"
-    use = "the language model reads them as they are" if kind == "titles" else "they are left out"
+    use = "only the language model reads them" if kind == "titles" else "they are left out"
     lines = [f"{n_items:,} history entries ({n_distinct:,} {what}) are not in the catalog: {use}"]
     for item, n in users.unknown.most_common(SHOWN):
         hint = did_you_mean(item, catalog) if kind == "titles" else ""

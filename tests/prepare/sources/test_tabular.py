@@ -210,3 +210,40 @@ def test_sequences_with_titles_and_ids_need_no_preset(tmp_path, name, lines):
 def test_unknown_items_are_dropped_on_request(tmp_path):
     raw = sequences(tmp_path, "u\t0 7 1\nv\t7\n", drop_untitled=True)
     assert (raw.rows.tolist(), raw.user_ids.to_list(), raw.dropped) == ([0, 1], ["u"], {"item without a title": 2})
+
+
+def rows(separator: str, quote: bool) -> str:
+    title = '"He said ""Hi""; ok"' if quote else "Hi"
+    lines = [separator.join(["user", "item", "title", "time"])]
+    lines += [
+        separator.join([f"u{i % 3}", str(i % 5), title if i % 5 == 0 else f"B{i % 5}", str(i)]) for i in range(30)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_csv_file_may_quote_whatever_separates_it(tmp_path, separator):
+    (tmp_path / "r.csv").write_text(rows(separator, True))
+    data = load_tabular(tmp_path / "r.csv", None, separator=separator, timestamp_unit="s")
+    assert data.catalog.titles[0] == 'He said "Hi"; ok'
+
+
+def test_quotes_in_tab_separated_text_are_kept_and_said(tmp_path):
+    (tmp_path / "r.tsv").write_text(rows("\t", True))
+    data = load_tabular(tmp_path / "r.tsv", None, timestamp_unit="s")
+    assert data.catalog.titles[0] == '"He said ""Hi""; ok"'
+    assert data.facts["notes"]["titles in quotes, which are kept (name the file .csv if they only enclose fields)"] == 1
+
+
+@pytest.mark.parametrize(("separator", "shown"), [(";", "';'"), ("\t", r"'\\t'"), ("|", r"'\|'")])
+def test_the_separator_of_one_field_is_guessed_in_the_remedy(tmp_path, separator, shown):
+    (tmp_path / "r.csv").write_text(rows(separator, False))
+    with pytest.raises(BigrecError, match=f"holds one field, .*: give --separator {shown}"):
+        load_tabular(tmp_path / "r.csv", None)
+
+
+def test_repeated_rows_are_counted(tmp_path):
+    text = rows(",", False)
+    (tmp_path / "r.csv").write_text(text + text.split("\n", 1)[1])
+    data = load_tabular(tmp_path / "r.csv", None, timestamp_unit="s")
+    assert data.facts["notes"]["rows that repeat user, item, time (kept)"] == 30

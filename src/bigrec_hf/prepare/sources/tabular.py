@@ -1,6 +1,7 @@
 """Any table of interactions: CSV, TSV, JSON lines or parquet; titles in the same or another file.
 
-Comma-separated files may quote fields; with other separators, quotes are part of the text, as titles contain them.
+Files named .csv may quote fields; in others, tab-separated ones above all, quotes are part of the text, as titles
+contain them.
 """
 
 from __future__ import annotations
@@ -115,6 +116,13 @@ def load_tabular(
         times, divisor = times_of(frame[columns.timestamp], timestamp_unit, ratings, first_line)
     user_ids, users = encode_users(frame[columns.user].filter(~missing))
     notes: dict[str, object] = {"items with more than one title (the first is used)": conflicts} if conflicts else {}
+    wrapped = sum(len(title) > 1 and title[0] == title[-1] == '"' for title in catalog.titles)
+    if wrapped and not _quotes(ratings if items is None else items, separator or "\t"):
+        notes["titles in quotes, which are kept (name the file .csv if they only enclose fields)"] = wrapped
+    keys = [columns.user, columns.item, *([columns.timestamp] if columns.timestamp is not None else [])]
+    repeated = frame.height - frame.select(keys).n_unique()
+    if repeated:
+        notes[f"rows that repeat {', '.join(keys)} (kept)"] = repeated
     unused = possible_times(first, columns)
     if unused:
         notes["columns that may hold times, not used"] = ", ".join(unused)
@@ -195,6 +203,10 @@ def _separator(path: Path, separator: str | None) -> str:
     return cut
 
 
+def _quotes(path: Path, cut: str) -> bool:
+    return cut in ",;" or path.suffix == ".csv"
+
+
 def _schema(path: Path) -> pl.Schema:
     with readable(path, "write it again"):
         return pl.Schema(pl.read_parquet_schema(path))
@@ -205,7 +217,13 @@ def _column_names(path: Path, separator: str | None, encoding: str | None) -> li
         return list(_schema(path))
     if _is_json(path):
         return list(first_object(path, encoding))
-    return read_header(path, _separator(path, separator), encoding or "utf-8")
+    cut = _separator(path, separator)
+    names = read_header(path, cut, encoding or "utf-8")
+    other = next((sign for sign in (";", "\t", ",", "|") if len(names) == 1 and sign in names[0]), None)
+    if other is not None:
+        shown = "'\\t'" if other == "\t" else f"'{other}'"
+        raise BigrecError(f"{path}: the first line holds one field, {names[0]!r}: give --separator {shown}")
+    return names
 
 
 def _read_table(
@@ -229,7 +247,14 @@ def _read_table(
     if len(columns) != len(names):
         raise BigrecError(f"{path}:1: a column name occurs twice in {', '.join(names)}: rename one")
     frame = read_delimited(
-        path, cut, columns, required, header=True, quotes=cut == ",", encoding=encoding or "utf-8", optional=wanted
+        path,
+        cut,
+        columns,
+        required,
+        header=True,
+        quotes=_quotes(path, cut),
+        encoding=encoding or "utf-8",
+        optional=wanted,
     )
     return frame, 2
 

@@ -26,7 +26,7 @@ from bigrec_hf.data.item_scores import SCORES_FILE, find_scores, read_scores, wr
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.ground.from_scores import baseline_rankings
-from bigrec_hf.rank.model_selection import check_disjoint, check_same_adapter, check_validation
+from bigrec_hf.rank.model_selection import check_cutoffs, check_disjoint, check_same_adapter, check_validation
 from bigrec_hf.rank.pool.fit import CHUNK, cross_fitted_nats, fit_weights, nats_per_example, pooled
 from bigrec_hf.score.stage import results_table, score_folder
 from bigrec_hf.score.users import bootstrap_users, user_codes, user_ids
@@ -66,7 +66,14 @@ def read_models(
                 raise BigrecError("popularity is counted in a prepared set: name it with --dataset")
             read[name] = np.log1p(np.asarray(counts, np.float32))
         else:
-            read[name] = read_scores(find_scores(place / name, None), answers.example_ids, catalog)
+            file = find_scores(place / name, None)
+            if not file.is_file():
+                there = sorted({found.parent.name for found in place.glob("*/scores.*")} - {method})
+                raise BigrecError(
+                    f"pool_models: {file} does not exist: make it with `bigrec-hf linear` or `bigrec-hf sasrec`, or "
+                    f"choose among {', '.join([*there, POPULARITY])}"
+                )
+            read[name] = read_scores(file, answers.example_ids, catalog)
     own = read_scores(place / method / SCORES_FILE, answers.example_ids, catalog)
     level_unwritten(own, catalog)
     return {method: own, **read}
@@ -146,7 +153,13 @@ def main(
     folder = Path(run.run_dir)
     places = {"validation": folder / VALIDATION_DIR, "test": folder}
     catalog = load_catalog(catalog_source(data.catalog, data.dataset))
+    check_cutoffs(score.ks, len(catalog))
     files = {split: place / run.method / GENERATIONS_FILE for split, place in places.items()}
+    if not files["validation"].is_file():
+        raise BigrecError(
+            f"{files['validation']} does not exist: `bigrec-hf generate --split validation --output_dir "
+            f"{places['validation']}` writes it, as `run` does for the ranker pool"
+        )
     answers = {split: read_generations(file, catalog) for split, file in files.items()}
     check_same_adapter(*files.values())
     check_validation(answers["validation"].example_ids, data)
