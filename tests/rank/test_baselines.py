@@ -44,7 +44,7 @@ def test_history_or_all_that_was_seen_can_be_excluded():
 
 
 def test_another_row_with_an_excluded_title_stays():
-    inputs = Examples(["x"], [2], [[0]])  # A stands in rows 0 and 2: the history holds one, the target is the other
+    inputs = Examples(["x"], [2], [[0]])  # A is in rows 0 and 2: the history holds one, the target is the other
     table = popularity_rankings(CATALOG, [5, 7, 4, 5], inputs, RankOptions(exclude="history"))
     assert table["top_rows"].to_pylist() == [[1, 3, 2]] and table["rank"].to_pylist() == [2]
 

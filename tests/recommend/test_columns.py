@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pandas as pd
 import polars as pl
@@ -12,7 +13,8 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.user_tables import as_polars
 from bigrec_hf.recommend.columns import ColumnNames, histories_of, read_table_file
-from bigrec_hf.recommend.users import describe_unknown, match_items, read_names
+from bigrec_hf.recommend.rankers import Histories
+from bigrec_hf.recommend.users import Users, describe_unknown, match_items, read_names
 
 NONE = ColumnNames()
 LONG = {"userId": ["b", "a", "b", "a"], "book": ["x", "y", "z", "w"]}
@@ -104,6 +106,14 @@ def test_files_that_are_refused(tmp_path):
 
 
 CATALOG = Catalog(["1", "2", "3"], ["Emma (1815)", "Persuasion", "2"])
+
+
+@pytest.mark.parametrize("ids", [["a", "ü'\n", ""], [3, 1, 2]])
+def test_users_travel_between_processes_unchanged(ids):
+    users = Users(pl.Series(ids), Histories([["Emma", "x"], [], ["\u2603"]], [[0, -1], [], [1]]), Counter({"x": 1}))
+    found = Users.from_arrow(users.to_arrow())
+    assert found.ids.equals(users.ids) and found.ids.dtype == users.ids.dtype
+    assert found.histories == users.histories
 
 
 def test_items_are_matched_as_what_most_of_them_are():

@@ -125,7 +125,7 @@ def test_an_odd_input_matters_only_where_the_history_does(place, odd, capsys):
 
 
 def test_a_hybrid_ranking_puts_all_the_texts_titles_first(place):
-    records = [{"input": "", "output": '"f"', "predict": [" c d e", "zz", '"f"', "a b"]}]  # a b stands in rows 0 and 2
+    records = [{"input": "", "output": '"f"', "predict": [" c d e", "zz", '"f"', "a b"]}]  # "a b" is in rows 0 and 2
     write_json(place / "p.json", records)
     write_generations(place / "run/finetuned/generations.parquet", (3,), ("f",), [["c d e", "f", "a b"]])
     for source in (place / "p.json", place / "run"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,8 +32,8 @@ class Worker:
         self.rank = self.rankers.rank(ranker)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch of one shard: NUMBER and USERS (pickled) -> NUMBER, N_USERS and ROWS (an Arrow stream)."""
-        users: Users = pickle.loads(batch[USERS][0])
+        """A batch of one shard: NUMBER and USERS -> NUMBER, N_USERS and ROWS; tables travel as Arrow streams."""
+        users = Users.from_arrow(from_bytes(batch[USERS][0]))
         rows = recommend_part(self.rankers, self.rank, users, **self.choice)
         content = np.array([to_bytes(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))], dtype=object)
         return {NUMBER: batch[NUMBER], N_USERS: np.array([len(users.ids)]), ROWS: content}
@@ -46,6 +45,11 @@ def to_bytes(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()
+
+
+def from_bytes(stream: bytes) -> pa.Table:
+    """The table of an Arrow stream."""
+    return pa.ipc.open_stream(stream).read_all()
 
 
 def recommend_on_ray(
@@ -86,7 +90,10 @@ def recommend_on_ray(
     context.enable_progress_bars, context.print_on_execution_start = False, False
     try:
         shards = [
-            {NUMBER: number, USERS: pickle.dumps(users.part(number * batch_users, (number + 1) * batch_users))}
+            {
+                NUMBER: number,
+                USERS: to_bytes(users.part(number * batch_users, (number + 1) * batch_users).to_arrow()),
+            }
             for number in numbers
         ]
         if not shards:
@@ -102,7 +109,7 @@ def recommend_on_ray(
             resources=needs or None,
         )
         for row in done.iter_rows():
-            write(int(row[NUMBER]), pa.ipc.open_stream(row[ROWS]).read_all())
+            write(int(row[NUMBER]), from_bytes(row[ROWS]))
             progress(int(row[N_USERS]))
     except ray.exceptions.RayError as error:
         raise BigrecError(f"an actor failed: {str(error).strip().splitlines()[-1]}") from error

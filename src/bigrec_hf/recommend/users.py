@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
@@ -34,6 +35,18 @@ class Users:
         """Some of the users; `unknown` stays that of all."""
         histories = Histories(self.histories.titles[start:stop], self.histories.rows[start:stop])
         return Users(self.ids[start:stop], histories, self.unknown)
+
+    def to_arrow(self) -> pa.Table:
+        """The users as a table, for another process; without `unknown`."""
+        ids = self.ids.to_arrow(compat_level=pl.CompatLevel.oldest())
+        titles = pa.array(self.histories.titles, pa.list_(pa.string()))
+        return pa.table({"id": ids, "titles": titles, "rows": pa.array(self.histories.rows, pa.list_(pa.int64()))})
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> Users:
+        """The users of such a table."""
+        histories = Histories(table["titles"].to_pylist(), table["rows"].to_pylist())
+        return cls(pl.Series(table["id"]), histories, Counter())
 
     @property
     def without_known(self) -> np.ndarray:
