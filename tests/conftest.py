@@ -74,7 +74,7 @@ def tiny_run(raw_movies: Path, tiny_model_dir: str, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def dense_run(raw_movies: Path, tiny_model_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run that ranks by titles' probabilities, alone and mixed with EASE."""
+    """The folder of a finished run that ranks by titles' probabilities, alone and pooled with EASE and popularity."""
     from tests.helpers.tiny_run import DENSE, make_run
 
     folder = tmp_path_factory.mktemp("dense-run")
@@ -83,7 +83,6 @@ def dense_run(raw_movies: Path, tiny_model_dir: str, tmp_path_factory: pytest.Te
         raw_movies,
         tiny_model_dir,
         **DENSE,
-        pipeline={"baselines": ["popularity", "cooccurrence"], "rankers": ["linear", "rerank"]},
-        rerank={"texts": "scores", "formulas": ["mix", "rrf", "reweight"], "weights": ["scores", "popularity"]}
-        | {"scores": "ease"},
+        pipeline={"baselines": ["popularity", "cooccurrence"], "rankers": ["linear", "pool"]},
+        pool={"pool_models": ["ease", "popularity"]},
     )

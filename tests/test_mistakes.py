@@ -50,6 +50,7 @@ MISTAKES = {
     f"{TABLE} books.csv --date_from 01.02.2024 --output_dir o": "give an ISO date such as 2017-10-01",
     f"{TABLE} books.csv --k_core 50 --output_dir o": "is left after dropping",
     "prepare --source movielens --raw_dir . --output_dir o": "expected one items file, found none of movies.dat",
+    "rerank --texts scores": "'scores': the stage `pool` combines title probabilities",
     "sft --config key.yaml": "did you mean 'learning_rate'?",
     "sft --config twice.yaml": "the key 'sft' occurs twice: remove one",
     "sft --config tab.yaml": "recipe 'tab.yaml' is not valid YAML",

@@ -1,4 +1,4 @@
-"""A run with the dense objective: titles scored exactly, ranked by probability, mixed with SASRec on validation."""
+"""A run with the dense objective: titles scored exactly, ranked by probability, pooled with SASRec on validation."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ def run_dir(tmp_path_factory, raw_movies, tiny_model_dir) -> Path:
         tmp_path_factory.mktemp("dense"),
         raw_movies,
         tiny_model_dir,
-        pipeline={"baselines": ["popularity", "zero_shot"], "rankers": ["sasrec", "rerank", "pool"]},
+        pipeline={"baselines": ["popularity", "zero_shot"], "rankers": ["sasrec", "pool"]},
         **DENSE,
         sasrec=SASREC,
-        rerank={"texts": "scores", "formulas": ["mix", "rrf"], "weights": ["scores"], "scores": "sasrec"},
         pool={"pool_models": ["sasrec", "popularity"]},
     )
 
 
 def test_every_method_is_ranked_and_nothing_was_embedded(run_dir):
-    names = {"finetuned", "zero_shot", "popularity", "sasrec", "finetuned_mix_sasrec", "finetuned_rrf_sasrec"}
+    names = {"finetuned", "zero_shot", "popularity", "sasrec"}
     names |= {"finetuned_pool_sasrec_popularity", "sasrec_popularity_pool"}
     for name in names:
         assert (run_dir / name / "results.json").is_file(), name

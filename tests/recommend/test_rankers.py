@@ -18,20 +18,14 @@ from bigrec_hf.recommend.rankers import Histories, Rankers
 from tests.helpers.tiny import TITLES
 from tests.helpers.tiny_run import make_run, run_histories
 
-MIXES = [f"finetuned_{name}" for name in ("mix_ease", "rrf_ease", "ease", "popularity", "mix_popularity")]
+FORMULAS, WEIGHTS = ("reweight", "mix", "rrf"), ("sasrec", "popularity", "both")
+MIXES = [f"finetuned_{f}_{w}".replace("reweight_", "") for f in FORMULAS for w in WEIGHTS]
 POOLS = ["finetuned_pool_ease_popularity", "ease_popularity_pool"]
 
 
 @pytest.fixture(scope="module")
-def pooled_run(dense_run):
-    flags = ["--config", str(dense_run / "recipe.yaml"), "--run_dir", str(dense_run), "--debug"]
-    assert cli.main(["pool", *flags, "--pool_models", "ease", "popularity"]) == 0
-    return dense_run
-
-
-@pytest.fixture(scope="module")
-def rankers(pooled_run):
-    return Rankers(pooled_run)
+def rankers(dense_run):
+    return Rankers(dense_run)
 
 
 def as_histories(run_dir):
@@ -40,6 +34,7 @@ def as_histories(run_dir):
 
 
 def same_as_the_run(rankers, run_dir, name, *, exclude_seen=False):
+    assert name in rankers.names()
     histories = as_histories(run_dir)
     choice = choose_items(histories.titles, rankers.catalog, 5, exclude_seen=exclude_seen)
     found = rankers.rank(name)(histories, choice)
@@ -49,20 +44,19 @@ def same_as_the_run(rankers, run_dir, name, *, exclude_seen=False):
         assert [-item.score for item in one.items] == pytest.approx(costs, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["finetuned", "ease", "itemknn", "popularity", "cooccurrence", *MIXES, *POOLS])
-def test_the_runs_own_rankings(rankers, pooled_run, name):
-    assert name in rankers.names()
-    same_as_the_run(rankers, pooled_run, name)
+@pytest.mark.parametrize("name", ["finetuned", "ease", "itemknn", "popularity", "cooccurrence", *POOLS])
+def test_the_runs_own_rankings(rankers, dense_run, name):
+    same_as_the_run(rankers, dense_run, name)
 
 
-def test_the_rankings_of_a_run_that_excludes_the_history(pooled_run, tmp_path):
-    run_dir = shutil.copytree(pooled_run, tmp_path / "run")
+@pytest.mark.parametrize(("run", "stage", "names"), [("dense_run", "pool", POOLS), ("distance_run", "rerank", MIXES)])
+def test_the_rankings_of_a_run_that_excludes_the_history(run, stage, names, request, tmp_path):
+    run_dir = shutil.copytree(request.getfixturevalue(run), tmp_path / "run")
     common = ["--config", str(run_dir / "recipe.yaml"), "--run_dir", str(run_dir), "--exclude", "history", "--debug"]
     assert cli.main(["ground", *common]) == 0
-    assert cli.main(["rerank", *common]) == 0
-    assert cli.main(["pool", *common, "--pool_models", "ease", "popularity"]) == 0
+    assert cli.main([stage, *common]) == 0
     rankers = Rankers(run_dir)
-    for name in ("finetuned", *MIXES, *POOLS):
+    for name in ("finetuned", *names):
         same_as_the_run(rankers, run_dir, name, exclude_seen=True)
 
 
@@ -76,20 +70,29 @@ def distance_run(raw_movies, tiny_model_dir, tmp_path_factory):
         tiny_model_dir,
         pipeline={"baselines": ["popularity"], "rankers": ["sasrec", "rerank"]},
         sasrec=sasrec,
-        rerank={"formulas": ["reweight", "mix"], "weights": ["scores", "both"], "scores": "sasrec"},
+        rerank={"formulas": [*FORMULAS], "weights": ["scores", "popularity", "both"], "scores": "sasrec"},
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["finetuned", "sasrec", "finetuned_sasrec", "finetuned_mix_sasrec", "finetuned_mix_both"]
-)
+@pytest.mark.parametrize("name", ["finetuned", "sasrec", *MIXES])
 def test_a_run_by_distance_with_sasrec(distance_run, name):
     same_as_the_run(Rankers(distance_run), distance_run, name)
 
 
-@pytest.mark.parametrize("name", ["finetuned", "ease", "finetuned_mix_ease", "finetuned_pool_ease_popularity"])
-def test_seen_items_and_other_candidates_never_come(rankers, pooled_run, name):
-    histories = as_histories(pooled_run)
+def test_choices_for_the_other_kind_of_run_are_not_served(dense_run, distance_run, tmp_path):
+    run_dir = shutil.copytree(dense_run, tmp_path / "run")
+    shutil.copytree(distance_run / MIXES[0], run_dir / MIXES[0])
+    assert MIXES[0] in Rankers(distance_run).names()
+    assert MIXES[0] not in Rankers(run_dir).names()
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [("dense_run", "finetuned"), ("dense_run", "ease"), ("dense_run", POOLS[0]), ("distance_run", "finetuned_rrf_both")],
+)
+def test_seen_items_and_other_candidates_never_come(run, name, request):
+    run_dir = request.getfixturevalue(run)
+    rankers, histories = Rankers(run_dir), as_histories(run_dir)
     choice = choose_items(histories.titles, rankers.catalog, 100, exclude_seen=True)
     everything = rankers.rank(name)(histories, choice)
     for one, rows in zip(everything, histories.rows, strict=True):
@@ -115,9 +118,9 @@ def test_unknown_rankers_and_those_without_data(rankers, tiny_run, tmp_path):
     assert len(with_data.rank("ease")(Histories([[TITLES[0]]], [[0]]), ItemChoice(3))[0].items) == 3
 
 
-def test_frames_in_and_out(pooled_run):
-    histories, _ = run_histories(pooled_run)
-    recommender = Recommender.from_pretrained(pooled_run)
+def test_frames_in_and_out(dense_run):
+    histories, _ = run_histories(dense_run)
+    recommender = Recommender.from_pretrained(dense_run)
     frame = pl.DataFrame({"user": list(range(7, 17)), "history": histories})
     found = recommend_frame(frame, recommender, top_k=3, batch_users=4)
     assert isinstance(found, pl.DataFrame)
@@ -138,9 +141,9 @@ def test_frames_in_and_out(pooled_run):
     assert one["title"].to_list() == [TITLES[4]] * 10 and one["text"].to_list() == [None] * 10
 
 
-def test_users_without_a_known_title_get_the_popular_items(pooled_run, capsys):
+def test_users_without_a_known_title_get_the_popular_items(dense_run, capsys):
     frame = pl.DataFrame({"user": ["new", "b", "lost"], "history": [[], [TITLES[0]], ["Nothing (1900)"]]})
-    found = recommend_frame(frame, str(pooled_run), top_k=2)
+    found = recommend_frame(frame, str(dense_run), top_k=2)
     assert "'Nothing (1900)', 1 times" in capsys.readouterr().out
     flags = dict(zip(found["user"], found["fallback"], strict=True))
     assert flags == {"new": True, "b": False, "lost": True}

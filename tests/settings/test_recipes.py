@@ -213,6 +213,7 @@ class TestReading:
             ("[1]", "must map sections"),
             ("sft: {", "not valid YAML"),
             ("model: {quantization: 4bits}", "did you mean '4bit'"),
+            ("rerank: {texts: scores}", "is 'scores': the stage `pool` combines"),
             ("generate: {decoding: beamsearch}", "did you mean 'beam'|choose one of"),
             ("sft: {epochs: 1, epochs: 2}", "key 'epochs' occurs twice.* line 1"),
             ("sft: {epochs: 1}\nmodel: {dtype: auto}\nsft: {sample: 2}", "key 'sft' occurs twice.* line 3"),

@@ -7,7 +7,7 @@ For the histories of the run's test examples a ranker gives the run's own rankin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,6 @@ from bigrec_hf.hub.by_score import ScoredTitles, best_items
 from bigrec_hf.hub.histories import Found, ItemChoice
 from bigrec_hf.hub.items import bundle_catalog
 from bigrec_hf.hub.recommender import Recommender, history_id
-from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.identity import TRAINING_FILE, adapter_fingerprint
 from bigrec_hf.rank.model_selection import CHOICE_FILE, PRIMARY
 from bigrec_hf.rank.pool.fit import pooled
@@ -50,20 +49,6 @@ class Histories(NamedTuple):
 
 
 Rank = Callable[[Histories, ItemChoice], list[Found]]
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """What the language model says of histories: texts, and a cost for every item."""
-
-    texts: list[list[str]]
-    scores: list[list[float]]
-    costs: np.ndarray  # (n, n_items) float64, ascending is better
-
-    @property
-    def empty(self) -> list[bool]:
-        """The text is empty: nothing is recommended."""
-        return [not clean_title(row[0]) for row in self.texts]
 
 
 class Rankers:
@@ -128,8 +113,15 @@ class Rankers:
     def names(self) -> list[str]:
         """The rankers that can be asked for."""
         files = sorted(self.run_dir.glob(f"*/{CHOICE_FILE}")) if self.run_dir is not None else []
-        mixes = [file.parent.name for file in files if {"formula", "weights"} & set(read_json(file))]
+        mixes = [file.parent.name for file in files if self._is_mix(read_json(file))]
         return [*([METHOD] if self.bundle else ()), *(NAMES if self.dataset else ()), *mixes]
+
+    def _is_mix(self, choice: dict[str, Any]) -> bool:
+        """Whether `rerank` has chosen this for the texts of the model, or `pool` for its probabilities."""
+        by_score = self.bundle is not None and self.bundle.config.by_score
+        if "weights" in choice:
+            return by_score or METHOD not in choice["weights"]
+        return "formula" in choice and not by_score
 
     def facts(self, ranker: str) -> dict[str, Any]:
         """What a ranker's results depend on; no model is loaded. Raises BigrecError for an unknown ranker."""
@@ -186,17 +178,8 @@ class Rankers:
 
         return rank
 
-    def _answer(self, histories: Histories) -> _Answers:
-        engine = self.recommender.engine
-        if isinstance(engine, ScoredTitles):
-            scores = engine.scores(histories.titles)
-            texts, values = likeliest_titles(scores, self.catalog.titles, engine.config.decoding["n_texts"])
-            return _Answers(texts, values, -scores.astype(np.float64))
-        ids = [history_id(titles) for titles in histories.titles]
-        return ground(engine, *engine.generate(histories.titles, ids), ids)
-
     def _rerank(self, ranker: str, choice: dict[str, Any]) -> Rank:
-        """Distances or log-probabilities combined with popularity or a model's scores, as `rerank` chose."""
+        """Distances combined with popularity or a model's scores, as `rerank` chose."""
         weights, formula = choice["weighted_by"], choice["formula"]
         facts = choice.get("validation_scores", {})
         if choice["base_method"] != METHOD or (weights != POPULARITY and facts.get("model") not in NAMES):
@@ -209,9 +192,14 @@ class Rankers:
         value = choice["parameters"][PRIMARY]
 
         def rank(histories: Histories, chosen: ItemChoice) -> list[Found]:
-            answers, n = self._answer(histories), len(histories.titles)
+            engine, n = self.recommender.engine, len(histories.titles)
+            assert isinstance(engine, GroundedTexts)  # see `_is_mix`
+            ids = [history_id(titles) for titles in histories.titles]
+            texts, text_scores = engine.generate(histories.titles, ids)
+            answers = Answers(ids, [row[0] for row in texts], [0] * n, [[] for _ in ids])
+            split = text_split(answers, engine.index, engine.encode)
             other = None if score is None else score(histories.rows)
-            costs, weight = answers.costs, weight_rows(weights, n, counts, other)(0, n)
+            costs, weight = split.costs(0, n), weight_rows(weights, n, counts, other)(0, n)
             if chosen.candidates is not None:
                 costs, weight = costs[:, chosen.candidates], weight[:, chosen.candidates]
             cost = combine(formula, *parts(formula, costs, weight, chosen.hidden), value)
@@ -222,7 +210,7 @@ class Rankers:
             items = best_items(-cost, self.catalog, chosen)
             return [
                 Found(text, scores, [] if empty else own)
-                for text, scores, own, empty in zip(answers.texts, answers.scores, items, answers.empty, strict=True)
+                for text, scores, own, empty in zip(texts, text_scores, items, split.empty, strict=True)
             ]
 
         return rank
@@ -233,11 +221,13 @@ class Rankers:
         others = {name: self.models.score(name) for name in weights if name not in (METHOD, POPULARITY)}
 
         def rank(histories: Histories, chosen: ItemChoice) -> list[Found]:
-            n, scores, texts = len(histories.titles), [], None
+            n, scores, answers = len(histories.titles), [], None
             for name in weights:
                 if name == METHOD:
-                    texts = self._answer(histories)
-                    own = -texts.costs
+                    engine = self.recommender.engine
+                    assert isinstance(engine, ScoredTitles)  # see `_is_mix`
+                    own = engine.scores(histories.titles)
+                    answers = likeliest_titles(own, self.catalog.titles, engine.config.decoding["n_texts"])
                     level_unwritten(own, self.catalog)
                     scores.append(own)
                 elif name == POPULARITY:
@@ -248,9 +238,9 @@ class Rankers:
                 [np.broadcast_to(s, (n, len(self.catalog))) for s in scores], np.array([*weights.values()]), 0, n
             )
             items = best_items(total.astype(np.float32), self.catalog, chosen)
-            if texts is None:
+            if answers is None:
                 return [Found([], [], own) for own in items]
-            return [Found(*answer) for answer in zip(texts.texts, texts.scores, items, strict=True)]
+            return [Found(*one) for one in zip(*answers, items, strict=True)]
 
         return rank
 
@@ -259,10 +249,3 @@ def has_no_language_model(folder: Path) -> bool:
     """Whether a folder holds neither an adapter nor answers of one, such as that of `bigrec-hf baselines`."""
     parts = (f"{METHOD}/{GENERATE_FILE}", CONFIG_FILE, ADAPTER_CONFIG)
     return folder.is_dir() and not any((folder / part).is_file() for part in parts)
-
-
-def ground(engine: GroundedTexts, texts: list[list[str]], scores: list[list[float]], ids: list[str]) -> _Answers:
-    """Generated texts, and their distances to all titles of the catalog as costs."""
-    first = [row[0] for row in texts]
-    answers = Answers(ids, first, [0] * len(first), [[] for _ in first])
-    return _Answers(texts, scores, text_split(answers, engine.index, engine.encode).costs(0, len(first)))

@@ -22,7 +22,7 @@ def setting(default: Any, help: str, **more: Any) -> Any:
     """Return a dataclass field with its help text; mutable defaults are copied.
 
     `more`: `choices`, `positional`, `flag`; `least`, `above`, `most`, `below`: limits of a number, or of every element
-    of a list; `hub`: the field may name a Hub repository of this type (`words`: values that are not names; `creates`:
+    of a list; `former`: choices of an earlier release -> what to use instead; `hub`: the field may name a Hub repository of this type (`words`: values that are not names; `creates`:
     if there is no such repository, the value is a folder to create).
     """
     metadata = {"help": help, **more}
@@ -37,8 +37,13 @@ def limits_text(metadata: Mapping[str, Any]) -> str:
 
 
 def check_value(cls: type, key: str, value: Any, where: str) -> None:
-    """Raise BigrecError if `value` of the field `key` of `cls` is not one of its choices, or is outside its limits."""
+    """Raise BigrecError if `value` of the field `key` of `cls` is not one of its choices, or is outside its limits.
+
+    A choice of an earlier release is answered with what replaced it.
+    """
     metadata = next(f for f in fields(cls) if f.name == key).metadata
+    if value in metadata.get("former", ()):
+        raise BigrecError(f"{where} is {value!r}: {metadata['former'][value]}")
     choices = metadata.get("choices")
     if choices and value is not None and value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)

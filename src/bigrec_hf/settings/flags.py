@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -24,6 +24,17 @@ def _parse_bool(text: str) -> bool:
     if text.lower() in ("false", "no", "0"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _parse_choice(former: dict[str, str]) -> Callable[[str], str]:
+    """Refuses the choices of an earlier release with what replaced them; argparse checks the others."""
+
+    def parse(text: str) -> str:
+        if text in former:
+            raise argparse.ArgumentTypeError(f"{text!r}: {former[text]}")
+        return text
+
+    return parse
 
 
 def _parse_mapping(text: str) -> dict[str, Any]:
@@ -71,6 +82,8 @@ def add_section_arguments(
             options |= {"type": kind}
             if item.metadata.get("choices"):
                 options["choices"] = item.metadata["choices"]
+                if "former" in item.metadata:
+                    options["type"] = _parse_choice(item.metadata["former"])
             else:
                 options["metavar"] = kind.__name__.upper()
         if item.metadata.get("positional"):

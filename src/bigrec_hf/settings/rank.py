@@ -129,9 +129,9 @@ class RerankSettings:
     texts: str = setting(
         "answers",
         "what items should be close to: answers = the generated text; history = the titles of the example's latest "
-        "items, which needs no language model (methods history, history_...; needs --exclude history or seen); scores "
-        "= nothing: items cost their negative log-probability (decoding: exact)",
-        choices=("answers", "history", "scores"),
+        "items, which needs no language model (methods history, history_...; needs --exclude history or seen)",
+        choices=("answers", "history"),
+        former={"scores": "the stage `pool` combines title probabilities with other models, see `pool_models`"},
     )
     history_items: int = setting(10, "number of latest items whose titles are used (texts: history)", least=1)
     formulas: list[str] = setting(

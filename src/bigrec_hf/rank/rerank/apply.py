@@ -79,11 +79,6 @@ def history_split(answers: Answers, index: CatalogIndex, n_items: int) -> Split:
     return Split(replace(answers, texts=texts), closest_costs(vectors, index.embeddings))
 
 
-def score_split(answers: Answers, scores: np.ndarray) -> Split:
-    """Return a split whose costs are the negative `scores`, (n, n_items), of a model, such as log p of each title."""
-    return Split(answers, lambda start, stop: -scores[start:stop].astype(np.float64))
-
-
 def weight_rows(
     weights: str, n: int, counts: Sequence[int] | None = None, scores: np.ndarray | None = None
 ) -> ItemValues:

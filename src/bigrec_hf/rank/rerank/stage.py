@@ -6,10 +6,8 @@ Chooses the strength on `<run_dir>/validation/<method>/generations.parquet`, per
 replaced by the name of the collaborative model. Files: rankings.parquet (at the value chosen for NDCG@10),
 ranks_by_metric.parquet (at each metric's own), choice.json, curve.parquet, and the score stage's.
 
-With `texts: scores` an item costs its negative log-probability, as `generate --decoding exact` wrote it, instead of a
-distance. With `texts: history` no language model is needed: an item costs its distance to the closest title of the
-history. The methods are `history` (that distance alone) and `history_...` as above, for the examples that `sasrec`
-scores.
+With `texts: history` no language model is needed: an item costs its distance to the closest title of the history. The
+methods are `history` (that distance alone) and `history_...` as above, for the examples that `sasrec` scores.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
 from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import catalog_train_counts, own_items
 from bigrec_hf.data.generations import Answers, evaluated_examples, read_generations
-from bigrec_hf.data.item_scores import SCORES_FILE, find_scores, read_facts, read_scores
+from bigrec_hf.data.item_scores import find_scores, read_facts, read_scores
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import split_folders
 from bigrec_hf.ground.index import open_index
@@ -36,7 +34,6 @@ from bigrec_hf.rank.rerank.apply import (
     history_split,
     rank_costs,
     rerank_method,
-    score_split,
     text_split,
     weight_rows,
 )
@@ -56,7 +53,6 @@ if TYPE_CHECKING:
 
 
 HISTORY = "history"  # value of the setting `texts`, and name of the method's folder
-SCORES = "scores"  # value of the setting `texts`
 
 
 def method_name(method: str, formula: str, weights: str, scores: str | None) -> str:
@@ -160,14 +156,10 @@ def main(
     answers = read_answers(run, data, rerank, ground.options, places, catalog)
     scores, facts = read_scores_of(rerank, places, answers, catalog)
     counts = catalog_train_counts(data, catalog) if set(rerank.weights) - {"scores"} else None
+    index, encode = open_index(catalog, model, ground, folder / "index")
     facts = {"base_method": method, **facts}
-    if rerank.texts == SCORES:
-        files = {split: place / method / SCORES_FILE for split, place in places.items()}
-        splits = {s: score_split(a, read_scores(files[s], a.example_ids, catalog)) for s, a in answers.items()}
-    else:
-        index, encode = open_index(catalog, model, ground, folder / "index")
-        facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
-        splits = {split: text_split(found, index, encode) for split, found in answers.items() if not by_history}
+    facts |= {name: index.fingerprint[name] for name in ("encoder", "revision", "kind", "dtype", "template")}
+    splits = {split: text_split(found, index, encode) for split, found in answers.items() if not by_history}
     if by_history:  # of the other methods `ground` and `score` have written it
         facts["history_items"] = rerank.history_items
         splits = {split: history_split(found, index, rerank.history_items) for split, found in answers.items()}
