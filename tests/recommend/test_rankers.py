@@ -88,7 +88,12 @@ def test_choices_for_the_other_kind_of_run_are_not_served(dense_run, distance_ru
 
 @pytest.mark.parametrize(
     ("run", "name"),
-    [("dense_run", "finetuned"), ("dense_run", "ease"), ("dense_run", POOLS[0]), ("distance_run", "finetuned_rrf_both")],
+    [
+        ("dense_run", "finetuned"),
+        ("dense_run", "ease"),
+        ("dense_run", POOLS[0]),
+        ("distance_run", "finetuned_rrf_both"),
+    ],
 )
 def test_seen_items_and_other_candidates_never_come(run, name, request):
     run_dir = request.getfixturevalue(run)

@@ -21,9 +21,10 @@ LIMITS = {  # in the words of an error and of `--help`
 def setting(default: Any, help: str, **more: Any) -> Any:
     """Return a dataclass field with its help text; mutable defaults are copied.
 
-    `more`: `choices`, `positional`, `flag`; `least`, `above`, `most`, `below`: limits of a number, or of every element
-    of a list; `former`: choices of an earlier release -> what to use instead; `hub`: the field may name a Hub repository of this type (`words`: values that are not names; `creates`:
-    if there is no such repository, the value is a folder to create).
+    `more`: `choices`, `positional`, `flag`; `former`: choices of an earlier release -> what to use instead; `least`,
+    `above`, `most`, `below`: limits of a number, or of every element of a list; `hub`: the field may name a Hub
+    repository of this type (`words`: values that are not names; `creates`: if there is no such repository, the value is
+    a folder to create).
     """
     metadata = {"help": help, **more}
     if isinstance(default, (list, dict)):
