@@ -11,7 +11,6 @@ from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.report.published import published_rows
 from bigrec_hf.report.stage import build_report
 from tests.helpers.processes import run_python
 from tests.helpers.tiny_run import write_recipe
@@ -112,19 +111,6 @@ def test_report_command_and_its_errors(run_dir, tmp_path, capsys):
         build_report([str(run_dir), str(run_dir)])
     with pytest.raises(BigrecError, match="no run given"):
         build_report([])
-
-
-def test_published_rows_that_contradict_themselves_are_marked():
-    game, movie = published_rows("game"), published_rows("movie")
-    assert (len(movie), len(game)) == (1, 19)
-    marked = {(row["model"], row["train_prompt"], row["epoch"]): row["marks"] for row in game if row["marks"]}
-    assert set(marked) == {
-        ("llama-7b", "enhanced", "5"),
-        ("llama-7b", "enhanced", "6"),
-        ("llama-7b", "basic", "5"),
-    }
-    assert "HR falls" in marked["llama-7b", "basic", "5"]
-    assert "HR@1 and NDCG@1 differ" in marked["llama-7b", "enhanced", "6"]
 
 
 # --- command line ---------------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ def build_report(
     run_dirs: Sequence[str | Path],
     published: str | None = None,
     *,
+    published_rows: str = "best",
     compare_to: str | None = None,
     significance_level: float = 0.05,
     permutations: int = 10_000,
@@ -126,7 +127,8 @@ def build_report(
     """The whole report as Markdown (the arguments: settings.ReportSettings)."""
     rows = load_rows(run_dirs)
     compared = compare_rows(rows, compare_to, significance_level, permutations, test_metrics)
-    return report_text(run_dirs, rows, compared, published, differences, breakdown)
+    table = published_table(published, published_rows) if published else None
+    return report_text(run_dirs, rows, compared, table, differences, breakdown)
 
 
 def report_text(
@@ -137,7 +139,7 @@ def report_text(
     differences: bool,
     breakdown: bool,
 ) -> str:
-    """The report on rows that have already been loaded and compared."""
+    """The report on rows that have already been loaded and compared. `published`: a table to show below them."""
     names = [run_name(run_dir) for run_dir in run_dirs]
     parts = [f"# {', '.join(names)}", ""]
     for name, run_dir in zip(names, run_dirs, strict=True):
@@ -163,7 +165,7 @@ def report_text(
         if samples:
             parts += [f"The first {len(samples)} examples of {name}, as drawn:", "", *samples, ""]
     if published:
-        parts += [published_table(published), ""]
+        parts += [published, ""]
         parts += ["Published rows: 5,000 examples of the full data sets, llama-7b encoder; other data, other rows.", ""]
     return "\n".join(parts)
 
@@ -192,7 +194,8 @@ def show_report(report: ReportSettings) -> None:
         rows, report.compare_to, report.significance_level, report.permutations, report.test_metrics
     )
     if report.report_format == "markdown":
-        text = report_text(report.runs, rows, compared, report.published, report.differences, report.breakdown)
+        table = published_table(report.published, report.published_rows) if report.published else None
+        text = report_text(report.runs, rows, compared, table, report.differences, report.breakdown)
         print(text)
         if report.report_path:
             write_atomically(report.report_path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))

@@ -22,6 +22,9 @@ class ReportSettings:
         choices=("markdown", "html"),
     )
     published: str | None = setting(None, "published rows to show as well: movie or game", choices=("movie", "game"))
+    published_rows: str = setting(
+        "best", "which of them: best (of each model and method by NDCG@10), all, or a model's, such as llama-7b"
+    )
     compare_to: str | None = setting(
         None,
         "row to test the others against: METHOD or RUN/METHOD, or none (default: finetuned, of the first run)",
