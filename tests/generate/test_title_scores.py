@@ -62,6 +62,19 @@ def test_a_narrow_walk_is_exact_on_the_likeliest_path_and_still_a_distribution()
         assert np.isclose(wide[row], narrow[row], atol=1e-5).sum() >= 3
 
 
+def test_titles_behind_an_unvisited_node_share_its_probability_by_popularity():
+    """Width 1 visits one of the open nodes 5 and 11 of the first level; what lies behind the other is shared."""
+    model = tiny()
+    popularity = np.array([1.0, 2.0, 3.0, 4.0, 1.0, 7.0, 3.0])  # in the order of TITLES, which is that of the leaves
+    exact, narrow = scorer_log_probs(model), scorer_log_probs(model, width=1, popularity=popularity)
+    np.testing.assert_allclose(np.exp(narrow).sum(axis=1), 1.0, atol=1e-5)
+    behind = {5: [0, 1, 2, 3], 11: [5, 6]}
+    for wide, found in zip(np.exp(exact), np.exp(narrow), strict=True):
+        skipped = behind[5] if wide[behind[5]].sum() < wide[behind[11]].sum() else behind[11]
+        shares = popularity[skipped] / popularity[skipped].sum()
+        np.testing.assert_allclose(found[skipped], wide[skipped].sum() * shares, rtol=1e-4)
+
+
 def test_what_nothing_descends_from_is_forgotten_and_changes_nothing(monkeypatch):
     """A broad first level, of which one chain goes on: its other nodes leave the cache."""
     chain = [[2, 3, 4, 5, 6, 7, 8, 9, last, END] for last in (10, 11)]

@@ -20,6 +20,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.common.shards import POSITION
 from bigrec_hf.data.catalog import catalog_sha256, catalog_source, load_catalog
+from bigrec_hf.data.examples import read_train_counts
 from bigrec_hf.data.generations import GENERATIONS_FILE, write_generations
 from bigrec_hf.data.item_scores import SCORES_FILE, write_scores
 from bigrec_hf.data.prompts import TITLE_LIST
@@ -56,6 +57,7 @@ class CatalogTokens:
     trie: Trie
     rows: list[int]  # the catalog rows in the trie
     leaves: np.ndarray  # (len(rows),) int64, the leaf of each of them
+    popularity: np.ndarray | None = None  # (n_leaves,) float64, as in `TitleScorer`
 
     def plan(
         self, prompts: Sequence[Sequence[int]], *, width: int, batch_size: int, batch_tokens: int
@@ -70,13 +72,25 @@ class CatalogTokens:
         )
 
 
-def catalog_tokens(tokenizer: PreTrainedTokenizerBase, titles: Sequence[str], *, short: bool) -> CatalogTokens:
-    """Return the tokens of a catalog's titles; `short`: cut after the tokens that distinguish them."""
+def catalog_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    titles: Sequence[str],
+    *,
+    short: bool,
+    train_counts: Sequence[int] | np.ndarray | None = None,
+) -> CatalogTokens:
+    """Return the tokens of a catalog's titles; `short`: cut after the tokens that distinguish them.
+
+    A title is as popular as its rows are together: 1 + `train_counts` each. Without counts all titles are equal.
+    """
     lists = title_lists(tokenizer, titles, short=short)
     ids = lists.titles(titles)
     rows = [row for row, title in enumerate(ids) if title]
     trie, leaves = build_trie([ids[row] for row in rows])
-    return CatalogTokens(len(titles), lists, trie, rows, leaves)
+    popularity = None
+    if train_counts is not None:
+        popularity = np.bincount(leaves, 1.0 + np.asarray(train_counts)[rows], minlength=trie.n_leaves)
+    return CatalogTokens(len(titles), lists, trie, rows, leaves, popularity)
 
 
 def score_batches(
@@ -102,7 +116,7 @@ def score_batches(
         catalog_head(network, token_ids) as head,
         tqdm(total=total, desc=label, unit=" examples", disable=quiet) as progress,
     ):
-        scorer = TitleScorer(network, head, trie, columns, width=width)
+        scorer = TitleScorer(network, head, trie, columns, width=width, popularity=catalog.popularity)
         for number in numbers:
             log_p = scorer.log_probs([prompts[place] for place in batches[number]])
             scores = np.full((len(log_p), catalog.n_items), WITHOUT_TEXT, np.float32)
@@ -150,7 +164,9 @@ def main(
         tokenizer = load_tokenizer(model.base_model)
         catalog = load_catalog(catalog_source(data.catalog, data.dataset))
     facts["catalog_sha256"] = catalog_sha256(catalog)
-    tokens = catalog_tokens(tokenizer, titles, short=prompt.short_titles)
+    counts = read_train_counts(data.dataset[0]) if data.dataset and not data.catalog else None
+    facts["shares"] = "popularity" if counts is not None else "equal"
+    tokens = catalog_tokens(tokenizer, titles, short=prompt.short_titles, train_counts=counts)
     prompts, n_dropped = render_together(examples, tokenizer, state, prompt, 0, tokens.lists)
     example_ids = list(examples[C.EXAMPLE_ID])
     batches = tokens.plan(

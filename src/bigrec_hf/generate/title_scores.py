@@ -3,9 +3,10 @@
 The token trie is walked level by level. The prompt's keys and values are computed once; a level's nodes are then one
 call in which every node sees the prompt and its own ancestors (tree attention). Only nodes with several titles below
 are visited: 490 of the 18,428 nodes of MovieLens-100K. Where a level has more of them than `width`, the likeliest are
-visited and the others share their probability evenly among the titles below, so that the result always is a
-distribution over the catalog, exact where it matters. So do nodes less likely than a title is at random: no title below
-can be anywhere near the top. Keys and values of nodes that nothing open descends from are dropped on the way.
+visited; the probability of each of the others is shared among the titles below it in proportion to their popularity, so
+that the result always is a distribution over the catalog, exact where it matters. The same holds for nodes less likely
+than a title is at random: no title below can be anywhere near the top. Keys and values of nodes that nothing open
+descends from are dropped on the way.
 """
 
 from __future__ import annotations
@@ -41,9 +42,18 @@ class TitleScorer:
     """A model with a CatalogHead in place and the catalog's trie on the model's device."""
 
     def __init__(
-        self, model: PreTrainedModel, head: CatalogHead, trie: Trie, columns: torch.Tensor, *, width: int = 0
+        self,
+        model: PreTrainedModel,
+        head: CatalogHead,
+        trie: Trie,
+        columns: torch.Tensor,
+        *,
+        width: int = 0,
+        popularity: np.ndarray | None = None,
     ) -> None:
         """`columns`: each node's column among the head's tokens; `width`: nodes visited per level and prompt, 0 = all.
+
+        `popularity` (n_leaves,), above 0: the shares of titles below a node that is not visited; None: equal shares.
 
         Raises BigrecError for a model whose layers do not all attend to every earlier token.
         """
@@ -59,6 +69,9 @@ class TitleScorer:
         self.n_children = trie.first_child.diff()
         if ((trie.leaf >= 0) & (self.n_children > 0)).any():
             raise BigrecError("a title continues after another one's end token: the tokenizer's end token is ambiguous")
+        shares = np.ones(trie.n_leaves) if popularity is None else np.asarray(popularity, np.float64)
+        self.shares = torch.from_numpy(shares).to(trie.tokens.device)
+        self.cumulative = torch.nn.functional.pad(self.shares.cumsum(0), (1, 0))  # (n_leaves + 1,) float64
         self.checked = False
 
     @torch.inference_mode()
@@ -180,11 +193,12 @@ class TitleScorer:
         ]
 
     def _spread(self, walk: _Walk, owner: torch.Tensor, nodes: torch.Tensor, log_p: torch.Tensor) -> None:
-        """Share the probability of nodes that are not visited evenly among their titles."""
-        n = self.n_below[nodes]
+        """Share the probability of nodes that are not visited among their titles, in proportion to `shares`."""
+        n, (first, stop) = self.n_below[nodes], self.trie.leaf_range[nodes].unbind(dim=1)
         row = torch.repeat_interleave(n)
-        leaf = torch.arange(len(row), device=n.device) - (n.cumsum(0) - n)[row] + self.trie.leaf_range[nodes[row], 0]
-        walk.log_p[owner[row], leaf] = (log_p - n.log())[row]
+        leaf = torch.arange(len(row), device=n.device) - (n.cumsum(0) - n)[row] + first[row]
+        share = self.shares[leaf] / (self.cumulative[stop] - self.cumulative[first])[row]
+        walk.log_p[owner[row], leaf] = log_p[row] + share.log().float()
 
     def _check(self, prompt: Sequence[int], log_p: torch.Tensor) -> None:
         """Compare one title's log p with that of a plain forward pass, once: below the deepest node with a choice, or

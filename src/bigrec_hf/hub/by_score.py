@@ -33,14 +33,22 @@ class ScoredTitles:
     """A model that gives every title of the catalog a probability after a history."""
 
     def __init__(
-        self, config: RecommenderConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalog: Catalog
+        self,
+        config: RecommenderConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        catalog: Catalog,
+        train_counts: np.ndarray | None,
     ) -> None:
+        """`train_counts` (n_items,): as `generate` has them, so that scores are the same; None: unknown."""
         self.config, self.model, self.tokenizer, self.catalog = config, model, tokenizer, catalog
+        self.train_counts = train_counts
 
     @cached_property
     def tokens(self) -> CatalogTokens:
         """The catalog's titles as token ids, made when first needed."""
-        return catalog_tokens(self.tokenizer, self.catalog.titles, short=bool(self.config.short_titles))
+        short = bool(self.config.short_titles)
+        return catalog_tokens(self.tokenizer, self.catalog.titles, short=short, train_counts=self.train_counts)
 
     def scores(self, histories: Sequence[Sequence[str]], *, quiet: bool = True) -> np.ndarray:
         """log p of every title after every history, (n, n_items) float32."""

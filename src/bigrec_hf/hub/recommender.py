@@ -111,7 +111,8 @@ class Recommender:
             device=device,
         )
         if index is None:
-            return cls(config, ScoredTitles(config, model, tokenizer, catalog), bundle)
+            counts = bundle_train_counts(bundle, catalog)
+            return cls(config, ScoredTitles(config, model, tokenizer, catalog, counts), bundle)
         return cls(config, GroundedTexts(config, model, tokenizer, index, encode), bundle)
 
     # the overloads overlap for a str, which is a Sequence[str] to a type checker; `as_histories` refuses it

@@ -190,8 +190,9 @@ class GenerateSettings:
     )
     exact_width: int = setting(
         0,
-        "most likely prefixes to follow per token and example (decoding: exact); 0 = all. The others share the "
-        "remaining probability evenly, which hardly changes the top of the list; 64 for tens of thousands of titles",
+        "most likely prefixes to follow per token and example (decoding: exact); 0 = all. Titles behind the others "
+        "share their probability by popularity, which hardly changes the top of the list; 16 for tens of thousands of "
+        "titles",
         least=0,
     )
     num_beams: int = setting(4, "beams (decoding: beam, constrained, debiased)", least=1)
