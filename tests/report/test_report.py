@@ -12,7 +12,8 @@ import pytest
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.report.plots import metrics_figure, plot_rows
+from bigrec_hf.report.page import learning_history
+from bigrec_hf.report.plots import draw_learning, figure_of, metrics_figure, plot_rows
 from bigrec_hf.report.readme_tables import replace_block
 from bigrec_hf.report.rows import Row, format_score, load_rows, spread
 from bigrec_hf.report.stage import build_report
@@ -233,6 +234,22 @@ def test_plots(run, capsys):
     axes = metrics_figure(load_rows([run])).axes
     lines = {line.get_label(): line.get_ydata().tolist() for line in axes[1].get_lines()}
     assert lines["our method"] == pytest.approx([55 / N, 55 / N]) and len(lines) == 4
+
+
+def test_the_learning_curve_counts_targets(run, capsys):
+    """Half an epoch of a training with 300 targets per epoch is 150 targets."""
+    pytest.importorskip("matplotlib")
+    history = [{"epoch": 0.5, "loss": 7.0}, {"epoch": 1.0, "loss": 6.0}, {"epoch": 1.0, "eval_loss": 6.5}]
+    (run / "adapter").mkdir()
+    record = {"history": history, "n_train": 10, "n_train_targets": 300}
+    (run / "adapter" / "training.json").write_text(json.dumps(record))
+    assert [entry["targets"] for entry in learning_history(run)] == [150, 300, 300]
+    assert cli.main(["report", str(run), "--plots"]) == 0
+    assert f"plot: {run / 'learning.png'}" in capsys.readouterr().out
+    assert (run / "learning.png").read_bytes().startswith(b"\x89PNG")
+    figure = figure_of(lambda axes: draw_learning(axes, {"a run": learning_history(run)}))
+    assert figure.axes[0].get_xlabel() == "targets seen"
+    assert figure.axes[0].get_lines()[0].get_xdata() == pytest.approx([150, 300])
 
 
 def test_without_matplotlib_a_line_says_so(run, monkeypatch):

@@ -221,19 +221,24 @@ def figures(
         add(
             "Training",
             "Training loss averaged over stretches of steps.",
-            [("Training and validation loss by epoch", lambda axes: plots.draw_learning(axes, histories))],
+            [("Training and validation loss", lambda axes: plots.draw_learning(axes, histories))],
         )
     return groups
 
 
 def learning_history(run_dir: str | Path) -> list[dict[str, float]]:
-    """The log of the adapter's training: of the finished one, else of the newest checkpoint's; [] without any."""
+    """The log of the adapter's training: of the finished one, else of the newest checkpoint's; [] without any.
+
+    A finished training's entries also have `targets`, the number of targets seen.
+    """
     folder = seed_folders(run_dir)[0] / "adapter"
-    history = read_json(folder / "training.json").get("history")
+    record = read_json(folder / "training.json")
+    history, per_epoch = record.get("history"), record.get("n_train_targets", record.get("n_train"))
     if history is None:
         states = sorted(folder.glob("checkpoints/*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
         history = read_json(states[-1]).get("log_history") if states else None
-    return [entry for entry in history or [] if "epoch" in entry and ("loss" in entry or "eval_loss" in entry)]
+    entries = [entry for entry in history or [] if "epoch" in entry and ("loss" in entry or "eval_loss" in entry)]
+    return [{**entry, "targets": entry["epoch"] * per_epoch} if per_epoch else entry for entry in entries]
 
 
 def examples(run_dir: str | Path, rows: Sequence[Row], name: str) -> dict[str, Any] | None:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from bigrec_hf.common.files import write_atomically
+from bigrec_hf.data.run_folder import run_name
 from bigrec_hf.report.rows import METRICS, Row, cutoffs, row_labels, spread
 from bigrec_hf.score.significance import Comparison
 
-METRICS_PLOT = "metrics.png"
+METRICS_PLOT, LEARNING_PLOT = "metrics.png", "learning.png"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MARKS = "osD^vP"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
@@ -108,17 +109,22 @@ def draw_differences(
 
 
 def draw_learning(axes: Any, histories: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Training loss (averaged over stretches of steps) and validation loss by epoch, of at most LINES / 2 trainings."""
+    """Training loss (averaged over stretches of steps) and validation loss, of at most LINES / 2 trainings.
+
+    By targets seen where every entry says it (`targets`), else by `epoch`.
+    """
+    known = all("targets" in entry for history in histories.values() for entry in history)
+    x = "targets" if known else "epoch"
     for number, (name, history) in enumerate(list(histories.items())[: LINES // 2]):
         color = COLORS[number]
         prefix = f"{short(name)}: " if len(histories) > 1 else ""
-        epochs, losses = smoothed([(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry])
-        axes.plot(epochs, losses, color=color, alpha=0.55, label=f"{prefix}training")
-        points = [(entry["epoch"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+        places, losses = smoothed([(entry[x], entry["loss"]) for entry in history if "loss" in entry])
+        axes.plot(places, losses, color=color, alpha=0.55, label=f"{prefix}training")
+        points = [(entry[x], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
         if points:
             label = f"{prefix}validation"
             axes.plot(*zip(*points, strict=True), color=color, marker=MARKS[number], linestyle="--", label=label)
-    axes.set(title="Learning curve", xlabel="epochs", ylabel="loss")
+    axes.set(title="Learning curve", xlabel="targets seen" if known else "epochs", ylabel="loss (nats)")
 
 
 def smoothed(points: Sequence[tuple[float, float]], n: int = 60) -> tuple[list[float], list[float]]:
@@ -208,6 +214,16 @@ def metrics_figure(rows: Sequence[Row], reference: Row | None = None) -> Any:
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
+
+
+def plot_learning(run_dir: str | Path, history: Sequence[Mapping[str, float]]) -> list[str]:
+    """Draw learning.png into the run folder. Returns a line with its path; none without matplotlib or history."""
+    if not history or not has_matplotlib():
+        return []
+    figure = figure_of(lambda axes: draw_learning(axes, {run_name(run_dir): history}))
+    file = Path(run_dir) / LEARNING_PLOT
+    write_atomically(file, partial(figure.savefig, format="png", dpi=130))
+    return [f"plot: {file}"]
 
 
 def plot_rows(run_dir: str | Path, rows: Sequence[Row], reference: Row | None = None) -> list[str]:

@@ -40,7 +40,10 @@ class ReportSettings:
         False,
         "also show results by history length and target popularity, with coverage and diversity (in breakdown.json)",
     )
-    plots: bool = setting(False, "write metrics.png, the metrics against K, into each run")
+    plots: bool = setting(
+        False,
+        "write metrics.png, the metrics against K, and learning.png, the loss against targets seen, into each run",
+    )
     update_readme: str | None = setting(
         None,
         "Markdown file; the text between <!-- results:RUN --> and <!-- /results --> becomes the table of the run",
