@@ -120,7 +120,7 @@ STAGES = {
     ),
     "download": Stage(
         "hub.download",
-        ("download", "data", "model", "generate", "ground"),
+        ("download", "data", "model", "sft", "generate", "ground"),
         "download what a recipe names on the Hub, for offline use",
     ),
 }

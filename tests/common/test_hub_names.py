@@ -16,7 +16,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id, pin, resolve_commit
 from bigrec_hf.data.examples import load_facts
 from bigrec_hf.hub.download import named, parts_of
-from bigrec_hf.settings import SECTIONS, DataSettings, GenerateSettings, GroundSettings, ModelSettings
+from bigrec_hf.settings import SECTIONS, DataSettings, GenerateSettings, GroundSettings, ModelSettings, SftSettings
 from bigrec_hf.settings.field import setting
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -258,12 +258,14 @@ def test_what_a_recipe_names_is_downloaded_once(tmp_path):
     found = named(
         DataSettings(dataset=["u/set", "./local"], catalog="u/set"),
         ModelSettings(base_model="gpt2"),
+        SftSettings(init_adapter="u/first"),
         GenerateSettings(adapter="u/adapter"),
         GroundSettings(encoder="gpt2", index_dir="u/index"),
     )
     assert [part[1:] for part in found] == [
         ("u/set", "dataset"),
         ("gpt2", "model"),
+        ("u/first", "model"),
         ("u/adapter", "model"),
         ("u/index", "dataset"),
     ]

@@ -21,7 +21,7 @@ HYPER_PARAMETERS = (  # settings in training.json that a card shows; names of fo
     *("epochs", "learning_rate", "warmup_steps", "global_batch_size", "micro_batch_size", "patience"),
     *("completion_only", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "packing", "length_grouping"),
     *("activation_checkpointing", "evals_per_epoch", "sample", "validation_sample", "train_prompt", "max_history"),
-    *("max_length", "quantization", "attn_implementation", "seed"),
+    *("max_length", "quantization", "attn_implementation", "seed", "init_adapter"),
 )
 COUNTS = (
     *("n_train", "n_validation", "n_train_tokens", "trainable_parameters", "total_parameters", "optimizer_steps"),
@@ -34,6 +34,7 @@ LABELS = {
     "process_peak_memory_mib": "peak memory, MiB",
     "gpu_peak_memory_mib": "GPU peak memory, MiB",
     "warmup_steps": "warm-up (steps; below 1: share of all steps)",
+    "init_adapter": "trained on top of the adapter",
     "sample": "training examples asked for (0: all)",
     "validation_sample": "validation examples asked for (0: all)",
     "n_train": "training examples",

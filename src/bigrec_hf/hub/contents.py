@@ -220,6 +220,9 @@ def published_training(run_dir: Path, bundle: Bundle, base: dict[str, Any], data
     if not record:
         return {}
     settings = {name: record["settings"][name] for name in HYPER_PARAMETERS if name in record["settings"]}
+    start = settings.get("init_adapter")
+    if start and not is_hub_id(start, bare=True):
+        settings["init_adapter"] = f"sha256:{record['settings']['init_adapter_content']['weights']}"
     others = record["settings"].get("trainer_args") or {}
     others = {key: value for key, value in others.items() if not re.search("token|dir|path|hub|name|resume", key)}
     settings |= {"trainer_args": others} if others else {}

@@ -14,20 +14,32 @@ from bigrec_hf.common.hub_names import hub_errors, is_hub_id
 from bigrec_hf.hub.config import CATALOG_FILE, CONFIG_FILE, INDEX_FOLDER
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.models.identity import ADAPTER_CONTENT
-from bigrec_hf.settings import DataSettings, DownloadSettings, GenerateSettings, GroundSettings, ModelSettings
+from bigrec_hf.settings import (
+    DataSettings,
+    DownloadSettings,
+    GenerateSettings,
+    GroundSettings,
+    ModelSettings,
+    SftSettings,
+)
 
 CONFIGURATION = ("*.json", "*.model", "*.txt", "*.jinja", "tokenizer*", "*.py")
 LEFT_OUT = ("onnx/*", "openvino/*", "original/*", "consolidated*", "*.gguf", "*.h5", "*.msgpack", "*.ot")
 
 
 def named(
-    data: DataSettings, model: ModelSettings, generate: GenerateSettings, ground: GroundSettings
+    data: DataSettings,
+    model: ModelSettings,
+    sft: SftSettings,
+    generate: GenerateSettings,
+    ground: GroundSettings,
 ) -> Iterator[tuple[str, str, str]]:
     """(setting, name, repository type) of every Hub name in the settings."""
     places = [
         *(("dataset", name, "dataset") for name in data.dataset),
         ("catalog", data.catalog, "dataset"),
         ("base_model", model.base_model, "model"),
+        ("init_adapter", sft.init_adapter, "model"),
         ("adapter", generate.adapter, "model"),
         ("encoder", None if ground.encoder == "base" else ground.encoder, "model"),
         ("index_dir", ground.index_dir, "dataset"),
@@ -102,6 +114,7 @@ def main(
     download: DownloadSettings,
     data: DataSettings,
     model: ModelSettings,
+    sft: SftSettings,
     generate: GenerateSettings,
     ground: GroundSettings,
 ) -> None:
@@ -109,7 +122,7 @@ def main(
 
     Raises BigrecError if they name nothing there.
     """
-    found = list(named(data, model, generate, ground))
+    found = list(named(data, model, sft, generate, ground))
     if not found and not download.metric:
         raise BigrecError(
             "nothing to download: no setting names a Hub repository (give --config RECIPE or --base_model)"

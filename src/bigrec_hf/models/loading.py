@@ -182,6 +182,15 @@ def backbone(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
     return network
 
 
+def load_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
+    """Return the model with an adapter (folder or Hub id) around it. Raises BigrecError if there is none."""
+    path, revision = split_revision(adapter)
+    if not is_hub_id(adapter, bare=True) and not (Path(path) / "adapter_config.json").is_file():
+        raise BigrecError(f"{path!r} has no adapter (adapter_config.json): train one with `bigrec-hf sft`")
+    with hub_errors(adapter):
+        return PeftModel.from_pretrained(model, path, revision=revision)
+
+
 def load_generator(
     base_model: str,
     adapter: str | None,
@@ -201,11 +210,7 @@ def load_generator(
         base_model, dtype=dtype, quantization=quantization, attn_implementation=attn_implementation, device=device
     )
     if adapter is not None:
-        path, revision = split_revision(adapter)
-        if not is_hub_id(adapter, bare=True) and not (Path(path) / "adapter_config.json").is_file():
-            raise BigrecError(f"{path!r} has no adapter (adapter_config.json): train one with `bigrec-hf sft`")
-        with hub_errors(adapter):
-            model = PeftModel.from_pretrained(model, path, revision=revision)
+        model = load_adapter(model, adapter)
         if quantization == "none":
             model = model.merge_and_unload()
     return model.eval()

@@ -68,7 +68,7 @@ def run_recipe(sections: RunSections) -> None:
     steps.manifest |= {"seed": sections.run.seed, "seeds": [], "environment": environment()}
     prepare(steps, sections)
     steps.manifest["data"] = describe_data(sections.data)
-    steps.manifest["names"] = hub_names(sections.data, sections.model, sections.generate, sections.ground)
+    steps.manifest["names"] = hub_names(sections.data, sections.model, sections.sft, sections.generate, sections.ground)
     inputs = read_inputs(sections)
     items = load_catalog(catalog_source(sections.data.catalog, sections.data.dataset))
     check_cutoffs(sections.score.ks, len(items))  # before the training rather than after it

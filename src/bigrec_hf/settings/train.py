@@ -164,6 +164,12 @@ class SftSettings:
     evals_per_epoch: int = setting(1, "evaluations and checkpoints per epoch; 0 = only at the end", least=0)
     trainer_args: dict[str, Any] = setting({}, "any other trl.SFTConfig field, e.g. {max_grad_norm: 0.3}")
     adapter_dir: str | None = setting(None, "folder of the adapter (default: <run_dir>/adapter)")
+    init_adapter: str | None = setting(
+        None,
+        "adapter to train on top of: folder or Hub id, `@revision` allowed. It is merged into the base in memory, and "
+        "the adapter that is written is the sum of both, of rank lora_r + its own (quantization: none)",
+        hub="model",
+    )
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
@@ -13,6 +14,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_record, write_json
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.models.identity import ADAPTER_FILES, TRAINING_FILE
+from bigrec_hf.models.stacked import Factors, write_sum
 
 CHECKPOINTS = "checkpoints"  # in the adapter's folder, until the training is done
 
@@ -40,9 +42,15 @@ def has_adapter(adapter_dir: Path) -> bool:
 
 
 def write_adapter(
-    trainer: SFTTrainer, tokenizer: PreTrainedTokenizerBase, adapter_dir: Path, record: dict[str, Any]
+    trainer: SFTTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter_dir: Path,
+    record: dict[str, Any],
+    start: Factors | None = None,
 ) -> None:
     """Write adapter, tokenizer and `record` to `adapter_dir`, in this order, and remove the checkpoints in it.
+
+    `start`: factors of the adapter that is merged into the trainer's base; the written adapter is the sum of both.
 
     An earlier adapter is removed first, its record before its weights: if the process is killed, no weights remain
     under the record of others. Raises BigrecError if the trainer writes no adapter. Every process must call this.
@@ -59,6 +67,8 @@ def write_adapter(
                 f"the trainer wrote no adapter to {adapter_dir}; its checkpoints are kept: correct the accelerate "
                 "configuration (with ZeRO-3, zero3_save_16bit_model: true) and run the command again"
             )
+        if start is not None:
+            write_sum(adapter_dir, cast(PeftModel, trainer.model), start)
         tokenizer.save_pretrained(adapter_dir)
         for leftover in (
             "README.md",

@@ -21,6 +21,7 @@ from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.models.identity import model_revision
 from bigrec_hf.models.loading import find_model, load_base, load_tokenizer, lora_config
+from bigrec_hf.models.stacked import Factors, check_start, merge_start, start_fingerprint
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.sft.adapter_folder import finished, open_checkpoints, write_adapter
 from bigrec_hf.sft.config import check_launcher, count_rows, trainer_config
@@ -30,7 +31,7 @@ from bigrec_hf.sft.trainer import train_adapter
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTTrainer
 
 
@@ -44,6 +45,8 @@ def main(
     """
     check_settings(data, prompt, sft)
     find_model(model.base_model)
+    if sft.init_adapter is not None:
+        check_start(sft.init_adapter, str(model.base_model), model.quantization, Path(str(sft.adapter_dir)))
     state = process_state()
     check_launcher(state)
     adapter_dir = Path(str(sft.adapter_dir))
@@ -59,7 +62,7 @@ def main(
         rows = training_rows(data, tokenizer, prompt, sft, seed=run.seed, folder=checkpoints)
         shown = ", ".join(f"{n:,} {name.removeprefix('n_').replace('_', ' ')}" for name, n in rows.counts.items())
         state.print(f"training on {len(rows.train):,} rows ({shown}), validating on {rows.n_validation:,}")
-        trainer, result = train_rows(rows, tokenizer, model, prompt, sft, seed=run.seed, checkpoints=checkpoints)
+        trainer, result, start = train_rows(rows, tokenizer, model, prompt, seed=run.seed, checkpoints=checkpoints)
         record = {
             "fingerprint": mark,
             "settings": settings,
@@ -71,7 +74,7 @@ def main(
             **result,
             "environment": environment(),
         }
-        write_adapter(trainer, tokenizer, adapter_dir, record)
+        write_adapter(trainer, tokenizer, adapter_dir, record, start)
     state.print(f"adapter written to {adapter_dir} in {record['seconds']:.0f} s")
     return record
 
@@ -109,23 +112,37 @@ def training_rows(
     return TrainingRows(train, validation, counts, sft, {})
 
 
+def load_start(model: ModelSettings, sft: SftSettings) -> tuple[PreTrainedModel, Factors | None]:
+    """Return the base to train on, with the adapter to start from merged in, and that adapter's factors."""
+    base = load_base(
+        model.base_model,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        attn_implementation=model.attn_implementation,
+        for_training=True,
+    )
+    return (base, None) if sft.init_adapter is None else merge_start(base, sft.init_adapter, sft.lora_target_modules)
+
+
 def train_rows(
     rows: TrainingRows,
     tokenizer: PreTrainedTokenizerBase,
     model: ModelSettings,
     prompt: PromptSettings,
-    sft: SftSettings,
     *,
     seed: int,
     checkpoints: Path,
-) -> tuple[SFTTrainer, dict[str, Any]]:
-    """Train an adapter, from the last of `checkpoints` if there is one; return the trainer and what to record."""
-    dtype = resolve_dtype(model.dtype, process_state().device)
+) -> tuple[SFTTrainer, dict[str, Any], Factors | None]:
+    """Train an adapter, from the last of `checkpoints` if there is one.
+
+    Returns the trainer, what to record, and the factors of the adapter to start from, if there is one.
+    """
+    dtype, sft = resolve_dtype(model.dtype, process_state().device), rows.sft
     config = trainer_config(
         str(checkpoints),
-        rows.sft,
+        sft,
         n_train=len(rows.train),
-        n_rows=count_rows(rows.train, rows.sft, prompt.max_length),
+        n_rows=count_rows(rows.train, sft, prompt.max_length),
         has_validation=rows.validation is not None,
         dtype=dtype,
         quantized=model.quantization != "none",
@@ -135,13 +152,7 @@ def train_rows(
     lora = lora_config(
         r=sft.lora_r, alpha=sft.lora_alpha, dropout=sft.lora_dropout, target_modules=sft.lora_target_modules
     )
-    base = load_base(
-        model.base_model,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        attn_implementation=model.attn_implementation,
-        for_training=True,
-    )
+    base, start = load_start(model, sft)
     timing: dict[str, Any] = {}
     with measured(timing):
         trainer, result = train_adapter(
@@ -156,7 +167,7 @@ def train_rows(
             max_minutes=sft.max_minutes,
             **rows.options,
         )
-    return trainer, {"dtype": str(dtype).removeprefix("torch."), **timing, **result}
+    return trainer, {"dtype": str(dtype).removeprefix("torch."), **timing, **result}, start
 
 
 def check_settings(data: DataSettings, prompt: PromptSettings, sft: SftSettings) -> None:
@@ -196,6 +207,9 @@ def training_settings(
     run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, sft: SftSettings
 ) -> dict[str, Any]:
     """Return the settings that the adapter depends on; their fingerprint decides whether to train again."""
+    start = {}  # without init_adapter nothing is added, so that adapters of earlier releases are kept
+    if sft.init_adapter is not None:
+        start = {"init_adapter": sft.init_adapter, "init_adapter_content": start_fingerprint(sft.init_adapter)}
     return {
         "seed": run.seed,
         "dataset": data.dataset,
@@ -211,5 +225,6 @@ def training_settings(
         "max_history": prompt.max_history,
         "max_length": prompt.max_length,
         "short_titles": prompt.short_titles,
-        **{key: value for key, value in vars(sft).items() if key != "adapter_dir"},
+        **{key: value for key, value in vars(sft).items() if key not in ("adapter_dir", "init_adapter")},
+        **start,
     }
