@@ -39,6 +39,7 @@ class Stage:
 
 
 STAGES = {
+    "init": Stage("init.stage", ("init", "prepare"), "write a recipe for a table of ratings and this machine"),
     "prepare": Stage(
         "prepare.stage",
         ("prepare",),

@@ -175,7 +175,7 @@ def test_the_commands_on_the_quickstarts_run_work(tiny_model_dir, raw_movies, tm
 def test_own_data_takes_three_commands(tiny_model_dir, tmp_path, monkeypatch, capsys):
     """`Use your own data`: the commands as written, on a table of twelve invented readers, with a tiny model."""
     text = page("docs/guide.md").partition("## Use your own data")[2].partition("\n## ")[0]
-    (table,), (block,) = blocks(text, "csv"), blocks(text, "bash")
+    (table,), (block, instead) = blocks(text, "csv"), blocks(text, "bash")
     monkeypatch.chdir(tmp_path)
     titles = ["Emma", "Persuasion", "Dracula", "Walden", "Ulysses", "Middlemarch", "Utopia", "Candide", "Kim", "Hamlet"]
     rows = [
@@ -196,6 +196,11 @@ def test_own_data_takes_three_commands(tiny_model_dir, tmp_path, monkeypatch, ca
     assert [user for user, rank, _ in found if rank == "1"] == list(read)
     assert all(item not in read[user] for user, _, item in found)
     assert len(found) == sum(10 - len(items) for items in read.values())
+    (words,) = commands(f"```bash\n{instead}```")
+    assert cli.main([*words[1:], "--base_model", tiny_model_dir, "--measure", "false", "--debug"]) == 0
+    printed = capsys.readouterr().out.splitlines()[-2:]
+    prose = " ".join(text.split())
+    assert all(f"`{line}`" in prose for line in printed)
 
 
 def test_evaluate_reads_the_references_json(tiny_model_dir, tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def test_warm_up_comes_first():
     group = {"lr": 0.0, "initial_lr": 1.0}
     limit = TimeLimit(1000)
     args = SimpleNamespace(get_warmup_steps=lambda steps: 4)
-    for step, expected in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
+    for step, expected in ((0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (7, 0.5), (9, 1 / 6)):
         optimizer, schedule = SimpleNamespace(param_groups=[group]), SimpleNamespace(_last_lr=[])
         state = SimpleNamespace(global_step=step, max_steps=10)
         limit.on_step_begin(args, state, None, optimizer=optimizer, lr_scheduler=schedule)

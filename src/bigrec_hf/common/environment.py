@@ -20,6 +20,8 @@ PACKAGES = tuple(
     "sentence-transformers tokenizers numpy pandas polars pyarrow safetensors".split()
 )
 
+MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a control group
+
 
 def environment() -> dict[str, Any]:
     """Versions, commit and hardware that a result depends on, without any path or host name."""
@@ -30,7 +32,7 @@ def environment() -> dict[str, Any]:
     record: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": cpu_count(),
         "packages": versions,
     }
     commit = _git_commit()
@@ -40,6 +42,20 @@ def environment() -> dict[str, Any]:
     if cuda is not None:
         record["gpus"] = [cuda.get_device_name(i) for i in range(cuda.device_count())]
     return record
+
+
+def cpu_count() -> int:
+    """The CPU threads that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_gib() -> float:
+    """The memory of this machine or, if that is less, of this process's control group, in GiB."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int(Path(file).read_text()))
+    return total / 2**30
 
 
 def _cuda() -> Any:

@@ -216,6 +216,13 @@ def cached_commit(repo_id: str, revision: str, repo_type: str) -> str | None:
     return ref.read_text().strip() if ref.is_file() else None
 
 
+def cached_folder(repo_id: str, revision: str, repo_type: str) -> Path | None:
+    """The folder of a revision's files in the local cache, or None. The network is not asked."""
+    commit = cached_commit(repo_id, revision, repo_type)
+    folder = _storage(repo_id, repo_type) / "snapshots" / str(commit)
+    return folder if commit is not None and folder.is_dir() else None
+
+
 def fetch_file(name: str, file: str, repo_type: str, *, optional: bool = False) -> Path | None:
     """A file of a local folder or of a Hub repository, as a local path; None if the folder or repository lacks it.
 

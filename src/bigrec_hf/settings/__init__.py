@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from bigrec_hf.settings.init import InitSettings
 from bigrec_hf.settings.item_models import BaselinesSettings, LinearSettings, PoolSettings, SasrecSettings
 from bigrec_hf.settings.prepare import DataSettings, PrepareSettings
 from bigrec_hf.settings.rank import (
@@ -67,4 +68,5 @@ SECTIONS: dict[str, type] = {section.name: type(section.default) for section in 
     "recommend": RecommendSettings,
     "download": DownloadSettings,
     "demo": DemoSettings,
+    "init": InitSettings,
 }

@@ -1,8 +1,8 @@
 """Recipes: one YAML file is one run. Parsed strictly; the command line overrides the file.
 
 A recipe holds sections (`settings.SECTIONS`), each a mapping of that section's fields, and may name parents with
-`extends: PATH` or `extends: [PATH, ...]` (relative to the recipe). Later parents override earlier ones, and the
-recipe's own values override all parents, so what several recipes share is written once.
+`extends: PATH` or `extends: [PATH, ...]` (relative to the recipe, or the name of a shipped one). Later parents override
+earlier ones, and the recipe's own values override all parents, so what several recipes share is written once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bigrec_hf.common.hub_names import SECRET_KEY, redact
 from bigrec_hf.settings import SECTIONS
 from bigrec_hf.settings.field import check_value
 from bigrec_hf.settings.former import RENAMED, RETIRED, renamed, warn_retired
-from bigrec_hf.settings.shipped import PACKAGED
+from bigrec_hf.settings.shipped import PACKAGED, shipped_recipe
 
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
@@ -131,7 +131,7 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise BigrecError(f"`extends` of {path} is {parents!r}: expected a path or a list of paths")
     for parent in parents:
-        for section, values in read_recipe(path.parent / parent, (*_seen, path.resolve())).items():
+        for section, values in read_recipe(_parent_of(path, parent), (*_seen, path.resolve())).items():
             merged.setdefault(section, {}).update(values)
     for section, values in content.items():
         if section not in SECTIONS:
@@ -153,6 +153,12 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
             check_value(SECTIONS[section], key, checked, f"{key} in {where}")
             merged.setdefault(section, {})[key] = checked
     return merged
+
+
+def _parent_of(path: Path, parent: str) -> Path:
+    """The file that a recipe's `extends` means: one beside it, else a shipped recipe of that name."""
+    beside = path.parent / parent
+    return beside if beside.is_file() else shipped_recipe(parent) or beside
 
 
 def flag_of(section: str, key: str) -> str:

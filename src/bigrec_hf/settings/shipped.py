@@ -24,6 +24,11 @@ def shipped_recipes() -> dict[str, Path]:
     return {name: path for name, path in found.items() if not name.startswith("_")}
 
 
+def shipped_recipe(given: str) -> Path | None:
+    """Return the shipped recipe of this name, with or without `.yaml`, or None."""
+    return shipped_recipes().get(given.removesuffix(".yaml").removeprefix("recipes/"))
+
+
 def find_recipe(given: str) -> Path:
     """Return the path of a recipe, given as a file or by the name of a shipped one, with or without `.yaml`.
 
@@ -32,11 +37,11 @@ def find_recipe(given: str) -> Path:
     path = Path(given)
     if path.is_file():
         return path
-    shipped = shipped_recipes()
+    shipped = shipped_recipe(given)
+    if shipped is not None:
+        return shipped
     name = given.removesuffix(".yaml").removeprefix("recipes/")
-    if name in shipped:
-        return shipped[name]
-    near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.5)
     remedy = f"did you mean {near[0]}?" if near else "`bigrec-hf recipes` lists the shipped ones"
     raise BigrecError(f"recipe {given!r} does not exist: {remedy}")
 

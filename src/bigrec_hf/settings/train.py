@@ -131,8 +131,8 @@ class SftSettings:
     epochs: float = setting(5.0, "passes over the training sample", above=0)
     max_minutes: float = setting(
         0.0,
-        "end the training after this many minutes, the learning rate falling to zero by then; 0 = no limit. What is "
-        "learned then depends on the machine's speed",
+        "end the training after this many minutes, or with the epochs if they end before, the learning rate falling to "
+        "zero by then; 0 = no limit. What is learned then depends on the machine's speed",
         least=0,
     )
     learning_rate: float = setting(1e-4, "peak learning rate (AdamW, linear decay)", above=0)

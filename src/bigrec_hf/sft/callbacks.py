@@ -65,7 +65,8 @@ class TimeLimit(TrainerCallback, ExportableState):
     """Ends a training after some minutes, with a learning rate that falls linearly to zero at that moment.
 
     Evaluations and saving count as training time, and so do the minutes before a resumption. The first process's clock
-    counts for all. Replaces the schedule of the optimizer's step count except for its warm-up.
+    counts for all. Replaces the schedule of the optimizer's step count except for its warm-up, and where the last step
+    comes before the limit: the learning rate is then zero after that step.
     """
 
     def __init__(self, minutes: float):
@@ -105,7 +106,8 @@ class TimeLimit(TrainerCallback, ExportableState):
         """Set the learning rate of the step."""
         assert optimizer is not None and lr_scheduler is not None
         warmup = args.get_warmup_steps(state.max_steps)
-        share = min(1.0 - self.spent(), (state.global_step + 1) / warmup if warmup else 1.0)
+        by_steps = (state.max_steps - state.global_step) / max(1, state.max_steps - warmup)
+        share = min(1.0 - self.spent(), by_steps, (state.global_step + 1) / warmup if warmup else 1.0)
         for group in optimizer.param_groups:
             group["lr"] = share * group["initial_lr"]
         lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what is logged
