@@ -69,8 +69,8 @@ def measured_speed(settings: dict[str, Any], folder: Path) -> Speed:
             max_minutes=TRAIN_SECONDS / 60,
             trainer_args={**rows.sft.trainer_args, "max_steps": MOST_STEPS, "disable_tqdm": True},
         )
-        trainer, record = train_rows(
-            replace(rows, validation=None, sft=short), tokenizer, model, prompt, short, seed=0, checkpoints=folder
+        trainer, record, _ = train_rows(
+            replace(rows, validation=None, sft=short), tokenizer, model, prompt, seed=0, checkpoints=folder
         )
     n_steps, seconds = record["optimizer_steps"], record["history"][-1]["train_runtime"]
     done = np.arange(n_steps * short.global_batch_size) % len(rows.train)  # a small set was passed several times
