@@ -88,6 +88,8 @@ def test_the_tables_show_the_results_files_numbers(adapter, tiny_run):
     assert f"Evaluated on 10 of the {facts['examples']['test']} examples of the test split" in text
     assert "published by Bi-Step-Rec" in text and "0.0266" in text
     training = json.loads((tiny_run / "adapter" / "training.json").read_text())
+    shown = json.loads((adapter / "training.json").read_text())["history"]  # without the history of a user
+    assert len(shown) < len(training["history"]) and shown == [e for e in training["history"] if "sample" not in e]
     assert f"| trainable parameters | {training['trainable_parameters']:,} |" in text
     assert f"| learning rate | {training['settings']['learning_rate']:g} |" in text
     assert f"| torch | {training['environment']['packages']['torch']} |" in text

@@ -227,6 +227,8 @@ def published_training(run_dir: Path, bundle: Bundle, base: dict[str, Any], data
     others = {key: value for key, value in others.items() if not re.search("token|dir|path|hub|name|resume", key)}
     settings |= {"trainer_args": others} if others else {}
     kept = {name: record[name] for name in (*COUNTS, "started", "environment", "history") if name in record}
+    if "history" in kept:  # without the sample predictions, which show a user's history
+        kept["history"] = [entry for entry in kept["history"] if "sample" not in entry]
     names = {"base_model": hub_name(base)} | ({"dataset": dataset_repo} if dataset_repo else {})
     return {"settings": {**settings, **names}, **kept}
 

@@ -17,8 +17,9 @@ from bigrec_hf.data.sequences import training_sequences
 from bigrec_hf.data.title_lists import title_lists
 from bigrec_hf.data.trie import Trie, build_trie
 from bigrec_hf.models.trie_loss import title_choices
-from bigrec_hf.sft.dense import DenseCollator, dense_segments, dense_validation
-from bigrec_hf.sft.dense_trainer import DenseTrainer
+from bigrec_hf.sft.dense import ROWS, DenseCollator, dense_segments, dense_validation
+from bigrec_hf.sft.dense_trainer import DenseTrainer, predict_title
+from bigrec_hf.sft.sample import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,10 +36,15 @@ class DenseData:
     collator: DenseCollator
     trie: Trie | None  # of the catalog's titles (loss trie)
     counts: dict[str, int]
+    sample: Sample | None  # a validation example to show predictions of
 
     def trainer_options(self) -> dict[str, Any]:
         """Return the options of `sft.trainer.train_adapter` besides the data."""
-        return {"trainer_class": partial(DenseTrainer, trie=self.trie), "collator": self.collator}
+        return {
+            "trainer_class": partial(DenseTrainer, trie=self.trie),
+            "collator": self.collator,
+            "sample": self.sample,
+        }
 
     def all_epochs(self, sft: SftSettings) -> SftSettings:
         """Return `sft` for a trainer that makes one pass over `train`, which holds all epochs, in order."""
@@ -71,11 +77,11 @@ def load_dense(
     room = prompt.max_length - len(header)
     if room < 2:
         raise BigrecError(f"max_length {prompt.max_length} leaves only {room} tokens for titles: raise it")
+    known = [row for row, title in enumerate(ids) if title]
+    titles_trie, leaves = build_trie([ids[row] for row in known])
     trie, choices = None, None
     if sft.loss == "trie":
-        known = [title for title in ids if title]
-        trie, _ = build_trie(known)
-        choices = title_choices(ids, trie)
+        trie, choices = titles_trie, title_choices(ids, titles_trie)
     sequences = training_sequences(load_config(dataset, "default", "train").data.table)
     if 0 < sft.sample < len(sequences):
         drawn = np.random.default_rng(seed).permutation(len(sequences))[: sft.sample]
@@ -89,11 +95,20 @@ def load_dense(
         seed=seed,
         batch_size=sft.micro_batch_size,
     )
-    validation = None
+    validation, sample = None, None
     if sft.evals_per_epoch > 0:
         found = sample_examples(dataset, "validation", sft.validation_sample)
         validation = dense_validation(
             found.histories, found.targets, lengths, room=room, max_history=prompt.max_history
         )
+        rows = validation[ROWS][0] if len(validation) else []
+        if rows:
+            named = dict(zip(leaves.tolist(), (titles[row] for row in known), strict=True))
+            prompt_ids = [*header, *(token for row in rows[:-1] for token in ids[row])]
+            sample = Sample(
+                [titles[row] for row in rows[:-1]],
+                titles[rows[-1]],
+                partial(predict_title, prompt=prompt_ids, trie=titles_trie, named=named),
+            )
     collator = DenseCollator(header, ids, choices, pad_id=tokenizer.pad_token_id or 0)
-    return DenseData(train, validation, collator, trie, counts)
+    return DenseData(train, validation, collator, trie, counts, sample)

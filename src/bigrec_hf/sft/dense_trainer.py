@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -14,6 +15,7 @@ from bigrec_hf.models.catalog_head import CatalogHead, catalog_head
 from bigrec_hf.models.checkpoints import ExactResume
 from bigrec_hf.models.loading import keep_trainable_precise
 from bigrec_hf.models.trie_loss import token_columns, trie_losses
+from bigrec_hf.sft.sample import greedy_leaf
 
 
 class DenseTrainer(ExactResume, SFTTrainer):
@@ -61,3 +63,11 @@ class DenseTrainer(ExactResume, SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all processes
         return (loss, outputs) if return_outputs else loss
+
+
+def predict_title(trainer: DenseTrainer, *, prompt: Sequence[int], trie: Trie, named: Mapping[int, str]) -> str:
+    """Return the title that the trainer's model finds greedily after a prompt; `trie` of all, `named` by leaf."""
+    if trainer.head is None:
+        raise RuntimeError("the head is in place during `train` only")
+    columns = trie.tokens.to(trainer.args.device) if trainer.trie is None else trainer.columns
+    return named[greedy_leaf(cast(torch.nn.Module, trainer.model), trainer.head, prompt, trie, columns)]

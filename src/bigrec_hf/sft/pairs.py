@@ -12,6 +12,7 @@ from bigrec_hf.common.processes import process_state
 from bigrec_hf.common.shards import share_of_rows
 from bigrec_hf.data.examples import load_examples, load_json_examples
 from bigrec_hf.settings import DataSettings, PromptSettings, SftSettings
+from bigrec_hf.sft.sample import Sample, text_sample
 from bigrec_hf.sft.tokenize import count_tokens, tokenize_examples
 
 TOKENS_DIR = "_tokens"  # in the folder of checkpoints; the Trainer never pushes names that start with _
@@ -61,8 +62,10 @@ def load_pairs(
     *,
     seed: int,
     folder: Path,
-) -> tuple[Dataset, Dataset | None, dict[str, int]]:
-    """Return training and validation examples as TOKENS in `folder`, one history and next title per row; and counts."""
+) -> tuple[Dataset, Dataset | None, dict[str, int], Sample | None]:
+    """Return training and validation examples as TOKENS in `folder`, one history and next title per row; counts; and
+    the validation example to show predictions of.
+    """
     shared: dict[str, Any] = {
         "seed": seed,
         "folder": folder / TOKENS_DIR,
@@ -70,12 +73,21 @@ def load_pairs(
         "max_length": prompt.max_length,
         "completion_only": sft.completion_only,
     }
-    template, validation = prompt.train_prompt, None
+    template, validation, shown = prompt.train_prompt, None, None
     if (data.dataset or data.validation_json) and sft.evals_per_epoch > 0:
         files = data.validation_json
+        example = first_example(data, seed=seed, folder=folder / TOKENS_DIR)
+        shown = text_sample(example, template, tokenizer, max_history=prompt.max_history, max_length=prompt.max_length)
         validation = tokenize_split(
             data.dataset, files, "validation", template, tokenizer, sample=sft.validation_sample, **shared
         )
     train = tokenize_split(data.dataset, data.train_json, "train", template, tokenizer, sample=sft.sample, **shared)
     n_tokens, n_dropped = count_tokens(train)
-    return train, validation, {"n_train_tokens": n_tokens, "n_history_titles_dropped": n_dropped}
+    return train, validation, {"n_train_tokens": n_tokens, "n_history_titles_dropped": n_dropped}, shown
+
+
+def first_example(data: DataSettings, *, seed: int, folder: Path) -> dict[str, Any]:
+    """Return the first example of the (first) validation split as it is sampled."""
+    if data.dataset:
+        return load_examples(data.dataset[0], "validation", sample=1, seed=seed, cache_dir=folder)[0]
+    return load_json_examples(data.validation_json[0], sample=1, seed=seed)[0]

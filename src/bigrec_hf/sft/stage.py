@@ -108,8 +108,8 @@ def training_rows(
     if sft.objective == "dense":
         dense = load_dense(data.dataset[0], tokenizer, prompt, sft, seed=seed)
         return TrainingRows(dense.train, dense.validation, dense.counts, dense.all_epochs(sft), dense.trainer_options())
-    train, validation, counts = load_pairs(data, tokenizer, prompt, sft, seed=seed, folder=folder)
-    return TrainingRows(train, validation, counts, sft, {})
+    train, validation, counts, sample = load_pairs(data, tokenizer, prompt, sft, seed=seed, folder=folder)
+    return TrainingRows(train, validation, counts, sft, {"sample": sample})
 
 
 def load_start(model: ModelSettings, sft: SftSettings) -> tuple[PreTrainedModel, Factors | None]:

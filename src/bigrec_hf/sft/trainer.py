@@ -28,6 +28,7 @@ from bigrec_hf.common.processes import process_state
 from bigrec_hf.models.checkpoints import ExactResume, last_checkpoint
 from bigrec_hf.models.loading import keep_trainable_precise, mend_names
 from bigrec_hf.sft.callbacks import OneLine, TimeLimit
+from bigrec_hf.sft.sample import Sample, ShowSample
 from bigrec_hf.sft.shared_prefix import MergedBatch, draws_at_random, merge_batch, use_shared_attention
 
 IGNORED = -100  # label of a token without loss
@@ -218,11 +219,13 @@ def train_adapter(
     max_minutes: float = 0.0,
     trainer_class: Callable[..., SFTTrainer] = CompletionLossTrainer,
     collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
+    sample: Sample | None = None,
 ) -> tuple[SFTTrainer, dict[str, Any]]:
     """Train (or resume from the last checkpoint in `config.output_dir`) and return the trainer and its record.
 
     With a validation set the adapter of the best evaluation loss is loaded at the end; `patience` evaluations without
     improvement stop the training (0 = never), and so do `max_minutes` (0 = no limit). `n_targets`: those of all epochs.
+    `sample`: an example whose prediction is shown at each evaluation.
     """
     set_seed(config.seed)
     callbacks: list[TrainerCallback] = []
@@ -243,6 +246,8 @@ def train_adapter(
     if not config.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(OneLine(n_targets))
+    if sample is not None:
+        trainer.add_callback(ShowSample(trainer, sample))
     trainable, total = cast(PeftModel, trainer.model).get_nb_trainable_parameters()
     if trainer.is_world_process_zero():
         print(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.4%})", flush=True)
