@@ -24,6 +24,7 @@ from bigrec_hf.settings.flags import add_arguments
 from bigrec_hf.settings.recipes import build_settings
 from bigrec_hf.settings.shipped import find_recipe
 
+NAMES_RUN = ("base_model", "sample")  # flags that give `run` a folder of its own where they differ from the recipe
 NOISE = (".*is_gradient_checkpointing.*",)  # warnings of libraries about themselves
 
 
@@ -242,7 +243,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         config = given.pop("config")
-        settings = build_settings(find_recipe(config) if config is not None else None, given)
+        names_run = NAMES_RUN if argv[0] == "run" else ()
+        settings = build_settings(find_recipe(config) if config is not None else None, given, names_run)
         module = importlib.import_module(f"bigrec_hf.{stage.module}")
         run = settings["run"]
         works_in = run.run_dir if "run" in stage.sections else None

@@ -46,7 +46,7 @@ def test_a_shipped_recipe_runs_by_its_name(site, raw_movies, tiny_model_dir, tmp
     small += ["--min_items", "0", "--ks", "1", "5"]
     name = "quickstart/movielens_dense"
     out = run(*command, "run", "--config", name, *model, *small, cwd=tmp_path, **environment)
-    folder = tmp_path / "runs" / "quickstart-movielens_dense"
+    folder = tmp_path / "runs" / f"quickstart-movielens_dense-base_model-{Path(tiny_model_dir).name}-sample-8"
     assert (folder / "report.html").is_file() and (folder / "finetuned" / "results.json").is_file()
     assert "report" in out
     history = run(

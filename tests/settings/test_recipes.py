@@ -298,6 +298,24 @@ class TestBuildSettings:
                 check_value(section, item.name, getattr(build_settings(None, {})[name], item.name), item.name)
         assert free == {"length_penalty"}
 
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({}, "runs/mine"),
+            ({"sample": 16}, "runs/mine"),  # as the recipe has it
+            ({"epochs": 2.0}, "runs/mine"),  # not among `names_run`
+            ({"sample": 64}, "runs/mine-sample-64"),
+            ({"base_model": "Qwen/Qwen2-0.5B@main", "sample": 0}, "runs/mine-base_model-Qwen2-0.5B_main-sample-0"),
+            ({"base_model": "./models/tiny/"}, "runs/mine-base_model-tiny"),
+            ({"sample": 64, "run_dir": "here"}, "here"),
+        ],
+    )
+    def test_an_override_gives_a_run_its_own_folder(self, given, expected, tmp_path):
+        path = tmp_path / "mine.yaml"
+        path.write_text("sft: {sample: 16}\nmodel: {base_model: a/b}\n")
+        assert build_settings(path, given, ("base_model", "sample"))["run"].run_dir == expected
+        assert build_settings(path, given)["run"].run_dir in ("runs/mine", "here")  # other stages find the recipe's run
+
     @pytest.mark.parametrize("key", ["run_dir", "adapter_dir", "output_dir"])
     @pytest.mark.parametrize("place", ["file", "file/deep/run"])
     def test_a_folder_to_write_into_that_is_a_file(self, tmp_path, key, place):

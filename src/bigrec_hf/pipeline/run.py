@@ -64,6 +64,7 @@ def run_recipe(sections: RunSections) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     steps = Steps(folder, sections.pipeline.from_stage)
     if steps.state.is_main_process:
+        print(f"run folder: {folder}", flush=True)
         (folder / RECIPE_FILE).write_text(to_yaml(vars(sections)), encoding="utf-8")
     steps.manifest |= {"seed": sections.run.seed, "seeds": [], "environment": environment()}
     prepare(steps, sections)

@@ -11,9 +11,10 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -166,12 +167,17 @@ def flag_of(section: str, key: str) -> str:
     return next(f for f in fields(SECTIONS[section]) if f.name == key).metadata.get("flag", f"--{key}")
 
 
-def default_run_dir(recipe: Path) -> str:
-    """Return the default run folder: `recipes/movie/llama-7b/sft_8bit.yaml` -> `runs/movie-llama-7b-sft_8bit`."""
+def default_run_dir(recipe: Path, changed: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the default run folder: `recipes/movie/llama-7b/sft_8bit.yaml` -> `runs/movie-llama-7b-sft_8bit`.
+
+    `changed`: settings that differ from the recipe's, whose names and values are appended (of a path its last part):
+    {"sample": 64} -> `...-sample-64`.
+    """
     parts = recipe.with_suffix("").parts
     folders = [place for place, part in enumerate(parts) if part in ("recipes", PACKAGED)]
     parts = parts[folders[-1] + 1 :] if folders else parts[-1:]
-    return str(Path("runs") / "-".join(parts))
+    values = {key: re.sub(r"[^\w.-]", "_", str(value).rstrip("/").rsplit("/")[-1]) for key, value in changed.items()}
+    return str(Path("runs") / "-".join([*parts, *(f"{key}-{value}" for key, value in values.items())]))
 
 
 def _check_folder(folder: Path, flag: str) -> None:
@@ -181,14 +187,18 @@ def _check_folder(folder: Path, flag: str) -> None:
         raise BigrecError(f"{flag} is {str(folder)!r}, but {file} is a file: name another folder")
 
 
-def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
+def build_settings(
+    recipe: str | Path | None, overrides: dict[str, Any], names_run: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return all sections as settings objects: defaults, then the recipe, then `overrides` (field name -> value).
 
-    Paths that depend on others are filled in here: the run folder from the name of the recipe, the prepared data set
-    and the adapter inside the run folder. Raises BigrecError for whatever `read_recipe` refuses, an unknown override, a
-    folder that is a file, a method name that cannot be a folder, and a token in `trainer_args`.
+    Paths that depend on others are filled in here: the run folder from the name of the recipe (and the overrides among
+    `names_run` that differ from it), the prepared data set and the adapter inside the run folder. Raises BigrecError
+    for whatever `read_recipe` refuses, an unknown override, a folder that is a file, a method name that cannot be a
+    folder, and a token in `trainer_args`.
     """
     merged = read_recipe(recipe) if recipe is not None else {}
+    changed = {}
     for key, value in overrides.items():
         if key in RETIRED:
             warn_retired(key, "on the command line")
@@ -200,10 +210,12 @@ def build_settings(recipe: str | Path | None, overrides: dict[str, Any]) -> dict
         if section is None:
             raise _unknown_key(key, [f.name for cls in SECTIONS.values() for f in fields(cls)], "the command line")
         check_value(SECTIONS[section], key, value, flag_of(section, key))
+        if key in names_run and value != merged.get(section, {}).get(key, getattr(SECTIONS[section](), key)):
+            changed[key] = value
         merged.setdefault(section, {})[key] = value
     run = merged.setdefault("run", {})
     if run.get("run_dir") is None and recipe is not None:
-        run["run_dir"] = default_run_dir(Path(recipe))
+        run["run_dir"] = default_run_dir(Path(recipe), {key: changed[key] for key in names_run if key in changed})
     if run.get("run_dir") is not None:
         folder = Path(run["run_dir"])
         prepare = merged.setdefault("prepare", {})

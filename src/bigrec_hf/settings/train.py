@@ -24,7 +24,11 @@ RUN_STAGES = ("prepare", "sft", "index", "generate", "ground", "score", *RANKERS
 class RunSettings:
     """Where a run lives."""
 
-    run_dir: str | None = setting(None, "folder of the run (default: runs/<recipe path, joined by dashes>)")
+    run_dir: str | None = setting(
+        None,
+        "folder of the run (default: runs/<recipe path, joined by dashes>; `run` appends --base_model and --sample if "
+        "they differ from the recipe)",
+    )
     seed: int = setting(0, "seed of sampling, initialization, shuffling and generation", least=0, most=2**32 - 1)
     method: str = setting(
         "finetuned",
