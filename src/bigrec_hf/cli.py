@@ -49,6 +49,12 @@ STAGES = {
         (("hub_dataset", "--dataset"),),
     ),
     "sft": Stage("sft.stage", ("run", "data", "model", "prompt", "sft"), "LoRA fine-tuning -> adapter", "adapter_dir"),
+    "grpo": Stage(
+        "grpo.stage",
+        ("run", "data", "model", "prompt", "grpo"),
+        "adapter of the objective dense -> adapter trained with rewards (experimental)",
+        "grpo_adapter_dir",
+    ),
     "generate": Stage(
         "generate.stage",
         ("run", "data", "model", "prompt", "generate"),

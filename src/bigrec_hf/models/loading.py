@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftModel, TaskType
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -184,11 +184,30 @@ def backbone(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
 
 def load_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
     """Return the model with an adapter (folder or Hub id) around it. Raises BigrecError if there is none."""
+    path, revision = _adapter_place(adapter)
+    with hub_errors(adapter):
+        return PeftModel.from_pretrained(model, path, revision=revision)
+
+
+def load_trainable(base: PreTrainedModel, adapter: str) -> PeftModel:
+    """Return the base model with an adapter (folder or Hub id) whose weights can be trained further, without dropout.
+
+    Raises BigrecError if there is no such adapter.
+    """
+    path, revision = _adapter_place(adapter)
+    with hub_errors(adapter):
+        config = PeftConfig.from_pretrained(path, revision=revision)
+        config.inference_mode = False
+        if isinstance(config, LoraConfig):
+            config.lora_dropout = 0.0
+        return PeftModel.from_pretrained(base, path, config=config, revision=revision, is_trainable=True)
+
+
+def _adapter_place(adapter: str) -> tuple[str, str | None]:
     path, revision = split_revision(adapter)
     if not is_hub_id(adapter, bare=True) and not (Path(path) / "adapter_config.json").is_file():
         raise BigrecError(f"{path!r} has no adapter (adapter_config.json): train one with `bigrec-hf sft`")
-    with hub_errors(adapter):
-        return PeftModel.from_pretrained(model, path, revision=revision)
+    return path, revision
 
 
 def load_generator(

@@ -14,7 +14,7 @@ from bigrec_hf.settings import SECTIONS, RunSections
 from bigrec_hf.settings.recipes import read_recipe
 
 DECIDING = ("prepare", "data", "model", "prompt", "sft", "generate")  # what a run is; the rest ranks and scores it anew
-DERIVED = {"prepared_dir", "adapter_dir"}  # follow from the run folder
+DERIVED = {"prepared_dir", "adapter_dir", "grpo_adapter_dir"}  # follow from the run folder
 
 
 def changed_settings(folder: Path, sections: RunSections) -> dict[str, tuple[Any, Any]]:
@@ -24,7 +24,8 @@ def changed_settings(folder: Path, sections: RunSections) -> dict[str, tuple[Any
     """
     old = read_recipe(folder / RECIPE_FILE)
     found = {}
-    for section in DECIDING:
+    trained = ("grpo",) if old.get("pipeline", {}).get("with_grpo") and sections.pipeline.with_grpo else ()
+    for section in (*DECIDING, *trained):
         new = asdict(getattr(sections, section))
         usual = asdict(SECTIONS[section]())
         for item in fields(SECTIONS[section]):

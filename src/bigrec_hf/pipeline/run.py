@@ -36,6 +36,8 @@ from bigrec_hf.settings import RunSections
 from bigrec_hf.settings.recipes import to_yaml
 from bigrec_hf.settings.train import BASELINES
 
+GRPO = "grpo"  # method
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -76,8 +78,13 @@ def run_recipe(sections: RunSections) -> None:
     adapter = train(steps, sections)
     by_scores = sections.ground.ranking == "scores"  # no text is embedded
     index = None if by_scores else index_step(steps, sections, inputs)
-    methods = ["finetuned", *(["zero_shot"] if "zero_shot" in sections.pipeline.baselines else [])]
-    texts = {m: generate(steps, sections, m, inputs, adapter if m == "finetuned" else None) for m in methods}
+    adapters: dict[str, str | None] = {"finetuned": adapter}
+    if sections.pipeline.with_grpo:
+        adapters[GRPO] = train_by_rewards(steps, sections, adapter)
+    if "zero_shot" in sections.pipeline.baselines:
+        adapters["zero_shot"] = None
+    methods = list(adapters)
+    texts = {method: generate(steps, sections, method, inputs, mark) for method, mark in adapters.items()}
     ranked = {method: ground(steps, sections, method, [texts[method], index]) for method in methods}
     for name in sections.pipeline.baselines:
         if name not in methods:
@@ -108,6 +115,8 @@ def check_sections(sections: RunSections) -> None:
             f"decoding {sections.generate.decoding} (section generate) and ranking {sections.ground.ranking} (section "
             "ground) do not go together: exact writes the scores that the ranking scores reads; set both or neither"
         )
+    if sections.pipeline.with_grpo and sections.generate.decoding != "exact":
+        raise BigrecError("with_grpo trains the probabilities of all titles: set `decoding: exact` (section generate)")
     check_rankers(sections)
 
 
@@ -167,6 +176,25 @@ def train(steps: Steps, sections: RunSections) -> str | None:
     return mark
 
 
+def train_by_rewards(steps: Steps, sections: RunSections, adapter: str | None) -> str:
+    """Train the run's adapter further with rewards; `adapter`: its mark."""
+    from bigrec_hf.grpo import stage as grpo_stage
+    from bigrec_hf.sft.adapter_folder import CHECKPOINTS
+
+    start = sections.grpo.start_adapter or sections.generate.adapter or str(sections.sft.adapter_dir)
+    grpo = replace(sections.grpo, start_adapter=start)
+    settings = (sections.run, sections.data, sections.model, sections.prompt, grpo)
+    folder = Path(str(grpo.grpo_adapter_dir))
+    return steps.do(
+        "grpo",
+        lambda: grpo_stage.main(*settings),
+        depends=[grpo_stage.training_settings(*settings), adapter],
+        outputs=[folder / name for name in (TRAINING_FILE, *ADAPTER_CONTENT)],
+        distributed=True,
+        resumes_from=folder / CHECKPOINTS,
+    )
+
+
 def index_step(steps: Steps, sections: RunSections, inputs: Inputs) -> str:
     """Build the catalog index of the run, or open the one that `ground.index_dir` names."""
     settings, own = sections.ground, steps.folder / "index"
@@ -196,6 +224,8 @@ def generate(steps: Steps, sections: RunSections, method: str, inputs: Inputs, a
         sections.prompt,
         sections.generate,
     )
+    if method == GRPO:
+        settings = replace(settings, adapter=sections.grpo.grpo_adapter_dir)
     return steps.do(
         "generate",
         lambda: generate_stage.main(run, data, model, prompt, settings),

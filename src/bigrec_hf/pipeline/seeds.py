@@ -32,6 +32,7 @@ def seed_sections(sections: RunSections, seed: int, first: int) -> RunSections:
         run=replace(sections.run, run_dir=str(own), seed=seed),
         pipeline=replace(sections.pipeline, seeds=[]),
         sft=replace(sections.sft, adapter_dir=str(own / "adapter")),
+        grpo=replace(sections.grpo, grpo_adapter_dir=str(own / "grpo_adapter")),
         ground=ground,
     )
 
@@ -47,11 +48,13 @@ def run_seeds(run_one: Callable[[RunSections], None], sections: RunSections) -> 
     folder = Path(sections.run.run_dir)
     if len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise BigrecError(f"seeds={seeds} must be distinct whole numbers of at least 0")
-    if sections.sft.adapter_dir not in (None, str(folder / "adapter")):
-        raise BigrecError(
-            f"adapter_dir {sections.sft.adapter_dir!r} is one folder for {len(seeds)} seeds: omit it, each "
-            "seed's adapter goes into its own run folder"
-        )
+    named = {"adapter": sections.sft.adapter_dir, "grpo_adapter": sections.grpo.grpo_adapter_dir}
+    for name, given in named.items():
+        if given not in (None, str(folder / name)):
+            raise BigrecError(
+                f"{name}_dir {given!r} is one folder for {len(seeds)} seeds: omit it, each seed's adapter goes into "
+                "its own run folder"
+            )
     state = process_state()
     if state.is_main_process:
         kept = read_json(folder / "manifest.json")

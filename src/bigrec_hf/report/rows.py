@@ -25,6 +25,7 @@ METHODS = {  # subfolders of a run and their labels, in the order of the table; 
     "zero_shot": "zero-shot LM",
     "history": "history's titles",
     "finetuned": "fine-tuned LM",
+    "grpo": "fine-tuned LM, rewards",
 }
 METRICS = {"ndcg": "NDCG", "hr": "HR"}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from bigrec_hf.settings.grpo import GrpoSettings as GrpoSettings
 from bigrec_hf.settings.init import InitSettings
 from bigrec_hf.settings.item_models import BaselinesSettings, LinearSettings, PoolSettings, SasrecSettings
 from bigrec_hf.settings.prepare import DataSettings, PrepareSettings
@@ -47,6 +48,7 @@ class RunSections:
     model: ModelSettings = ModelSettings()
     prompt: PromptSettings = PromptSettings()
     sft: SftSettings = SftSettings()
+    grpo: GrpoSettings = GrpoSettings()
     generate: GenerateSettings = GenerateSettings()
     ground: GroundSettings = GroundSettings()
     score: ScoreSettings = ScoreSettings()

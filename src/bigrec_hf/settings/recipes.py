@@ -27,9 +27,19 @@ from bigrec_hf.settings.former import RENAMED, RETIRED, renamed, warn_retired
 from bigrec_hf.settings.shipped import PACKAGED, shipped_recipe
 
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-TAKEN_NAMES = {"adapter", "checkpoints", "data", "index", "keywords", "keywords_index", "validation"}  # in a run folder
+TAKEN_NAMES = {
+    "adapter",
+    "checkpoints",
+    "data",
+    "grpo_adapter",
+    "index",
+    "keywords",
+    "keywords_index",
+    "validation",
+}  # in a run folder
 
 
+FOLDERS = (("sft", "adapter_dir"), ("grpo", "grpo_adapter_dir"), ("evaluate", "output_dir"))  # to write into
 YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)  # the last: nested thousands of levels deep
 
 
@@ -228,9 +238,11 @@ def build_settings(
             data["dataset"] = [str(prepared) if len(prepared.parts) > 2 else f"./{prepared}"]
         sft = merged.setdefault("sft", {})
         sft["adapter_dir"] = sft.get("adapter_dir") or str(folder / "adapter")
+        grpo = merged.setdefault("grpo", {})
+        grpo["grpo_adapter_dir"] = grpo.get("grpo_adapter_dir") or str(folder / "grpo_adapter")
         merged.setdefault("publish", {}).setdefault("published_run", str(folder))
         merged.setdefault("recommend", {}).setdefault("recommend_run", str(folder))
-    for section, key in (("run", "run_dir"), ("sft", "adapter_dir"), ("evaluate", "output_dir")):
+    for section, key in (("run", "run_dir"), *FOLDERS):
         if merged.get(section, {}).get(key) is not None:
             _check_folder(Path(merged[section][key]), flag_of(section, key))
     method = run.get("method", "finetuned")

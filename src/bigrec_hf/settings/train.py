@@ -17,7 +17,7 @@ RANKERS = (
     "constrained",
     "debias",
 )  # of `run`, in the order in which they run
-RUN_STAGES = ("prepare", "sft", "index", "generate", "ground", "score", *RANKERS, "report")
+RUN_STAGES = ("prepare", "sft", "grpo", "index", "generate", "ground", "score", *RANKERS, "report")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class PipelineSettings:
         [],
         f"more rankings with the same adapter, shown in the same report, any of: {', '.join(RANKERS)}; "
         "their parameters are chosen on validation examples",
+    )
+    with_grpo: bool = setting(
+        False, "train the adapter further with rewards (section grpo) and rank with both, as the method grpo"
     )
     constrained_beams: int = setting(10, "beams of the ranker `constrained`", least=1)
     from_stage: str | None = setting(

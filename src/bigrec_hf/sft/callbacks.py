@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import SchedulerType
 
 from bigrec_hf.common.processes import process_state
 
@@ -62,7 +63,8 @@ class OneLine(ProgressCallback):
 
 
 class TimeLimit(TrainerCallback, ExportableState):
-    """Ends a training after some minutes, with a learning rate that falls linearly to zero at that moment.
+    """Ends a training after some minutes, with a learning rate that falls to zero at that moment: along a cosine if
+    that is the schedule of the arguments, else linearly.
 
     Evaluations and saving count as training time, and so do the minutes before a resumption. The first process's clock
     counts for all. Replaces the schedule of the optimizer's step count except for its warm-up, and where the last step
@@ -107,7 +109,10 @@ class TimeLimit(TrainerCallback, ExportableState):
         assert optimizer is not None and lr_scheduler is not None
         warmup = args.get_warmup_steps(state.max_steps)
         by_steps = (state.max_steps - state.global_step) / max(1, state.max_steps - warmup)
-        share = min(1.0 - self.spent(), by_steps, (state.global_step + 1) / warmup if warmup else 1.0)
+        left = min(1.0 - self.spent(), by_steps)
+        if args.lr_scheduler_type == SchedulerType.COSINE:
+            left = (1 - math.cos(math.pi * left)) / 2
+        share = min(left, (state.global_step + 1) / warmup if warmup else 1.0)
         for group in optimizer.param_groups:
             group["lr"] = share * group["initial_lr"]
         lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what is logged

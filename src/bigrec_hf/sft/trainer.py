@@ -207,13 +207,13 @@ def logits_loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> floa
 
 
 def train_adapter(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Dataset,
     validation: Dataset | None,
     config: SFTConfig,
     *,
-    lora: LoraConfig,
+    lora: LoraConfig | None,
     patience: int,
     n_targets: int,
     max_minutes: float = 0.0,
@@ -222,6 +222,8 @@ def train_adapter(
     sample: Sample | None = None,
 ) -> tuple[SFTTrainer, dict[str, Any]]:
     """Train (or resume from the last checkpoint in `config.output_dir`) and return the trainer and its record.
+
+    `lora`: the adapter to add to the model; None if it has one.
 
     With a validation set the adapter of the best evaluation loss is loaded at the end; `patience` evaluations without
     improvement stop the training (0 = never), and so do `max_minutes` (0 = no limit). `n_targets`: those of all epochs.

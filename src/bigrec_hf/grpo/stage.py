@@ -1,0 +1,230 @@
+"""Reinforcement learning of an adapter of the objective dense, with rewards of catalog rows (experimental).
+
+Starts from an adapter that `sft` trained and writes one of the same format, which `generate --adapter` reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from bigrec_hf.common.environment import environment, measured
+from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import remove_leftovers
+from bigrec_hf.common.fingerprints import fingerprint
+from bigrec_hf.common.locks import locked_folder
+from bigrec_hf.common.processes import process_state
+from bigrec_hf.data.examples import data_mark
+from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
+from bigrec_hf.grpo.data import GrpoData, load_grpo
+from bigrec_hf.grpo.rewards import load_rewards
+from bigrec_hf.grpo.trainer import SDPO, GrpoTrainer, Objective
+from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
+from bigrec_hf.models.identity import adapter_fingerprint, check_same_base, model_revision
+from bigrec_hf.models.loading import find_model, launched_with_fsdp, load_base, load_tokenizer, load_trainable
+from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
+from bigrec_hf.settings.grpo import GrpoSettings
+from bigrec_hf.sft.adapter_folder import finished, open_checkpoints, write_adapter
+from bigrec_hf.sft.config import check_launcher, trainer_config
+from bigrec_hf.sft.trainer import train_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from trl import SFTTrainer
+
+
+def main(
+    run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, grpo: GrpoSettings
+) -> dict[str, Any]:
+    """The `grpo` stage: write the adapter, the tokenizer and training.json to `grpo_adapter_dir`; return the record.
+
+    A finished adapter of the same settings is kept; an interrupted training resumes from its last checkpoint. Raises
+    BigrecError if another command is training there.
+    """
+    grpo = with_start(run, grpo)
+    check_settings(data, prompt, grpo)
+    find_model(model.base_model)
+    state = process_state()
+    check_launcher(state)
+    adapter_fingerprint(grpo.start_adapter)  # there is one
+    check_same_base(str(grpo.start_adapter), str(model.base_model))
+    adapter_dir = Path(str(grpo.grpo_adapter_dir))
+    with locked_folder(adapter_dir):
+        remove_leftovers(adapter_dir)
+        settings = training_settings(run, data, model, prompt, grpo)
+        mark = fingerprint(settings)
+        if (done := finished(adapter_dir, mark)) is not None:
+            state.print(f"adapter in {adapter_dir} is done and its settings are unchanged: kept")
+            return done
+        checkpoints = open_checkpoints(adapter_dir, mark, settings)
+        tokenizer = load_tokenizer(model.base_model)
+        loaded = load_grpo(data.dataset[0], tokenizer, prompt, grpo, seed=run.seed)
+        n_validation = 0 if loaded.validation is None else len(loaded.validation)
+        state.print(f"learning from {len(loaded.train):,} examples, validating on {n_validation:,}")
+        trainer, result = train(loaded, tokenizer, model, prompt, grpo, seed=run.seed, checkpoints=checkpoints)
+        record = {
+            "fingerprint": mark,
+            "settings": settings,
+            "n_train": len(loaded.train),
+            "n_validation": n_validation,
+            **prompt_facts(prompt.train_prompt, tokenizer),
+            "n_processes": state.num_processes,
+            **result,
+            "environment": environment(),
+        }
+        write_adapter(trainer, tokenizer, adapter_dir, record)
+    state.print(f"adapter written to {adapter_dir} in {record['seconds']:.0f} s")
+    return record
+
+
+def train(
+    loaded: GrpoData,
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    grpo: GrpoSettings,
+    *,
+    seed: int,
+    checkpoints: Path,
+) -> tuple[SFTTrainer, dict[str, Any]]:
+    """Train from the starting adapter, or from the last of `checkpoints`; return the trainer and what to record."""
+    dtype = resolve_dtype(model.dtype, process_state().device)
+    config = trainer_config(
+        str(checkpoints),
+        as_sft(grpo),
+        n_train=len(loaded.train),
+        has_validation=loaded.validation is not None,
+        dtype=dtype,
+        quantized=model.quantization != "none",
+        max_length=prompt.max_length,
+        seed=seed,
+    )
+    rewards = None
+    if grpo.grpo_method != SDPO:
+        rewards = load_rewards(grpo.rewards, loaded.sequences, loaded.catalog.tokens.n_items)
+    base = load_base(
+        model.base_model,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        attn_implementation=model.attn_implementation,
+        for_training=True,
+    )
+    timing: dict[str, Any] = {}
+    with measured(timing):
+        trainer, result = train_adapter(
+            load_trainable(base, str(grpo.start_adapter)),
+            tokenizer,
+            loaded.train,
+            loaded.validation,
+            config,
+            lora=None,
+            patience=0,
+            n_targets=round(len(loaded.train) * grpo.grpo_epochs),
+            max_minutes=grpo.grpo_max_minutes,
+            trainer_class=partial(
+                GrpoTrainer,
+                objective=objective_of(grpo),
+                rewards=rewards,
+                examples=loaded.examples,
+                catalog=loaded.catalog,
+            ),
+            collator=loaded.collator,
+        )
+    return trainer, {"dtype": str(dtype).removeprefix("torch."), **timing, **result}
+
+
+def objective_of(grpo: GrpoSettings) -> Objective:
+    """Return the objective that the settings describe."""
+    return Objective(
+        method=grpo.grpo_method,
+        group_size=grpo.group_size,
+        sample=grpo.group_titles == "sample",
+        width=grpo.group_width,
+        target_in_group=grpo.target_in_group,
+        curriculum_top=grpo.curriculum_top,
+        scale=grpo.scale_advantages,
+        kl_beta=grpo.kl_beta,
+        dpo_beta=grpo.dpo_beta,
+    )
+
+
+def as_sft(grpo: GrpoSettings) -> SftSettings:
+    """Return the settings of the section `sft` from which the trainer's arguments are made.
+
+    The last checkpoint counts, not that of the best validation loss: rewards raise the loss.
+    """
+    return SftSettings(
+        objective="dense",
+        loss="trie",
+        epochs=grpo.grpo_epochs,
+        learning_rate=grpo.grpo_learning_rate,
+        warmup_steps=grpo.grpo_warmup_steps,
+        global_batch_size=grpo.grpo_batch_size,
+        micro_batch_size=grpo.grpo_micro_batch_size,
+        evals_per_epoch=grpo.grpo_evals_per_epoch,
+        trainer_args={
+            "lr_scheduler_type": "cosine",
+            "max_grad_norm": 0.3,
+            "load_best_model_at_end": False,
+            "remove_unused_columns": False,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            **grpo.grpo_trainer_args,
+        },
+    )
+
+
+def with_start(run: RunSettings, grpo: GrpoSettings) -> GrpoSettings:
+    """Return the settings with the folders that follow from the run. Raises BigrecError if they do not."""
+    if run.run_dir is None and None in (grpo.start_adapter, grpo.grpo_adapter_dir):
+        raise BigrecError("no folder given: name the run with --run_dir, or --start_adapter and --grpo_adapter_dir")
+    folder = Path(str(run.run_dir))
+    return replace(
+        grpo,
+        start_adapter=grpo.start_adapter or str(folder / "adapter"),
+        grpo_adapter_dir=grpo.grpo_adapter_dir or str(folder / "grpo_adapter"),
+    )
+
+
+def check_settings(data: DataSettings, prompt: PromptSettings, grpo: GrpoSettings) -> None:
+    """Raise BigrecError for settings that do not go together, or a launcher that this stage cannot work with."""
+    if len(data.dataset) != 1 or data.train_json:
+        raise BigrecError("grpo needs one prepared data set (dataset): prepare JSON files and tables first")
+    if prompt.train_prompt != TITLE_LIST:
+        raise BigrecError(
+            f"grpo trains an adapter of the objective dense, whose prompt is titles, not {prompt.train_prompt!r}: set "
+            "train_prompt titles (section prompt)"
+        )
+    if launched_with_fsdp() or is_deepspeed_zero3_enabled():
+        raise BigrecError("grpo needs the whole model on every process: use accelerate_configs/ddp.yaml")
+    same = Path(str(grpo.start_adapter)).resolve() == Path(str(grpo.grpo_adapter_dir)).resolve()
+    if same:
+        raise BigrecError(
+            f"start_adapter and grpo_adapter_dir are both {grpo.grpo_adapter_dir!r}: give the new one another folder"
+        )
+
+
+def training_settings(
+    run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, grpo: GrpoSettings
+) -> dict[str, Any]:
+    """Return the settings that the adapter depends on; their fingerprint decides whether to train again."""
+    start = with_start(run, grpo).start_adapter
+    return {
+        "seed": run.seed,
+        "dataset": data.dataset,
+        "data": data_mark(replace(data, test_json=[], catalog=None)),
+        "base_model": model.base_model,
+        "base_revision": model_revision(str(model.base_model)),
+        "start_adapter_sha256": adapter_fingerprint(start),
+        "dtype": model.dtype,
+        "quantization": model.quantization,
+        "attn_implementation": model.attn_implementation,
+        "train_prompt": prompt.train_prompt,
+        "max_history": prompt.max_history,
+        "max_length": prompt.max_length,
+        "short_titles": prompt.short_titles,
+        **{key: value for key, value in vars(grpo).items() if key not in ("grpo_adapter_dir", "start_adapter")},
+    }

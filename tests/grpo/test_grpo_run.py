@@ -1,0 +1,51 @@
+"""A run with rewards: the adapters before and after are both ranked and scored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bigrec_hf import cli
+from tests.helpers.tiny_run import DENSE, make_run
+
+GRPO = {"group_size": 4, "grpo_sample": 8, "grpo_epochs": 1, "grpo_learning_rate": 1e-2, "grpo_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, raw_movies, tiny_model_dir):
+    changes = DENSE | {"sft": DENSE["sft"] | {"warmup_steps": 0.1}, "grpo": GRPO}
+    pipeline = {"baselines": [], "with_grpo": True}
+    return make_run(tmp_path_factory.mktemp("grpo"), raw_movies, tiny_model_dir, **changes, pipeline=pipeline)
+
+
+def test_both_adapters_are_scored_and_shown(run_dir):
+    used = {name: json.loads((run_dir / name / "generate.json").read_text()) for name in ("finetuned", "grpo")}
+    assert used["grpo"]["adapter"] == str(run_dir / "grpo_adapter")
+    assert used["grpo"]["adapter_sha256"] != used["finetuned"]["adapter_sha256"]
+    assert (run_dir / "grpo" / "results.json").is_file()
+    assert "| fine-tuned LM, rewards |" in (run_dir / "report.md").read_text()
+    assert not (run_dir / "grpo_adapter" / "checkpoints").exists()
+
+
+def test_a_second_run_keeps_everything_and_other_rewards_are_another_run(run_dir, capsys):
+    recipe = ["--config", str(run_dir / "recipe.yaml"), "--run_dir", str(run_dir)]
+    assert cli.main(["run", *recipe]) == 0
+    out = capsys.readouterr().out
+    assert "== grpo: done and unchanged" in out and "== generate:grpo: done and unchanged" in out
+    assert cli.main(["run", *recipe, "--rewards", "{hit: 2}"]) == 2
+    assert "grpo.rewards" in capsys.readouterr().err
+
+
+def test_the_adapter_can_be_used_by_hand(run_dir, tmp_path):
+    recipe = ["--config", str(run_dir / "recipe.yaml"), "--run_dir", str(run_dir), "--debug"]
+    new = ["--start_adapter", str(run_dir / "grpo_adapter"), "--output_dir", str(tmp_path / "more")]
+    assert cli.main(["grpo", *recipe, *new, "--grpo_method", "sdpo", "--grpo_sample", "4"]) == 0
+    use = ["--method", "more", "--adapter", str(tmp_path / "more")]
+    assert cli.main(["generate", *recipe, *use]) == 0
+
+
+def test_rewards_need_exact_decoding(run_dir, capsys):
+    flags = ["--decoding", "beam", "--ranking", "distance"]
+    assert cli.main(["run", "--config", str(run_dir / "recipe.yaml"), *flags]) == 2
+    assert "with_grpo trains the probabilities of all titles" in capsys.readouterr().err
