@@ -49,6 +49,8 @@ class GrpoTrainer(DenseTrainer):
     The reference of a divergence is the adapter as it was given to the trainer.
     """
 
+    objective: Objective
+
     def __init__(
         self,
         *args: Any,
