@@ -40,7 +40,6 @@ class Stage:
 
 
 STAGES = {
-    "init": Stage("init.stage", ("init", "prepare"), "write a recipe for a table of ratings and this machine"),
     "prepare": Stage(
         "prepare.stage",
         ("prepare",),
@@ -116,6 +115,7 @@ STAGES = {
         "run_dir",
     ),
     "run": Stage("pipeline.run", RUN_SECTIONS, "all stages from one recipe; done stages are skipped", "run_dir"),
+    "init": Stage("init.stage", ("init", "prepare"), "write a recipe for a table of ratings and this machine"),
     "recipes": Stage("settings.shipped", (), "list the shipped recipes, which `--config` finds by name"),
     "report": Stage("report.stage", ("report",), "one table of runs, baselines and published rows", "report_path"),
     "recommend": Stage("recommend.stage", ("recommend",), "the best items for a file of users, by a run or an adapter"),

@@ -14,7 +14,7 @@ from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.user_tables import as_polars
 from bigrec_hf.recommend.columns import ColumnNames, histories_of, read_table_file
 from bigrec_hf.recommend.rankers import Histories
-from bigrec_hf.recommend.users import Users, describe_unknown, match_items, read_names
+from bigrec_hf.recommend.users import Users, describe_unknown, match_items, read_names, why_unknown
 
 NONE = ColumnNames()
 LONG = {"userId": ["b", "a", "b", "a"], "book": ["x", "y", "z", "w"]}
@@ -139,3 +139,21 @@ def test_names_from_files(tmp_path):
     assert [read_names(tmp_path / name, "user") for name in ("a.txt", "b.csv", "c.csv", "d.jsonl")] == [
         ["u1", "u 2"]
     ] * 4
+
+
+@pytest.mark.parametrize(
+    ("items", "kind", "cause"),
+    [
+        ([["1", "2"]], "titles", "they hold ids such as '1': read them so with --items_are ids"),
+        ([["Emma"]], "ids", "they hold titles such as 'Emma': read them so with --items_are titles"),
+        ([["01", "02"]], "ids", "ids such as '01' have lost or gained zeros"),
+        ([["1.0"]], "ids", "ids such as '1.0' have lost or gained zeros"),
+        ([["Hamlet"]], "titles", "they hold 'Hamlet', the catalog 'Emma' (id '1'): check --item_column"),
+        ([[], []], "titles", "all histories are empty"),
+    ],
+)
+def test_the_likely_cause_of_histories_without_a_known_item(items, kind, cause):
+    users, _ = match_items(pl.Series("user", range(len(items))), items, Catalog(["1", "2"], ["Emma", "Dracula"]), kind)
+    assert users.without_known.all()
+    (line,) = why_unknown(users, Catalog(["1", "2"], ["Emma", "Dracula"]), kind).splitlines()
+    assert line.startswith("NO USER HAS A KNOWN TITLE") and cause in line

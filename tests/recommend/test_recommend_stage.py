@@ -57,6 +57,23 @@ def test_a_file_of_users_in_every_format(dense_run, users_file, tmp_path, capsys
     assert record["users_per_second"] > 0
 
 
+def test_popularity_for_everybody_is_said_loudly(dense_run, tmp_path, capsys):
+    table = tmp_path / "wrong.csv"
+    table.write_text("user,title,note\na,1,x\nb,2,x\n")
+    recommend("--run_dir", dense_run, "--histories", table, "--output", tmp_path / "recs.csv")
+    warning = "warning: NO USER HAS A KNOWN TITLE, so everyone gets the most popular items; they hold ids such as '1'"
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith(warning)]
+    recommend("--run_dir", dense_run, "--histories", table, "--output", tmp_path / "ids.csv", "--items_are", "ids")
+    assert "NO USER" not in capsys.readouterr().err
+
+
+def test_sasrec_is_offered_only_where_it_was_trained(dense_run, capsys):
+    recommend("--run_dir", dense_run, "--history", "Heat (1995)", "--ranker", "sasrec", code=2)
+    said = capsys.readouterr().err
+    assert "has no ranker 'sasrec': choose among finetuned, ease, itemknn, popularity, cooccurrence, " in said
+    assert "or train one with `bigrec-hf sasrec`" in said
+
+
 def test_another_jobs_output_is_not_replaced(dense_run, users_file, tmp_path, capsys):
     output = tmp_path / "recs.csv"
     flags = ["--run_dir", dense_run, "--histories", users_file, "--output", output, "--ranker", "popularity"]

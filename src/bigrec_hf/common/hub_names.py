@@ -108,15 +108,15 @@ def explain(error: BaseException, name: str) -> str | None:
         return f"the Hub rejects the token for {repo_id!r} (expired or revoked): `hf auth login`, or renew HF_TOKEN"
     if found(errors.RepositoryNotFoundError):
         return (
-            f"{repo_id!r} does not exist on the Hub or is private: check the spelling, or run `hf auth login` with "
-            "an account that can read it"
+            f"{repo_id!r} does not exist on the Hub or is private, and there is no such folder: check the spelling, or "
+            "run `hf auth login` with an account that can read it"
         )
     if status in (401, 403):
         return f"the token lacks permission for {repo_id!r} ({status}): run `hf auth login` with a token that has it"
     if found(errors.OfflineModeIsEnabled) or (found(errors.LocalEntryNotFoundError) and constants.is_offline_mode()):
         return (
             f"{name!r} is not in the cache, and HF_HUB_OFFLINE=1 prevents downloading it: run `bigrec-hf download` "
-            "while online"
+            "while online, or check the path if a folder is meant (there is none)"
         )
     if status is not None and (status == 429 or status >= 500):
         return f"the Hub returned {status} for {repo_id!r}: try again later"
@@ -127,8 +127,9 @@ def explain(error: BaseException, name: str) -> str | None:
         return f"{name!r} is neither a folder nor a Hub id (user/name): check the path"
     if found(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError, *_transport_errors()):
         return (
-            f"the Hub at {constants.ENDPOINT} cannot be reached, and {name!r} is not in the cache: check the "
-            "network, or download it on another machine with `bigrec-hf download --local_dir`"
+            f"there is no folder {repo_id!r}, the Hub at {constants.ENDPOINT} cannot be reached, and {name!r} is not "
+            "in the cache: check the path or the network, or download it on another machine with `bigrec-hf download "
+            "--local_dir`"
         )
     return None
 

@@ -163,7 +163,7 @@ def read_text(path: Path, encoding: str) -> str:
         ) from error
     text = text.removeprefix("\ufeff")
     if not text.strip():
-        raise BigrecError(f"{path}: the file is empty: download it again")
+        raise BigrecError(f"{path}: the file is empty: replace it")
     check_line_ends(text, path)
     return text
 

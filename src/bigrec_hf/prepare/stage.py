@@ -55,6 +55,7 @@ WRITERS = 2
 FORMAT = 1  # incremented whenever the same input would give another prepared set
 # preset of a source unless one is given; bigrec-movie for all others
 DEFAULT_PRESETS = dict.fromkeys(("tabular", "hub", "sequences", "windows"), "leave-one-out")
+PUBLISHED = ("movielens", "amazon")  # sources whose files others publish
 # settings for locations and side effects, which do not change the prepared set
 PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
 
@@ -164,7 +165,9 @@ def select_interactions(raw: RawData, protocol: Protocol) -> tuple[RawData, dict
 def write_set(folder: Path, files: dict[str, Path], protocol: Protocol, settings: PrepareSettings) -> dict[str, Any]:
     """Read the raw files, write the parquet files of every config into `folder`, and return the facts."""
     _say(f"reading {', '.join(file.name for file in files.values())}")
-    raw, remedy = ", ".join(map(str, files.values())), "correct the file, or download it again"
+    raw, remedy = ", ".join(map(str, files.values())), "correct the file"
+    if settings.source in PUBLISHED:
+        remedy += ", or download it again"
     with readable(raw, remedy):
         ready = read_ready(settings, files)
     if ready is not None:

@@ -111,10 +111,12 @@ class Rankers:
         return self.recommender.train_counts
 
     def names(self) -> list[str]:
-        """The rankers that can be asked for."""
+        """The rankers that can be asked for; sasrec only where the run has trained it."""
         files = sorted(self.run_dir.glob(f"*/{CHOICE_FILE}")) if self.run_dir is not None else []
         mixes = [file.parent.name for file in files if self._is_mix(read_json(file))]
-        return [*([METHOD] if self.bundle else ()), *(NAMES if self.dataset else ()), *mixes]
+        trained = self.run_dir is not None and (self.run_dir / SASREC / "model").is_dir()
+        own = [name for name in NAMES if name != SASREC or trained] if self.dataset else []
+        return [*([METHOD] if self.bundle else ()), *own, *mixes]
 
     def _is_mix(self, choice: dict[str, Any]) -> bool:
         """Whether `rerank` has chosen this for the texts of the model, or `pool` for its probabilities."""
@@ -126,7 +128,8 @@ class Rankers:
     def facts(self, ranker: str) -> dict[str, Any]:
         """What a ranker's results depend on; no model is loaded. Raises BigrecError for an unknown ranker."""
         if ranker not in self.names():
-            raise BigrecError(f"{self.name} has no ranker {ranker!r}: choose among {', '.join(self.names())}")
+            more = ", or train one with `bigrec-hf sasrec`" if ranker == SASREC else ""
+            raise BigrecError(f"{self.name} has no ranker {ranker!r}: choose among {', '.join(self.names())}{more}")
         found: dict[str, Any] = {"ranker": ranker, "dataset": self.dataset}
         if self.bundle is not None and ranker not in NAMES:
             found |= {"adapter_sha256": adapter_fingerprint(self.bundle.adapter), "config": asdict(self.bundle.config)}

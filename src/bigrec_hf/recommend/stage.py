@@ -6,6 +6,7 @@ Reads a run folder or an adapter, and users' histories; writes one file (parquet
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +31,7 @@ from bigrec_hf.recommend.columns import ColumnNames, histories_of, read_table_fi
 from bigrec_hf.recommend.output import check_output, is_done, record_file, shown, write_rows
 from bigrec_hf.recommend.rankers import Rankers
 from bigrec_hf.recommend.serve import recommend_part, recommend_shards
-from bigrec_hf.recommend.users import Users, dataset_users, describe_unknown, match_items, read_names
+from bigrec_hf.recommend.users import Users, dataset_users, describe_unknown, match_items, read_names, why_unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,8 @@ def main(recommend: RecommendSettings) -> None:
     print(f"recommend: {len(users.ids):,} users by {s.ranker}, items read as {kind}")
     for line in describe_unknown(users, rankers.catalog, kind):
         print(f"recommend: {line}")
+    if n_fallback == len(users.ids):
+        print(f"warning: {why_unknown(users, rankers.catalog, kind)}", file=sys.stderr, flush=True)
     if n_fallback:
         print(f"recommend: {n_fallback:,} users have no known title: they get the most popular items (column fallback)")
         if rankers.train_counts is None:

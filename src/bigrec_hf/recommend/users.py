@@ -130,3 +130,28 @@ def describe_unknown(users: Users, catalog: Catalog, kind: str) -> list[str]:
         hint = did_you_mean(item, catalog) if kind == "titles" else ""
         lines.append(f"  {item!r:.80}, {n:,} times{hint}")
     return lines
+
+
+def why_unknown(users: Users, catalog: Catalog, kind: str) -> str:
+    """One line for histories without a single known item: what they hold, what the catalog holds, the likely cause."""
+    ids, titles = set(catalog.item_ids), set(catalog.rows_by_title)
+    names = [item for item, _ in users.unknown.most_common()]
+    known = f"{catalog.titles[0]!r} (id {catalog.item_ids[0]!r})"
+    if not names:
+        cause = "all histories are empty: check --item_column"
+    elif kind == "titles" and any(name in ids for name in names):
+        cause = f"they hold ids such as {names[0]!r}: read them so with --items_are ids"
+    elif kind == "ids" and any(clean_title(name) in titles for name in names):
+        cause = f"they hold titles such as {names[0]!r}: read them so with --items_are titles"
+    elif {_bare(name) for name in names} & {_bare(name) for name in ids}:
+        cause = (
+            f"ids such as {names[0]!r} have lost or gained zeros or `.0`, the catalog has {known}: write ids as text"
+        )
+    else:
+        cause = f"they hold {names[0]!r}, the catalog {known}: check --item_column, and that it is the same catalog"
+    return f"NO USER HAS A KNOWN TITLE, so everyone gets the most popular items; {cause}"
+
+
+def _bare(item_id: str) -> str:
+    """An id without what programs add to numbers or take from them: leading zeros and `.0`."""
+    return item_id.strip().removesuffix(".0").lstrip("0")

@@ -146,7 +146,8 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
             merged.setdefault(section, {}).update(values)
     for section, values in content.items():
         if section not in SECTIONS:
-            raise _unknown_key(section, [*SECTIONS, "extends"], str(path))
+            suggested = [name for name in SECTIONS if name != "init"]  # which writes recipes and reads none
+            raise _unknown_key(section, [*suggested, "extends"], str(path))
         hints = field_types(section)
         if not isinstance(values, dict):
             raise BigrecError(f"section `{section}` of {path} must be a mapping of settings, but is {values!r}")

@@ -21,8 +21,8 @@ class RecommendSettings:
     )
     ranker: str = setting(
         "finetuned",
-        "finetuned = the language model; ease, itemknn, popularity, cooccurrence (fitted to the prepared set), sasrec; "
-        "or a method folder that `rerank` or `pool` wrote, e.g. finetuned_pool_ease",
+        "finetuned = the language model; ease, itemknn, popularity, cooccurrence (fitted to the prepared set); sasrec "
+        "(if the run has trained it); or a method folder that `rerank` or `pool` wrote, e.g. finetuned_pool_ease",
     )
     histories: str | None = setting(
         None,

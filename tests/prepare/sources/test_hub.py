@@ -113,8 +113,8 @@ def test_a_name_on_the_hub_is_loaded_at_its_revision(tmp_path, expected, monkeyp
 
     asked = []
 
-    def load(path, config, *, revision, cache_dir):
-        asked.append((path, config, revision, cache_dir))
+    def load(path, config, *, revision, cache_dir, features):
+        asked.append((path, config, revision, cache_dir or features))
         frame = LOANS if config is None else BOOKS
         return DatasetDict({"train": Dataset(pa.table(frame.to_arrow()))})
 
@@ -134,3 +134,24 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path, library):
         with pytest.raises(BigrecError, match=message) as caught:
             prepare_dataset("hub", None, tmp_path / "set", **options)
         assert "\n" not in str(caught.value)
+
+
+def test_ids_in_csv_files_keep_their_zeros(tmp_path):
+    """007 and 7 are two items, and 01 and 1 two users."""
+    folder = tmp_path / "loans-with-zeros"
+    folder.mkdir()
+    rows = [
+        f"{user},{item},Book {item},2024-{month:02}-01"
+        for user in ("01", "1")
+        for month, item in enumerate(("007", "7", "08"), start=1)
+    ]
+    (folder / "loans.csv").write_text("\n".join(["user,isbn,title,date", *rows]) + "\n")
+    prepared = prepare_dataset("hub", None, tmp_path / "set", hub_dataset=str(folder))
+    assert pl.read_parquet(prepared / "data/items/train.parquet")["item_id"].to_list() == ["007", "7", "08"]
+    assert pl.read_parquet(prepared / "data/interactions/train.parquet")["user_id"].unique().sort().to_list() == [
+        "01",
+        "1",
+    ]
+    same = prepare_dataset("tabular", None, tmp_path / "csv", ratings_file=str(folder / "loans.csv"))
+    for split, table in tables(prepared).items():
+        assert table.equals(tables(same)[split])

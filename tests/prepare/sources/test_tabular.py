@@ -89,7 +89,12 @@ def test_dates_are_utc(tmp_path, times):
         ("user_id,item_id\n1,a\n1,z\n", None, {}, "interactions.csv:3: item 'z' has no title"),
         ("user_id,item_id\n1,a\n,a\n", None, {}, "interactions.csv:3: the field user_id is empty"),
         ("user_id,item_id,rating\n1,a,1\n1,b,x\n", None, {}, "interactions.csv:3: rating is 'x', not a number"),
-        ("user_id,item_id,timestamp\n1,a,1\n1,b,x\n", None, {}, "interactions.csv:3: timestamp is 'x', not a number"),
+        (
+            "user_id,item_id,timestamp\n1,a,1\n1,b,x\n",
+            None,
+            {},
+            "interactions.csv:3: timestamp is 'x', neither a number nor",
+        ),
         ("user_id,item_id,timestamp\n1,a,2001-01-01\n1,b,x\n", None, {}, "csv:3: timestamp is 'x', not an ISO date"),
         (
             "user_id,item_id,timestamp\n1,a,1\n1,b,1e300\n",
@@ -247,3 +252,9 @@ def test_repeated_rows_are_counted(tmp_path):
     (tmp_path / "r.csv").write_text(text + text.split("\n", 1)[1])
     data = load_tabular(tmp_path / "r.csv", None, timestamp_unit="s")
     assert data.facts["notes"]["rows that repeat user, item, time (kept)"] == 30
+
+
+def test_a_column_with_spaces_is_quoted_in_the_flag_that_is_suggested(tmp_path):
+    (tmp_path / "r.csv").write_text("user,item,title,day read\na,1,Emma,2024-01-01\n")
+    described = load_tabular(tmp_path / "r.csv", None).facts["columns"]
+    assert "(--timestamp_column 'day read' if that holds times)" in described["time"]

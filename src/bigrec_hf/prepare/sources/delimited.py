@@ -38,7 +38,7 @@ def read_delimited(
         # other encodings than UTF-8 are decoded here, strictly: polars would silently replace bad bytes
         source = path if encoding.lower() in UTF8 else io.BytesIO(read_text(path, encoding).encode())
         if path.stat().st_size == 0:
-            raise BigrecError(f"{path}: the file is empty: download it again")
+            raise BigrecError(f"{path}: the file is empty: replace it")
         frame = pl.read_csv(
             source,
             separator=separator,
@@ -54,7 +54,7 @@ def read_delimited(
     while frame.height and all(value is None for value in frame.row(-1)):
         frame = frame.head(-1)  # empty lines at the end of the file
     if frame.height == 0:
-        raise BigrecError(f"{path}: the file contains no data lines: download it again")
+        raise BigrecError(f"{path}: the file contains no data lines: replace it")
     blank = [name for name, kind in columns.items() if kind == pl.Boolean]
     wrong = any(frame[name].null_count() for name in kept)
     wrong |= any(frame[name].null_count() < frame.height for name in blank)
@@ -134,5 +134,5 @@ def read_header(path: Path, separator: str, encoding: str = "utf-8") -> list[str
     except csv.Error as error:
         raise BigrecError(f"{path}:1: {error}: fix the header") from error
     if not any(names):
-        raise BigrecError(f"{path}: the file is empty or has no header: download it again")
+        raise BigrecError(f"{path}: the file is empty or has no header: replace it")
     return names

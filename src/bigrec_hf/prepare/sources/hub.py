@@ -13,7 +13,7 @@ from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.prepare.sources.columns import ColumnNames, interaction_columns, item_columns, possible_times
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 RATINGS, ITEMS = "interactions.parquet", "items.parquet"
 
@@ -34,23 +34,43 @@ def fetch_tables(
         parts = load_parts(name, config, cache_dir)
         first: dict[str, Any] = next(iter(parts[0]), {})
         columns = interaction_columns(parts[0].column_names, named, items_config is None, name)
+        parts = _ids_as_text(parts, (columns.user, columns.item), name, config, cache_dir)
         files = {"ratings": _write(parts, [*columns.wanted, *possible_times(first, columns)], folder / RATINGS)}
         if items_config is not None:
             parts = load_parts(name, items_config, cache_dir)
             own = item_columns(parts[0].column_names, named, f"{name}, configuration {items_config}")
+            parts = _ids_as_text(parts, own[:1], name, items_config, cache_dir)
             files["items"] = _write(parts, own, folder / ITEMS)
     return files
 
 
-def load_parts(name: str, config: str | None, cache_dir: str | None = None) -> list[Dataset]:
-    """All splits of a configuration, those with rows. Raises BigrecError in one line."""
+def _ids_as_text(
+    parts: list[Dataset], ids: Sequence[str], name: str, config: str | None, cache_dir: str | None
+) -> list[Dataset]:
+    """The same parts; those of CSV files whose ids have been taken for numbers are read again with the ids as text, in
+    which 007 and 7 are different."""
+    from datasets import Value
+
+    features = parts[0].features.copy()
+    wrong = [column for column in ids if features[column] != Value("string")]
+    if parts[0].info.builder_name != "csv" or not wrong:
+        return parts
+    features.update({column: Value("string") for column in wrong})
+    return load_parts(name, config, cache_dir, features)
+
+
+def load_parts(
+    name: str, config: str | None, cache_dir: str | None = None, features: Features | None = None
+) -> list[Dataset]:
+    """All splits of a configuration, those with rows; `features`: the columns' types, as the data set has them unless
+    given. Raises BigrecError in one line."""
     from datasets import DatasetDict, load_dataset
     from datasets.exceptions import DatasetsError
 
     path, revision = split_revision(name)
     try:
         with hub_errors(name):
-            loaded = load_dataset(path, config, revision=revision, cache_dir=cache_dir)
+            loaded = load_dataset(path, config, revision=revision, cache_dir=cache_dir, features=features)
     except (DatasetsError, OSError, ValueError) as error:
         what = f"{name!r}" if config is None else f"configuration {config!r} of {name!r}"
         reason = " ".join(str(error).split())[:300]

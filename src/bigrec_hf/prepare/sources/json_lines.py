@@ -51,7 +51,7 @@ def read_json_lines(
         first_line += chunk.count(b"\n")
     frame = pl.concat(parts) if parts else pl.DataFrame(schema=fields)
     if frame.height == 0:
-        raise BigrecError(f"{path}: the file is empty: download it again")
+        raise BigrecError(f"{path}: the file is empty: replace it")
     return frame
 
 
@@ -61,7 +61,7 @@ def first_object(path: Path, encoding: str | None = None) -> dict[str, Any]:
         line = _to_utf8(chunk, path, 1, encoding).decode("utf-8", "replace").strip()
         if line:
             return parse_line(line, path, 1)
-    raise BigrecError(f"{path}: the file is empty: download it again")
+    raise BigrecError(f"{path}: the file is empty: replace it")
 
 
 def parse_line(line: str, path: Path, number: int) -> dict[str, Any]:
@@ -86,9 +86,9 @@ def _chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[bytes]:
             while part := file.read(size):
                 yield part if part.endswith(b"\n") else part + file.readline()
     except EOFError as error:
-        raise BigrecError(f"{path}: the gzip file ends too early: download it again") from error
+        raise BigrecError(f"{path}: the gzip file ends too early: copy or download it again") from error
     except (OSError, zlib.error) as error:
-        raise BigrecError(f"{path}: cannot be read ({error}): download it again") from error
+        raise BigrecError(f"{path}: cannot be read ({error}): copy or download it again") from error
 
 
 def _to_utf8(chunk: bytes, path: Path, first_line: int, encoding: str | None) -> bytes:

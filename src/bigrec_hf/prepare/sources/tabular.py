@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import csv
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,8 @@ def _described(
     if times is not None:
         described["time"] = f"{columns.timestamp} ({years_text(times, divisor)})"
     elif unused:
-        described["time"] = f"none, the order of the rows counts (--timestamp_column {unused[0]} if that holds times)"
+        flag = f"--timestamp_column {shlex.quote(unused[0])}"
+        described["time"] = f"none, the order of the rows counts ({flag} if that holds times)"
     else:
         described["time"] = "none, the order of the rows counts"
     return described

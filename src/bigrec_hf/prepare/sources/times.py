@@ -52,14 +52,23 @@ def place_of(path: Path, first_line: int | None, at: int) -> str:
     return f"{path}:{at + first_line}" if first_line else f"{path}: row {at}"
 
 
-def numbers_of(values: pl.Series, path: Path, first_line: int | None) -> np.ndarray:
-    """(n,) float64. Raises BigrecError naming the first value that is not a finite number."""
+NO_NUMBER = ("not a number", "fix or remove the line")
+NO_TIME = (  # what is wrong with a value, and the remedy
+    "neither a number nor an ISO date such as 2024-01-31",
+    "write all times so, or name another column with --timestamp_column",
+)
+
+
+def numbers_of(
+    values: pl.Series, path: Path, first_line: int | None, problem: tuple[str, str] = NO_NUMBER
+) -> np.ndarray:
+    """(n,) float64. Raises BigrecError naming the first value that is not a finite number; `problem`: its words."""
     numbers = values.cast(pl.Float64, strict=False)
     bad = (numbers.is_null() | ~numbers.is_finite().fill_null(False)).to_numpy()
     if bad.any():
         at = int(np.argmax(bad))
         raise BigrecError(
-            f"{place_of(path, first_line, at)}: {values.name} is {values[at]!r}, not a number: fix or remove the line"
+            f"{place_of(path, first_line, at)}: {values.name} is {values[at]!r}, {problem[0]}: {problem[1]}"
         )
     return numbers.to_numpy()
 
@@ -88,5 +97,5 @@ def times_of(values: pl.Series, unit: str | None, path: Path, first_line: int | 
         values = moments
     if values.dtype.is_temporal():
         return values.cast(pl.Datetime("ms")).dt.timestamp("ms").to_numpy() // 1000, 1
-    times = whole_times(numbers_of(values, path, first_line), values.name, path, first_line)
+    times = whole_times(numbers_of(values, path, first_line, NO_TIME), values.name, path, first_line)
     return times, time_divisor(times, unit, values.name, str(path))
