@@ -123,7 +123,7 @@ STAGES = {
     "publish": Stage(
         "hub.publish",
         ("publish",),
-        "publish a data set, adapter, index, metric or a whole run on the Hub",
+        "publish a data set, adapter, index, metric, a whole run or a demo on the Hub",
         "publish_dir",
     ),
     "download": Stage(

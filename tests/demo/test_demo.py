@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -53,6 +57,31 @@ def test_the_api_answers_as_the_recommender_does(url, recommenders, history, nam
     assert [item["rank"] for item in found["items"]] == [1, 2, 3, 4]
     assert found["unknown"] == ["Nowhere (1900)"]
     assert not set(history) & {item["title"] for item in found["items"]}
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_the_documented_requests(url, recommenders, language):
+    text = (Path(__file__).resolve().parents[2] / "docs/guide.md").read_text()
+    address, own = "http://127.0.0.1:7860", url.rstrip("/")
+    blocks = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    (block,) = (block.replace(address, own) for block in blocks if address in block and "bigrec-hf" not in block)
+    if language == "python":
+        *lines, last = [line for line in block.splitlines() if line and not line.startswith("#")]
+        names: dict[str, object] = {}
+        exec("\n".join(lines), names)
+        found = eval(last, names)
+    else:
+        if shutil.which("curl") is None:
+            pytest.skip("no curl on this machine")
+        out = subprocess.run(["bash", "-c", block], capture_output=True, text=True, check=True, timeout=300).stdout
+        assert "event: complete" in out
+        (found,) = json.loads(out.split("data: ", 1)[1].splitlines()[0])
+    expected = recommenders["dense"].recommender.recommend(["Toy Story (1995)", "Heat (1995)"], 10)
+    assert found["text"] == expected.text and found["unknown"] == []
+    assert [item["item_id"] for item in found["items"]] == [item.item_id for item in expected.items]
+    described = connect(url).view_api(return_format="dict")["named_endpoints"]["/recommend"]["parameters"]
+    table = text[text.index("### HTTP API") :]
+    assert [row["parameter_name"] for row in described] == re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)[:5]
 
 
 def test_wrong_requests_are_one_line(url, history):

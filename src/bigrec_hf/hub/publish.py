@@ -1,4 +1,4 @@
-"""Publish a data set, an adapter, an index, the metric or a whole run, with one commit per repository; or a dry run.
+"""Publish a data set, an adapter, an index, the metric, a whole run or a demo, one commit per repository; or a dry run.
 
 A dry run (on request, or without a token) writes the exact folder that would be pushed, and says what would happen.
 """
@@ -19,6 +19,7 @@ from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.hub import contents as folders
 from bigrec_hf.hub.base_model import find_base
 from bigrec_hf.hub.bundle import Bundle, from_run
+from bigrec_hf.hub.demo_space import demo_folder, published_config
 from bigrec_hf.hub.publisher import Publisher, check_terms, forbidden
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.settings import PublishSettings
@@ -52,6 +53,19 @@ def push_metric(publisher: Publisher, repo_id: str) -> str | None:
     folder = publisher.build(repo_id, "space")
     folders.metric_folder(folder, repo_id)
     return publisher.send(folder, repo_id, "space", None, "metric")
+
+
+def push_demo(publisher: Publisher, repo_id: str) -> str | None:
+    """Publish the demo of an adapter on the Hub as a Space. Returns as `Publisher.send`.
+
+    Raises BigrecError if there is no such adapter, or the terms of the titles it shows forbid publishing them.
+    """
+    adapter = publisher.settings.published_adapter
+    config = published_config(adapter)
+    check_terms(config.get("licence"), publisher.settings, "the demo (it shows the catalog)")
+    folder = publisher.build(repo_id, "space")
+    demo_folder(folder, repo_id, str(adapter), config)
+    return publisher.send(folder, repo_id, "space", config.get("licence"), "demo")
 
 
 def run_data(bundle: Bundle, settings: PublishSettings) -> tuple[str | None, dict[str, Any]]:
@@ -148,6 +162,8 @@ def publish_kind(settings: PublishSettings, temporary: Path) -> str | None:
     publisher = Publisher(settings, temporary)
     if kind == "metric":
         return push_metric(publisher, repo_id)
+    if kind == "demo":
+        return push_demo(publisher, repo_id)
     if kind == "dataset" and settings.published_dataset:
         return push_dataset(publisher, settings.published_dataset, repo_id, [])
     if not settings.published_run:

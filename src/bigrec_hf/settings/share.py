@@ -69,12 +69,16 @@ class PublishSettings:
 
     publish_kind: str | None = setting(
         None,
-        "dataset, adapter (with its index), index, metric (a Space), or run: all of them, cross-linked",
+        "dataset, adapter (with its index), index, metric (a Space), run: all of these, cross-linked; or demo: a Space "
+        "to try a published adapter on",
         positional=True,
-        choices=("dataset", "adapter", "index", "metric", "run"),
+        choices=("dataset", "adapter", "index", "metric", "run", "demo"),
     )
     repo_id: str | None = setting(None, "repository, user/name; created if it does not exist")
     published_run: str | None = setting(None, "run folder: adapter, index, run", flag="--run_dir")
+    published_adapter: str | None = setting(
+        None, "demo: the adapter that it shows, a Hub id, `@revision` allowed", flag="--adapter", hub="model"
+    )
     published_dataset: str | None = setting(
         None, "prepared data set to publish (default: that of the run)", flag="--dataset"
     )
