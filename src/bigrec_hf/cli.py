@@ -56,12 +56,15 @@ STAGES = {
     ),
     "generate": Stage(
         "generate.stage",
-        ("run", "data", "model", "prompt", "generate"),
+        ("run", "data", "model", "prompt", "generate", "ray"),
         "generate titles with the language model",
         "run_dir",
     ),
     "ground": Stage(
-        "ground.stage", ("run", "data", "model", "ground"), "generated titles -> rankings of the catalog", "run_dir"
+        "ground.stage",
+        ("run", "data", "model", "ground", "ray"),
+        "generated titles -> rankings of the catalog",
+        "run_dir",
     ),
     "score": Stage("score.stage", ("run", "score"), "rankings -> NDCG@K and HR@K with intervals", "run_dir"),
     "rerank": Stage(
@@ -118,7 +121,9 @@ STAGES = {
     "init": Stage("init.stage", ("init", "prepare"), "write a recipe for a table of ratings and this machine"),
     "recipes": Stage("settings.shipped", (), "list the shipped recipes, which `--config` finds by name"),
     "report": Stage("report.stage", ("report",), "one table of runs, baselines and published rows", "report_path"),
-    "recommend": Stage("recommend.stage", ("recommend",), "the best items for a file of users, by a run or an adapter"),
+    "recommend": Stage(
+        "recommend.stage", ("recommend", "ray"), "the best items for a file of users, by a run or an adapter"
+    ),
     "demo": Stage("demo.stage", ("demo",), "a page in the browser to try a run or an adapter on"),
     "publish": Stage(
         "hub.publish",

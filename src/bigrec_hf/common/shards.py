@@ -38,7 +38,30 @@ def processes(state: PartialState | None) -> dict[str, int]:
     return {"rank": state.process_index, "n_processes": state.num_processes} if state is not None else {}
 
 
-class ShardFolder:
+class Shards:
+    """Where finished batches go, by number."""
+
+    def write_table(self, number: int, table: pa.Table) -> None:
+        """Write shard `number`, whatever its columns."""
+        raise NotImplementedError
+
+    def write(self, number: int, positions: list[int], texts: list[list[str]], scores: list[list[float]]) -> None:
+        """Write shard `number` as SHARD_SCHEMA: the examples at `positions` with their texts and scores, best first."""
+        self.write_table(number, pa.table({POSITION: positions, C.TEXTS: texts, C.SCORES: scores}, schema=SHARD_SCHEMA))
+
+
+class ShardsInMemory(Shards):
+    """The shards that an actor sends back."""
+
+    def __init__(self) -> None:
+        self.tables: dict[int, pa.Table] = {}
+
+    def write_table(self, number: int, table: pa.Table) -> None:
+        """Keep shard `number`."""
+        self.tables[number] = table
+
+
+class ShardFolder(Shards):
     """The shards of one run with one set of settings, seen from process `rank` of `n_processes`."""
 
     def __init__(self, root: Path, key: str, n_batches: int, *, rank: int = 0, n_processes: int = 1) -> None:
@@ -63,16 +86,12 @@ class ShardFolder:
         return self.missing()[self.rank :: self.n_processes]
 
     def write_table(self, number: int, table: pa.Table) -> None:
-        """Write shard `number`, whatever its columns."""
+        """Write shard `number` to its file."""
         write_atomically(self._file(number), lambda path: pq.write_table(table, path))
 
     def read_tables(self) -> list[pa.Table]:
         """All shards, ordered by number."""
         return [read_table(self._file(number)) for number in range(self.n_batches)]
-
-    def write(self, number: int, positions: list[int], texts: list[list[str]], scores: list[list[float]]) -> None:
-        """Write shard `number` as SHARD_SCHEMA: the examples at `positions` with their texts and scores, best first."""
-        self.write_table(number, pa.table({POSITION: positions, C.TEXTS: texts, C.SCORES: scores}, schema=SHARD_SCHEMA))
 
     @contextlib.contextmanager
     def shared_failure(self) -> Iterator[None]:

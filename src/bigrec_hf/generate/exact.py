@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from tqdm import tqdm
 
 from bigrec_hf.common.columns import Columns as C
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bigrec_hf.common.shards import ShardFolder
+    from bigrec_hf.common.shards import ShardFolder, Shards
     from bigrec_hf.generate.job import Work
     from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
+    from bigrec_hf.settings.ray import RaySettings
 
 N_TEXTS = 10  # most likely titles kept per example, unless num_return_sequences is set
 WITHOUT_TEXT = -1e4  # log p, in nats, of a row whose title has no text
@@ -148,7 +150,12 @@ def likeliest_titles(
 
 
 def main(
-    run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, generate: GenerateSettings
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    generate: GenerateSettings,
+    ray: RaySettings,
 ) -> None:
     """Score all titles for every example; finished scores of the same settings, adapter and examples are kept."""
     if template_of(prompt) != TITLE_LIST or generate.engine != "hf":
@@ -158,7 +165,7 @@ def main(
             "titles"
         )
     state = process_state()
-    facts = settings_facts(run, data, model, prompt, generate, state.device)
+    facts = settings_facts(run, data, model, prompt, generate, torch.device(ray.device or state.device))
     with state.main_process_first():
         examples, titles = load_evaluation(data)
         tokenizer = load_tokenizer(model.base_model)
@@ -177,17 +184,19 @@ def main(
     )
     folder = Path(str(run.run_dir)) / run.method
 
+    quiet = not state.is_main_process
+
     def load() -> Work:
         network = load_network(model, model.base_model, facts["adapter"])
 
-        def work(shards: ShardFolder, numbers: Sequence[int]) -> None:
+        def work(shards: Shards, numbers: Sequence[int]) -> dict[str, Any]:
             def write(number: int, positions: list[int], scores: np.ndarray) -> None:
                 offsets = np.arange(len(scores) + 1) * len(titles)
                 rows = pa.LargeListArray.from_arrays(offsets, scores.ravel())
                 shards.write_table(number, pa.table({POSITION: positions, C.SCORES: rows}))
 
-            quiet = not state.is_main_process
             score_batches(network, tokens, prompts, batches, numbers, write, width=generate.exact_width, quiet=quiet)
+            return {}
 
         return work
 
@@ -203,4 +212,4 @@ def main(
         return counts | {"dropped_history_titles": n_dropped}
 
     outputs = (SCORES_FILE, GENERATIONS_FILE)
-    Job(folder, outputs, state, facts, example_ids, prompts, batches).run(load, join)
+    Job(folder, outputs, state, facts, example_ids, prompts, batches, ray).run(load, join)

@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
@@ -26,31 +28,38 @@ from bigrec_hf.generate.job import Job, load_network, settings_facts
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.generate.vllm_engine import VllmDecoder, check_vllm
 from bigrec_hf.models.loading import load_tokenizer
+from bigrec_hf.settings.ray import NO_ACTORS, RaySettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from bigrec_hf.common.shards import ShardFolder
+    from bigrec_hf.common.shards import ShardFolder, Shards
     from bigrec_hf.generate.job import Work
     from bigrec_hf.settings import DataSettings, GenerateSettings, ModelSettings, PromptSettings, RunSettings
 
 
 def main(
-    run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, generate: GenerateSettings
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    generate: GenerateSettings,
+    ray: RaySettings = NO_ACTORS,
 ) -> None:
     """Answer every evaluation example; of several processes, each takes a part of the batches and the first joins them.
+    Actors on a Ray cluster (`ray`) take them one by one.
 
     Finished answers of the same settings, adapter and examples are kept.
     """
     if run.run_dir is None:
         raise BigrecError("no place to write to: give --output_dir (the run folder) or --config RECIPE")
     if generate.decoding == "exact":
-        return exact.main(run, data, model, prompt, generate)
+        return exact.main(run, data, model, prompt, generate, ray)
     if template_of(prompt) == TITLE_LIST:
         raise BigrecError(f"the prompt titles is for decoding exact, not {generate.decoding}: set decoding exact")
     decoding = Decoding.from_settings(generate, run.seed)
     state = process_state()
-    facts = settings_facts(run, data, model, prompt, generate, state.device)
+    facts = settings_facts(run, data, model, prompt, generate, torch.device(ray.device or state.device))
     if generate.engine == "vllm":
         facts["versions"] |= check_vllm(decoding, model.quantization, state.num_processes)
     with state.main_process_first():
@@ -80,12 +89,14 @@ def main(
     folder = Path(run.run_dir) / run.method
     record: dict[str, Any] = {"dropped_history_titles": n_dropped, **prompt_facts(template_of(prompt), tokenizer)}
 
+    quiet = not state.is_main_process
+
     def load() -> Work:
         decoder = make_decoder(model, prompt, generate, facts, tokenizer, decoding, prompts, constraint)
 
-        def work(shards: ShardFolder, numbers: Sequence[int]) -> None:
-            decode_batches(decoder, prompts, ids, batches, numbers, shards.write, quiet=not state.is_main_process)
-            record["route"] = decoder.route and asdict(decoder.route)
+        def work(shards: Shards, numbers: Sequence[int]) -> dict[str, Any]:
+            decode_batches(decoder, prompts, ids, batches, numbers, shards.write, quiet=quiet)
+            return {"route": decoder.route and asdict(decoder.route)}
 
         return work
 
@@ -93,7 +104,7 @@ def main(
         texts, scores = shards.read(len(prompts))
         return record | write_generations(folder / GENERATIONS_FILE, examples, titles, texts, scores)
 
-    Job(folder, (GENERATIONS_FILE,), state, facts, ids, prompts, batches).run(load, join)
+    Job(folder, (GENERATIONS_FILE,), state, facts, ids, prompts, batches, ray).run(load, join)
 
 
 def make_decoder(

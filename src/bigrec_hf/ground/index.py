@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, read_table, readable
 from bigrec_hf.common.fingerprints import file_fingerprint, fingerprint
 from bigrec_hf.common.hub_names import fetch_folder, is_hub_id
+from bigrec_hf.common.ray_actors import map_on_ray
 from bigrec_hf.common.shards import ShardFolder, processes
 from bigrec_hf.data.catalog import Catalog, catalog_sha256
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from bigrec_hf.settings import GroundSettings, ModelSettings
+    from bigrec_hf.settings.ray import RaySettings
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 CATALOG_FILE = "catalog.parquet"
@@ -153,6 +155,7 @@ def build_index(
     owned: bool = True,
     progress: bool = True,
     state: PartialState | None = None,
+    ray: RaySettings | None = None,
 ) -> CatalogIndex:
     """Return the index of `catalog` by `encode`, whose fingerprint is `encoder`; it is reused if nothing has changed.
 
@@ -161,8 +164,8 @@ def build_index(
     Encoding proceeds in parts; those that a killed run has finished are used by the next. The files are moved into
     place when they are complete. `state`: the processes that call this together (None = this one alone). Each encodes
     some of the parts, the first writes the files, and all return the same index; the parts do not depend on the number
-    of processes. Raises BigrecError for an empty catalog, NaN embeddings, a refused index, or a folder that holds
-    something else.
+    of processes. `ray`: the actors that encode the parts, if there are any. Raises BigrecError for an empty catalog,
+    NaN embeddings, a refused index, or a folder that holds something else.
     """
     folder = Path(index_dir)
     expected = index_fingerprint(catalog, encoder)
@@ -187,16 +190,22 @@ def build_index(
         state.wait_for_everyone()  # all processes see the same parts before the first new one appears
     first = state is None or state.is_main_process
     with parts.shared_failure():
-        for number in tqdm(numbers, desc="index", unit="part", disable=not (progress and first), file=sys.stderr):
-            part = titles[number * PART_TITLES : (number + 1) * PART_TITLES]
-            vectors = np.asarray(encode(part), np.float32)
-            if not np.isfinite(vectors).all():
-                row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-                raise BigrecError(
-                    f"the encoder {encoder['encoder']!r} gives NaN or infinity for {part[row]!r}: "
-                    "try --encoder_dtype float32"
-                )
-            parts.write_table(number, vectors_table(vectors))
+        tasks = (
+            (number, pa.table({C.TITLE: titles[number * PART_TITLES : (number + 1) * PART_TITLES]}))
+            for number in numbers
+        )
+        compute = partial(_encode_part, encode, encoder["encoder"])
+        with tqdm(total=len(numbers), desc="index", unit="part", disable=not (progress and first)) as bar:
+
+            def write(number: int, table: pa.Table) -> None:
+                parts.write_table(number, table)
+                bar.update()
+
+            if ray is not None and ray.num_actors:
+                map_on_ray(lambda: compute, tasks, write, ray)
+            else:
+                for number, part in tasks:
+                    write(number, compute(number, part))
         if first:
             parts.wait_complete()
             distinct = np.concatenate([table_vectors(table) for table in parts.read_tables()])
@@ -207,6 +216,18 @@ def build_index(
         else:
             parts.wait_joined()
     return load_index(folder, expected)
+
+
+def _encode_part(encode: Encode, name: str, _: int, part: pa.Table) -> pa.Table:
+    """The vectors of a part of the titles. Raises BigrecError if one is not finite."""
+    titles = part[C.TITLE].to_pylist()
+    vectors = np.asarray(encode(titles), np.float32)
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise BigrecError(
+            f"the encoder {name!r} gives NaN or infinity for {titles[row]!r}: try --encoder_dtype float32"
+        )
+    return vectors_table(vectors)
 
 
 def vectors_table(vectors: np.ndarray) -> pa.Table:
@@ -273,16 +294,20 @@ def open_index(
     ground: GroundSettings,
     own_dir: str | Path,
     state: PartialState | None = None,
+    ray: RaySettings | None = None,
 ) -> tuple[CatalogIndex, Encode]:
     """Return the index of a catalog and its encoder, by the settings.
 
     `index_dir`, a folder that the user named, is never overwritten with another index; without it the index is in
-    `own_dir`, which belongs to the run. `state`: the processes that call this together.
+    `own_dir`, which belongs to the run. `state`, `ray`: as of `build_index`. Raises BigrecError for a dtype that would
+    depend on the machine of an actor.
     """
+    if ray is not None and ray.num_actors and ground.encoder_dtype == "auto":
+        raise BigrecError("encoder_dtype is auto, which actors may read differently: name one, e.g. float32")
     encoder, dtype, index_dir = encoder_name(ground.encoder, model.base_model), ground.encoder_dtype, ground.index_dir
     encode = lazy_encode(encoder, dtype, ground.encode_batch_tokens)
     facts = encoder_fingerprint(encoder, dtype)
     if index_dir is not None and "@" in index_dir and is_hub_id(index_dir):  # pinned names only: see hub.pin
         index_dir = str(fetch_folder(index_dir, "dataset", INDEX_FILES))
-    index = build_index(index_dir or own_dir, catalog, encode, facts, owned=index_dir is None, state=state)
+    index = build_index(index_dir or own_dir, catalog, encode, facts, owned=index_dir is None, state=state, ray=ray)
     return index, encode

@@ -27,6 +27,7 @@ from bigrec_hf.data.run_folder import run_folder
 from bigrec_hf.ground.distance import PART_EXAMPLES, ground_answers
 from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.ground.index import open_index
+from bigrec_hf.settings.ray import NO_ACTORS, RaySettings
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, RankOptions, RunSettings
@@ -52,8 +53,17 @@ def rank_item_scores(folder: Path, answers: Answers, catalog: Catalog, options: 
     print(f"ground ({folder.name}): {table.num_rows} examples, {len(catalog)} items by score, median rank {median}")
 
 
-def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: GroundSettings) -> None:
-    """Write `<run_dir>/<method>/rankings.parquet`, or that of `<method>_hybrid`; several processes share the work."""
+def main(
+    run: RunSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    ground: GroundSettings,
+    ray: RaySettings = NO_ACTORS,
+) -> None:
+    """Write `<run_dir>/<method>/rankings.parquet`, or that of `<method>_hybrid`; several processes share the work.
+
+    Actors on a Ray cluster (`ray`) encode the catalog.
+    """
     from bigrec_hf.common.processes import process_state
 
     folder, state = run_folder(run) / run.method, process_state()
@@ -63,7 +73,7 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, ground: Gro
         if state.is_main_process:
             rank_item_scores(folder, answers, catalog, ground.options)
         return state.wait_for_everyone()
-    index, encode = open_index(catalog, model, ground, run_folder(run) / "index", state)
+    index, encode = open_index(catalog, model, ground, run_folder(run) / "index", state, ray)
     options = ground.options
     file = file_fingerprint(folder / GENERATIONS_FILE)
     key = fingerprint(file, index.fingerprint, asdict(options), ground.ranking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from bigrec_hf.common.ray_actors import map_on_ray
 from bigrec_hf.data.user_tables import as_polars
 from bigrec_hf.hub.histories import Found, ItemChoice, candidate_rows, check_top_k, choose_items
 from bigrec_hf.hub.recommender import Recommender
@@ -17,6 +19,7 @@ from bigrec_hf.recommend.columns import ColumnNames, histories_of
 from bigrec_hf.recommend.output import rows_table
 from bigrec_hf.recommend.rankers import Histories, Rank, Rankers
 from bigrec_hf.recommend.users import Users, describe_unknown, match_items
+from bigrec_hf.settings.ray import NO_ACTORS, RaySettings
 
 BATCH_USERS = 256
 
@@ -54,15 +57,38 @@ def recommend_shards(
     candidates: np.ndarray | None,
     batch_users: int,
     progress: Callable[[int], Any],
+    ray: RaySettings = NO_ACTORS,
 ) -> None:
     """Write the rows of the shards of these numbers, of `batch_users` users each; call `progress` with each one's
-    number of users."""
+    number of users. `ray`: the actors that compute them, in any order, each with its own models."""
+    n_users = {number: min(batch_users, len(users.ids) - number * batch_users) for number in numbers}
+
+    def keep(number: int, rows: pa.Table) -> None:
+        write(number, rows)
+        progress(n_users[number])
+
+    choice = partial(recommend_part, top_k=top_k, exclude_seen=exclude_seen, candidates=candidates)
+    parts = ((n, users.part(n * batch_users, (n + 1) * batch_users)) for n in n_users)
+    if ray.num_actors:
+        rankers.facts(ranker)  # raises for an unknown one
+        load = partial(_load, rankers.name, rankers.dataset, rankers.options, ranker, choice)
+        return map_on_ray(load, ((n, part.to_arrow()) for n, part in parts), keep, ray)
     rank = rankers.rank(ranker)
-    for number in numbers:
-        part = users.part(number * batch_users, (number + 1) * batch_users)
-        rows = recommend_part(rankers, rank, part, top_k, exclude_seen=exclude_seen, candidates=candidates)
-        write(number, rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
-        progress(len(part.ids))
+    for number, part in parts:
+        keep(number, choice(rankers, rank, part).to_arrow(compat_level=pl.CompatLevel.oldest()))
+
+
+def _load(
+    name: str, dataset: str | None, options: dict[str, Any], ranker: str, choice: Callable[..., pl.DataFrame]
+) -> Callable[[int, pa.Table], pa.Table]:
+    """The function that recommends for the users of a shard in an actor; `options`: of `Rankers`."""
+    rankers = Rankers(name, dataset, **options)
+    rank = rankers.rank(ranker)
+
+    def compute(_: int, users: pa.Table) -> pa.Table:
+        return choice(rankers, rank, Users.from_arrow(users)).to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    return compute
 
 
 def recommend_frame(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from bigrec_hf.recommend.output import check_output, is_done, record_file, shown
 from bigrec_hf.recommend.rankers import Rankers
 from bigrec_hf.recommend.serve import recommend_part, recommend_shards
 from bigrec_hf.recommend.users import Users, dataset_users, describe_unknown, match_items, read_names, why_unknown
+from bigrec_hf.settings.ray import NO_ACTORS, RaySettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bigrec_hf.settings import RecommendSettings
 
 
-def main(recommend: RecommendSettings) -> None:
+def main(recommend: RecommendSettings, ray: RaySettings = NO_ACTORS) -> None:
     """The `recommend` command. Raises BigrecError, before a model is loaded, for inputs that do not fit."""
     s = recommend
     check_inputs(s)
@@ -66,7 +66,9 @@ def main(recommend: RecommendSettings) -> None:
         rank, seen = rankers.rank(s.ranker), not s.include_seen
         rows = recommend_part(rankers, rank, users, s.recommend_top_k, exclude_seen=seen, candidates=candidates)
         return print(shown(rows))
-    write_file(output, s, rankers, users, candidates, facts | {"items_are": kind})
+    if s.recommend_engine == "ray" and not ray.num_actors:
+        ray = replace(ray, num_actors=1)
+    write_file(output, s, ray, rankers, users, candidates, facts | {"items_are": kind})
 
 
 def check_inputs(s: RecommendSettings) -> None:
@@ -101,18 +103,10 @@ def read_users(s: RecommendSettings, rankers: Rankers) -> tuple[Users, str]:
     return match_items(ids, items, rankers.catalog, "titles" if titled and s.items_are == "auto" else s.items_are)
 
 
-def engine(s: RecommendSettings) -> Callable[..., None]:
-    """What computes the shards: this process, or actors on a Ray cluster."""
-    if s.recommend_engine == "local":
-        return recommend_shards
-    from bigrec_hf.recommend.ray_engine import recommend_on_ray
-
-    return partial(recommend_on_ray, num_actors=s.num_actors, resources=s.resources, address=s.ray_address)
-
-
 def write_file(
     output: Path,
     s: RecommendSettings,
+    ray: RaySettings,
     rankers: Rankers,
     users: Users,
     candidates: np.ndarray | None,
@@ -138,7 +132,7 @@ def write_file(
             print(f"recommend: resuming, {len(users.ids) - sum(n_users):,} of {len(users.ids):,} users are done")
         start = time.perf_counter()
         with tqdm(total=sum(n_users), desc="recommend", unit=" users", smoothing=0) as bar:
-            engine(s)(
+            recommend_shards(
                 rankers,
                 s.ranker,
                 users,
@@ -149,6 +143,7 @@ def write_file(
                 candidates=candidates,
                 batch_users=s.batch_users,
                 progress=bar.update,
+                ray=ray,
             )
         seconds = time.perf_counter() - start
         record_file(output).unlink(missing_ok=True)  # never beside rows that it does not describe

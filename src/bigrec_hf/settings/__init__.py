@@ -25,6 +25,7 @@ from bigrec_hf.settings.rank import (
 from bigrec_hf.settings.rank import (
     RankOptions as RankOptions,
 )
+from bigrec_hf.settings.ray import RaySettings
 from bigrec_hf.settings.recommend import RecommendSettings
 from bigrec_hf.settings.share import DemoSettings, DownloadSettings, PublishSettings, ReportSettings
 from bigrec_hf.settings.train import (
@@ -68,6 +69,7 @@ SECTIONS: dict[str, type] = {section.name: type(section.default) for section in 
     "report": ReportSettings,
     "publish": PublishSettings,
     "recommend": RecommendSettings,
+    "ray": RaySettings,
     "download": DownloadSettings,
     "demo": DemoSettings,
     "init": InitSettings,

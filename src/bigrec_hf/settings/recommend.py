@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from bigrec_hf.settings.field import setting
 
@@ -63,13 +62,10 @@ class RecommendSettings:
     overwrite_output: bool = setting(False, "replace an output that another job has written", flag="--overwrite")
     recommend_engine: str = setting(
         "local",
-        "what computes: local = this process; ray = actors on a Ray cluster (extra: ray)",
+        "what computes: local = this process, unless --num_actors is given; ray = at least one actor on a Ray cluster",
         flag="--engine",
         choices=("local", "ray"),
     )
-    num_actors: int = setting(1, "actors, each of which loads the models (engine: ray)", least=1)
-    resources: dict[str, Any] = setting({}, "what an actor needs, e.g. {GPU: 1}; one CPU unless set (engine: ray)")
-    ray_address: str | None = setting(None, "address of a running Ray cluster, or auto (default: one on this machine)")
     batch_users: int = setting(256, "users recommended for together: what a kill can lose", least=1)
     recommend_device: str | None = setting(
         None, "device of the language model, e.g. cpu, cuda:1 (default: a GPU if there is one)", flag="--device"
