@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def dense_data(dataset: str, n: int, short: bool) -> DenseData:
     prompt = PromptSettings(train_prompt="titles", short_titles=short, max_length=SEGMENT)
     settings = SftSettings(objective="dense", loss="trie", sample=0, epochs=1, evals_per_epoch=0)
     data = load_dense(dataset, load_tokenizer(str(BASE_MODEL)), prompt, settings, seed=0)
-    return DenseData(data.train.select(range(min(n, len(data.train)))), None, data.collator, data.trie, data.counts)
+    return replace(data, train=data.train.select(range(min(n, len(data.train)))), validation=None)
 
 
 def dense_steps(data: DenseData, dtype: str, batch: int) -> StepClock:

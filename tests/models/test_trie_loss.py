@@ -17,7 +17,9 @@ END = 1
 TITLES = [[5, END], [5, 6, END], [7, 8, 9, END]]
 
 
-def losses_of_all(titles: list[list[int]], logits_of: dict[tuple[int, ...], torch.Tensor]) -> list[float]:
+def losses_of_all(
+    titles: list[list[int]], logits_of: dict[tuple[int, ...], torch.Tensor], temperature: float = 1.0
+) -> list[float]:
     """-log p of every title by the module, given the logits (vocabulary,) after each prefix."""
     trie, _ = build_trie(titles)
     token_ids, columns = token_columns(trie)
@@ -30,7 +32,7 @@ def losses_of_all(titles: list[list[int]], logits_of: dict[tuple[int, ...], torc
             found.append(0.0)
             continue
         nodes, children = (torch.from_numpy(x[own]) for x in (choices.node, choices.child))
-        found.append(float(trie_losses(torch.stack(rows), nodes, children, trie, columns).sum()))
+        found.append(float(trie_losses(torch.stack(rows), nodes, children, trie, columns, temperature).sum()))
     return found
 
 
@@ -42,6 +44,10 @@ def test_by_hand():
     table = {(): first, (5,): second}
     expected = [-np.log(3 / 4 * 1 / 5), -np.log(3 / 4 * 4 / 5), -np.log(1 / 4)]
     np.testing.assert_allclose(losses_of_all(TITLES, table), expected, rtol=1e-6)
+    # at temperature 2 the odds are the roots: sqrt(3) : 1, then 1 : 2
+    p = np.sqrt(3) / (np.sqrt(3) + 1)
+    expected = [-np.log(p / 3), -np.log(p * 2 / 3), -np.log(1 - p)]
+    np.testing.assert_allclose(losses_of_all(TITLES, table, 2.0), expected, rtol=1e-6)
 
 
 def test_choices_by_hand():
@@ -53,13 +59,17 @@ def test_choices_by_hand():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.integers(2, 6), min_size=1, max_size=4), min_size=1, max_size=10), st.integers(0, 10))
-def test_the_probabilities_of_all_titles_sum_to_one(rows, seed):
+@given(
+    st.lists(st.lists(st.integers(2, 6), min_size=1, max_size=4), min_size=1, max_size=10),
+    st.integers(0, 10),
+    st.floats(0.3, 5),
+)
+def test_the_probabilities_of_all_titles_sum_to_one(rows, seed, temperature):
     titles = [[*row, END] for row in sorted(set(map(tuple, rows)))]
     generator = torch.Generator().manual_seed(seed)
     prefixes = {tuple(title[:place]) for title in titles for place in range(len(title))}
     table = {prefix: torch.randn(8, generator=generator) for prefix in sorted(prefixes)}
-    assert abs(np.exp(-np.array(losses_of_all(titles, table))).sum() - 1) < 1e-5
+    assert abs(np.exp(-np.array(losses_of_all(titles, table, temperature))).sum() - 1) < 1e-5
 
 
 def test_a_title_that_is_not_in_the_trie_is_named():

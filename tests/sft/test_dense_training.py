@@ -22,6 +22,7 @@ from bigrec_hf.sft import stage as sft
 from bigrec_hf.sft.dense import FIRST, ROWS, DenseCollator
 from bigrec_hf.sft.dense_data import load_dense
 from bigrec_hf.sft.dense_trainer import DenseTrainer
+from bigrec_hf.sft.temperature import Temperature
 from tests.helpers.processes import flags, run_pair
 from tests.helpers.tiny import TITLES, tiny_model, tiny_tokenizer
 
@@ -56,6 +57,8 @@ class Bare(DenseTrainer):
     def __init__(self, head, trie, columns) -> None:
         self.head, self.trie, self.columns = head, trie, columns
         self.args = type("Args", (), {"average_tokens_across_devices": False})()
+
+    temperature = Temperature(1.0)
 
 
 @pytest.mark.parametrize("loss", ["full", "trie"])
@@ -155,6 +158,8 @@ def test_the_full_vocabulary_costs_more_nats_than_the_catalog(tiny_model_dir, ti
         ({}, {"objective": "pairs", "loss": "full"}, {}, "objective dense"),
         ({"train_prompt": "alpaca-basic"}, {"objective": "pairs"}, {}, "loss trie needs"),
         ({}, {"packing": True}, {}, "packing cannot be combined"),
+        ({}, {"loss": "full", "trie_temperature": "2"}, {}, "trie_temperature 2 needs the loss trie"),
+        ({}, {"trie_temperature": "warm"}, {}, "'warm': give a number above 0, or adaptive"),
         ({}, {}, {"train_json": ["x.json"]}, "one prepared data set"),
         ({"max_length": 3}, {}, {}, "raise it"),
         ({}, {"dense_context": 50}, {}, "lower dense_context"),
@@ -171,8 +176,12 @@ def test_settings_that_do_not_go_together(prompt, sft_changes, data, words, tiny
         )
 
 
-def test_an_interrupted_training_ends_with_the_same_adapter(tiny_model_dir, tiny_prepared, tmp_path, monkeypatch):
-    whole = train(tmp_path / "whole", tiny_model_dir, tiny_prepared)
+@pytest.mark.parametrize("temperature", ["1", "adaptive"])
+def test_an_interrupted_training_ends_with_the_same_adapter(
+    temperature, tiny_model_dir, tiny_prepared, tmp_path, monkeypatch
+):
+    changes = {"trie_temperature": temperature}
+    whole = train(tmp_path / "whole", tiny_model_dir, tiny_prepared, **changes)
     step = DenseTrainer.training_step
 
     def dies(self, *args, **kwargs):
@@ -182,9 +191,9 @@ def test_an_interrupted_training_ends_with_the_same_adapter(tiny_model_dir, tiny
 
     monkeypatch.setattr(DenseTrainer, "training_step", dies)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", tiny_model_dir, tiny_prepared)
+        train(tmp_path / "cut", tiny_model_dir, tiny_prepared, **changes)
     monkeypatch.setattr(DenseTrainer, "training_step", step)
-    train(tmp_path / "cut", tiny_model_dir, tiny_prepared)
+    train(tmp_path / "cut", tiny_model_dir, tiny_prepared, **changes)
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -79,13 +79,42 @@ def continuations(
 
 
 def trie_losses(
-    logits: torch.Tensor, nodes: torch.Tensor, targets: torch.Tensor, trie: Trie, columns: torch.Tensor
+    logits: torch.Tensor,
+    nodes: torch.Tensor,
+    targets: torch.Tensor,
+    trie: Trie,
+    columns: torch.Tensor,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """Return -log p of the continuation at each of P positions, in nats, (P,) float32.
 
-    `logits` (P, V), `nodes` and `targets` (P,): the node of the prefix and the next node of the title.
+    `logits` (P, V), `nodes` and `targets` (P,): the node of the prefix and the next node of the title. The logits are
+    divided by `temperature`; whatever it is, the probabilities of all titles add up to 1.
     """
-    _, _, log_p = continuations(logits, nodes, trie, columns)
+    _, _, log_p = continuations(logits if temperature == 1 else logits.float() / temperature, nodes, trie, columns)
     starts = (trie.first_child[nodes + 1] - trie.first_child[nodes]).cumsum(0)
     first = torch.cat([starts.new_zeros(1), starts[:-1]])
     return -log_p[first + targets - trie.first_child[nodes]]
+
+
+def first_token_sums(
+    logits: torch.Tensor, nodes: torch.Tensor, targets: torch.Tensor, trie: Trie, columns: torch.Tensor
+) -> torch.Tensor:
+    """Return five sums over the first tokens of titles, (5,) float32, no gradient; arguments as of `trie_losses`.
+
+    The number of targets and the sum of their logits; the number of logits of all possible first tokens there, their
+    sum, and the sum of their squares.
+    """
+    first = nodes == 0
+    every = logits.detach()[first][:, columns[int(trie.first_child[0]) : int(trie.first_child[1])]].float()
+    of_targets = logits.detach()[first, columns[targets[first]]].float()
+    counts = [float(of_targets.numel()), float(every.numel())]
+    return torch.stack(
+        [
+            every.new_tensor(counts[0]),
+            of_targets.sum(),
+            every.new_tensor(counts[1]),
+            every.sum(),
+            every.square().sum(),
+        ]
+    )

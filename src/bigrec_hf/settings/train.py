@@ -130,6 +130,11 @@ class SftSettings:
         "full = softmax over the vocabulary; trie = over tokens that can continue a catalog title (objective: dense)",
         choices=("full", "trie"),
     )
+    trie_temperature: str = setting(
+        "1",
+        "divides the logits in training (loss: trie): 1 = nothing, another number, or adaptive = between 1.5 and 5, as "
+        "MSL adapts it. Validation and decoding have none",
+    )
     dense_context: int = setting(
         1, "titles at the start of a user's history that are only context (objective: dense)", least=0
     )

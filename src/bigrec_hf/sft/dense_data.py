@@ -20,6 +20,7 @@ from bigrec_hf.models.trie_loss import title_choices
 from bigrec_hf.sft.dense import ROWS, DenseCollator, dense_segments, dense_validation
 from bigrec_hf.sft.dense_trainer import DenseTrainer, predict_title
 from bigrec_hf.sft.sample import Sample
+from bigrec_hf.sft.temperature import read_temperature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,13 +36,14 @@ class DenseData:
     validation: Dataset | None
     collator: DenseCollator
     trie: Trie | None  # of the catalog's titles (loss trie)
+    temperature: float | None  # of the loss trie; None = adaptive
     counts: dict[str, int]
     sample: Sample | None  # a validation example to show predictions of
 
     def trainer_options(self) -> dict[str, Any]:
         """Return the options of `sft.trainer.train_adapter` besides the data."""
         return {
-            "trainer_class": partial(DenseTrainer, trie=self.trie),
+            "trainer_class": partial(DenseTrainer, trie=self.trie, temperature=self.temperature),
             "collator": self.collator,
             "sample": self.sample,
         }
@@ -111,4 +113,4 @@ def load_dense(
                 partial(predict_title, prompt=prompt_ids, trie=titles_trie, named=named),
             )
     collator = DenseCollator(header, ids, choices, pad_id=tokenizer.pad_token_id or 0)
-    return DenseData(train, validation, collator, trie, counts, sample)
+    return DenseData(train, validation, collator, trie, read_temperature(sft.trie_temperature), counts, sample)

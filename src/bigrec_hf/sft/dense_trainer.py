@@ -14,19 +14,26 @@ from bigrec_hf.data.trie import Trie
 from bigrec_hf.models.catalog_head import CatalogHead, catalog_head
 from bigrec_hf.models.checkpoints import ExactResume
 from bigrec_hf.models.loading import keep_trainable_precise
-from bigrec_hf.models.trie_loss import token_columns, trie_losses
+from bigrec_hf.models.trie_loss import first_token_sums, token_columns, trie_losses
+from bigrec_hf.sft.nats import NatsPerTarget
 from bigrec_hf.sft.sample import greedy_leaf
+from bigrec_hf.sft.temperature import Temperature
 
 
-class DenseTrainer(ExactResume, SFTTrainer):
+class DenseTrainer(NatsPerTarget, ExactResume, SFTTrainer):
     """Batches of a `sft.dense.DenseCollator`. Logits are computed only at positions with a loss.
 
-    The loss of a step is the mean over its targets, that of an evaluation the mean over its targets, one per row.
+    The loss of a step is the mean over its targets, that of an evaluation the mean over its targets, one per row. Only
+    steps have a temperature; it multiplies their loss, as in MSL, so that gradients keep their size.
     """
 
-    def __init__(self, *args: Any, trie: Trie | None, **options: Any) -> None:
-        """`trie`: after each prefix only tokens that can continue a title compete (loss trie); None: all (full)."""
+    def __init__(self, *args: Any, trie: Trie | None, temperature: float | None = 1.0, **options: Any) -> None:
+        """`trie`: after each prefix only tokens that can continue a title compete (loss trie); None: all (full).
+
+        `temperature`: that of the loss trie, None = adaptive (`sft.temperature`).
+        """
         super().__init__(*args, **options)
+        self.add_callback(Temperature(temperature))
         keep_trainable_precise(self.model)
         self.trie: Trie | None = None
         self.token_ids: torch.Tensor | None = None
@@ -36,6 +43,11 @@ class DenseTrainer(ExactResume, SFTTrainer):
             self.token_ids, self.columns = token_columns(self.trie)
 
     model: PreTrainedModel | PeftModel
+
+    @property
+    def temperature(self) -> Temperature:
+        """The temperature of this training; a resumption replaces the object."""
+        return next(found for found in self.callback_handler.callbacks if isinstance(found, Temperature))
 
     def train(self, *args: Any, **options: Any) -> Any:
         """`Trainer.train` with the catalog's head in place of the model's."""
@@ -54,12 +66,19 @@ class DenseTrainer(ExactResume, SFTTrainer):
             raise RuntimeError("the head is in place during `train` only")
         self.head.positions = inputs["positions"]
         outputs = model(input_ids=inputs["input_ids"], use_cache=False)
+        scale = 1.0
         if self.trie is None:
             losses = torch.nn.functional.cross_entropy(outputs.logits.float(), inputs["targets"], reduction="none")
         else:
-            losses = trie_losses(outputs.logits, inputs["nodes"], inputs["targets"], self.trie, self.columns)
+            choices = (outputs.logits, inputs["nodes"], inputs["targets"], self.trie, self.columns)
+            if model.training:
+                if self.temperature.fixed is None:
+                    self.temperature.update(self.accelerator.reduce(first_token_sums(*choices), "sum"))
+                scale = self.temperature.value
+            losses = trie_losses(*choices, temperature=scale)
         count = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / torch.as_tensor(count).clamp(min=1)
+        self.add_nats(losses.sum(), (inputs["labels"] != -100).sum())
+        loss = scale * losses.sum() / torch.as_tensor(count).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all processes
         return (loss, outputs) if return_outputs else loss

@@ -7,6 +7,7 @@ are too long lose their oldest titles (TRL would cut the completion), and the lo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ from bigrec_hf.sft.adapter_folder import finished, open_checkpoints, write_adapt
 from bigrec_hf.sft.config import check_launcher, count_rows, trainer_config
 from bigrec_hf.sft.dense_data import load_dense
 from bigrec_hf.sft.pairs import load_pairs
-from bigrec_hf.sft.trainer import train_adapter
+from bigrec_hf.sft.temperature import read_temperature
+from bigrec_hf.sft.trainer import CompletionLossTrainer, train_adapter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,7 +111,8 @@ def training_rows(
         dense = load_dense(data.dataset[0], tokenizer, prompt, sft, seed=seed)
         return TrainingRows(dense.train, dense.validation, dense.counts, dense.all_epochs(sft), dense.trainer_options())
     train, validation, counts, sample = load_pairs(data, tokenizer, prompt, sft, seed=seed, folder=folder)
-    return TrainingRows(train, validation, counts, sft, {"sample": sample})
+    trainer_class = partial(CompletionLossTrainer, titles_only=sft.completion_only)
+    return TrainingRows(train, validation, counts, sft, {"trainer_class": trainer_class, "sample": sample})
 
 
 def load_start(model: ModelSettings, sft: SftSettings) -> tuple[PreTrainedModel, Factors | None]:
@@ -178,6 +181,8 @@ def check_settings(data: DataSettings, prompt: PromptSettings, sft: SftSettings)
         )
     if sft.adapter_dir is None:
         raise BigrecError("no folder given for the adapter: name one with --run_dir or --adapter_dir")
+    if read_temperature(sft.trie_temperature) != 1 and sft.loss != "trie":
+        raise BigrecError(f"trie_temperature {sft.trie_temperature} needs the loss trie (section sft): set loss trie")
     listed = prompt.train_prompt == TITLE_LIST
     if sft.objective == "pairs":
         if listed:
@@ -210,6 +215,9 @@ def training_settings(
     start = {}  # without init_adapter nothing is added, so that adapters of earlier releases are kept
     if sft.init_adapter is not None:
         start = {"init_adapter": sft.init_adapter, "init_adapter_content": start_fingerprint(sft.init_adapter)}
+    left_out = {"adapter_dir", "init_adapter"}
+    if read_temperature(sft.trie_temperature) == 1:  # changes nothing: adapters older than the setting are kept
+        left_out.add("trie_temperature")
     return {
         "seed": run.seed,
         "dataset": data.dataset,
@@ -225,6 +233,6 @@ def training_settings(
         "max_history": prompt.max_history,
         "max_length": prompt.max_length,
         "short_titles": prompt.short_titles,
-        **{key: value for key, value in vars(sft).items() if key not in ("adapter_dir", "init_adapter")},
+        **{key: value for key, value in vars(sft).items() if key not in left_out},
         **start,
     }

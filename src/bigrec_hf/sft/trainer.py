@@ -28,6 +28,7 @@ from bigrec_hf.common.processes import process_state
 from bigrec_hf.models.checkpoints import ExactResume, last_checkpoint
 from bigrec_hf.models.loading import keep_trainable_precise, mend_names
 from bigrec_hf.sft.callbacks import OneLine, TimeLimit
+from bigrec_hf.sft.nats import NatsPerTarget, best_nats
 from bigrec_hf.sft.sample import Sample, ShowSample
 from bigrec_hf.sft.shared_prefix import MergedBatch, draws_at_random, merge_batch, use_shared_attention
 
@@ -38,7 +39,7 @@ TOLERANCE = 1e-4  # relative, in float32
 ROUNDED_TOLERANCE = 2e-2  # where weights or arithmetic are rounded: the order of sums matters
 
 
-class CompletionLossTrainer(ExactResume, SFTTrainer):
+class CompletionLossTrainer(NatsPerTarget, ExactResume, SFTTrainer):
     """SFTTrainer whose CPU loss computes logits at supervised positions only, and the batch's common prefix once.
 
     On CUDA, TRL's fused head already skips unsupervised positions. Elsewhere it projects every position onto the
@@ -54,9 +55,11 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
     train_dataset: Dataset
     eval_dataset: Dataset | None
 
-    def __init__(self, model: PreTrainedModel, *args: Any, **options: Any):
+    def __init__(self, model: PreTrainedModel, *args: Any, titles_only: bool = True, **options: Any):
+        """`titles_only`: the labels are those of the title alone, so that its loss is -log p(title)."""
         mend_names(model)
         super().__init__(model, *args, **options)
+        self.titles_only = titles_only
         keep_trainable_precise(self.model)
         self.draws = draws_at_random(self.base())
         self.lean, self.shares = False, False
@@ -141,11 +144,17 @@ class CompletionLossTrainer(ExactResume, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch, as of SFTTrainer, with the outputs if `return_outputs`."""
         if not self.lean:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self._sums is not None and self.titles_only and self.has_plain_loss():
+                mean = found[0] if return_outputs else found
+                self.add_nats(mean * (inputs["labels"][:, 1:] != IGNORED).sum(), n_examples(inputs))
+            return found
         merged = None
         if self.shares and set(inputs) == BATCH_KEYS and not (self.model.training and self.draws):
             merged = merge_batch(**inputs, ignored=IGNORED)
         loss, count, outputs = lean_loss(model, inputs, merged)
+        if self.titles_only:
+            self.add_nats(loss, n_examples(inputs))
         loss = loss / torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all processes
@@ -179,6 +188,12 @@ def longest_batch(trainer: CompletionLossTrainer) -> dict[str, torch.Tensor]:
     examples = [data[row] for _, data, row in rows[: 1 if trainer.padding_free else MEASURED_ROWS]]
     wanted: list[str] = trainer._signature_columns or []
     return trainer.data_collator([{name: e[name] for name in wanted if name in e} for e in examples])
+
+
+def n_examples(inputs: dict[str, torch.Tensor]) -> int:
+    """The number of examples in a batch: of its rows, or of the examples in one long row, which begin at position 0."""
+    places = inputs.get("position_ids")
+    return inputs["labels"].shape[0] if places is None else int((places == 0).sum())
 
 
 def lean_loss(
@@ -263,6 +278,7 @@ def train_adapter(
         "epochs_done": trainer.state.epoch,
         "train_loss": result.training_loss,
         "best_eval_loss": trainer.state.best_metric,
+        "best_nats_per_target": best_nats(trainer.state.log_history),
         "history": trainer.state.log_history,
     }
     return trainer, record
