@@ -28,3 +28,5 @@ def test_the_site_builds_and_needs_no_other_server(tmp_path):
     assert not loaded
     api = (tmp_path / "docs" / "api" / "index.html").read_text(encoding="utf-8")
     assert 'id="bigrec_hf.Recommender.recommend"' in api
+    notebook = (tmp_path / "docs" / "notebooks" / "own_data" / "index.html").read_text(encoding="utf-8")
+    assert "prepare_frame" in notebook and 'href="../read_a_run/"' in notebook
