@@ -55,6 +55,7 @@ MISTAKES = {
     f"{TABLE} books.csv --k_core 50 --output_dir o": "is left after dropping",
     "prepare --source movielens --raw_dir . --output_dir o": "expected one items file, found none of movies.dat",
     "rerank --texts scores": "'scores': the stage `pool` combines title probabilities",
+    f"{TABLE} books.csv --output_dir taken": "taken is neither empty nor a prepared set",
     "sft --config key.yaml": "did you mean 'learning_rate'?",
     "sft --config twice.yaml": "the key 'sft' occurs twice: remove one",
     "sft --config tab.yaml": "recipe 'tab.yaml' is not valid YAML",
@@ -108,6 +109,8 @@ MISTAKES = {
 def test_a_mistake_is_answered_in_one_line(line, tmp_path, monkeypatch, capfd):
     for name, content in FILES.items():
         Path(tmp_path / name).write_text(content)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("x")
     monkeypatch.chdir(tmp_path)
     assert cli.main(shlex.split(line)) == 2
     said = capfd.readouterr().err.strip().splitlines()

@@ -45,7 +45,7 @@ STAGES = {
         ("prepare",),
         "raw ratings or reviews -> prepared data set",
         "prepared_dir",
-        (("hub_dataset", "--dataset"),),
+        (("hub_dataset", "--dataset"), ("overwrite_prepared", "--overwrite")),
     ),
     "sft": Stage("sft.stage", ("run", "data", "model", "prompt", "sft"), "LoRA fine-tuning -> adapter", "adapter_dir"),
     "grpo": Stage(

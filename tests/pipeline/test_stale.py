@@ -201,6 +201,24 @@ def test_a_prepared_set_that_was_changed_is_refused_until_it_is_prepared_again(p
     )
 
 
+def test_a_shared_set_of_other_settings_is_not_replaced_by_a_run(place, capsys):
+    prepared = ["prepare", "--source", "movielens", "--raw_dir", "raw", "--output_dir", "shared", "--min_history", "3"]
+    assert cli.main(prepared) == 0
+    before = Path("shared/facts.json").read_bytes()
+    flags = ["--prepared_dir", "shared", "--run_dir", "other"]
+    assert cli.main(["run", "--config", "recipe.yaml", *flags]) == 2
+    assert "shared holds another prepared set (min_history 3 -> 0): " in capsys.readouterr().err
+    assert Path("shared/facts.json").read_bytes() == before
+
+
+def test_the_runs_own_set_follows_its_files(place):
+    with Path("raw/ratings.csv").open("a") as file:
+        file.write("1,20,5.0,2000000\n")
+    before = stages()["prepare"]["outputs"]
+    run()
+    assert stages()["prepare"]["outputs"] != before
+
+
 def test_from_prepare(place):
     before = contents()
     run("--from", "prepare")

@@ -217,7 +217,7 @@ def test_d3_cleans_and_refuses_titles_of_any_source(tmp_path):
     assert facts["interactions"] == {"raw": 6, "dropped": {"title refused by d3": 2}, "kept": 4}
     assert facts["protocol"]["date_from"] == "2017-10-01"
     with pytest.raises(BigrecError, match="is left after dropping"):
-        prepare_dataset("movielens", tmp_path, tmp_path / "set", preset="d3", min_items=9)
+        prepare_dataset("movielens", tmp_path, tmp_path / "other", preset="d3", min_items=9)
 
 
 def test_a_file_cut_by_a_lazy_reader_gives_the_set_that_date_from_gives(tmp_path):
@@ -278,24 +278,40 @@ def test_repeated_targets_and_duplicates_are_reported(tmp_path):
 # --- reruns and interruptions -----------------------------------------------------------------------------------------
 
 
-def test_an_unchanged_set_is_kept_and_a_changed_one_replaced(raw, tmp_path, capsys):
+def test_an_unchanged_set_is_kept_and_a_changed_one_replaced_on_request(raw, tmp_path, capsys):
     target = tmp_path / "set"
     prepare_dataset("movielens", raw, target, window=1)
     before, inode = contents(target), target.stat().st_ino
     prepare_dataset("movielens", raw, target, window=1)
     assert target.stat().st_ino == inode
     assert "kept" in capsys.readouterr().out
-    prepare_dataset("movielens", raw, target, window=2)
+    with pytest.raises(BigrecError, match=r"set \(window 1 -> 2\): write to another folder .* it with --overwrite"):
+        prepare_dataset("movielens", raw, target, window=2)
+    assert contents(target) == before
+    prepare_dataset("movielens", raw, target, window=2, overwrite_prepared=True)
     assert facts_of(target)["max_history"] == 2
-    prepare_dataset("movielens", raw, target, window=1)
+    prepare_dataset("movielens", raw, target, window=1, overwrite_prepared=True)
     assert contents(target) == before  # nothing depends on time or place
     (raw / "ratings.dat").write_text(RATINGS + "c::3::1::2\n")
-    prepare_dataset("movielens", raw, target, window=1)
+    with pytest.raises(BigrecError, match=r"set \(ratings.dat has other content\)"):
+        prepare_dataset("movielens", raw, target, window=1)
+    prepare_dataset("movielens", raw, target, window=1, overwrite_prepared=True)
     assert facts_of(target)["interactions"]["raw"] == 8
     (target / "data/items/train.parquet").write_bytes(b"damaged")
     prepare_dataset("movielens", raw, target, window=1)
     assert len(load_catalog(target)) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "tiny"]
+
+
+def test_a_set_of_an_earlier_release_had_the_defaults_and_its_name_does_not_count(raw, tmp_path):
+    target = prepare_dataset("movielens", raw, tmp_path / "set", window=1)
+    facts = facts_of(target)
+    del facts["settings"]["k_core"]
+    (target / "facts.json").write_text(json.dumps(facts))
+    prepare_dataset("movielens", raw, target, window=1, dataset_name="other")
+    assert facts_of(target)["name"] == "other"
+    with pytest.raises(BigrecError, match=r"\(k_core 0 -> 2\)"):
+        prepare_dataset("movielens", raw, target, window=1, k_core=2)
 
 
 def test_a_folder_that_is_no_prepared_set_is_never_touched(raw, tmp_path):
@@ -315,7 +331,7 @@ def test_a_failure_leaves_the_old_set_and_no_temporary_folder(raw, tmp_path):
     before = contents(target)
     (raw / "ratings.dat").write_text("broken\n")
     with pytest.raises(BigrecError, match=r"ratings\.dat:1"):
-        prepare_dataset("movielens", raw, target, window=1)
+        prepare_dataset("movielens", raw, target, window=1, overwrite_prepared=True)
     assert contents(target) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "tiny"]
 
@@ -339,7 +355,7 @@ elif stop_at == "facts.json":
     pathlib.Path.write_text = lambda p, *a, **k: die() if p.name == "facts.json" else write_text(p, *a, **k)
 else:
     pathlib.Path.replace = die
-stage.prepare_dataset("movielens", raw, target, window=1)
+stage.prepare_dataset("movielens", raw, target, window=1, overwrite_prepared=True)
 """
     target = tmp_path / "set"
     if stop_at == "rename":  # an older set is being replaced
@@ -349,9 +365,9 @@ stage.prepare_dataset("movielens", raw, target, window=1)
     assert list(tmp_path.glob(".set.*"))
     if stop_at == "rename":  # the older set is not lost, even if the next run fails
         with pytest.raises(BigrecError, match="has enough items"):
-            prepare_dataset("movielens", raw, target, min_history=50)
+            prepare_dataset("movielens", raw, target, min_history=50, overwrite_prepared=True)
         assert facts_of(target)["max_history"] == 2
-    prepare_dataset("movielens", raw, target, window=1)
+    prepare_dataset("movielens", raw, target, window=1, overwrite_prepared=True)
     got = contents(target)
     assert got == expected
     assert not list(tmp_path.glob(".set.*"))
@@ -379,7 +395,9 @@ def test_the_command_line_prepares_and_prints_errors_in_one_line(raw, tmp_path, 
     ]
     assert len(json.loads((tmp_path / "json/train.json").read_text())) == 3
     capsys.readouterr()
-    assert run_cli(arguments) != 0
+    assert run_cli(arguments) == 2
+    assert "holds another prepared set (window 1 -> 0)" in capsys.readouterr().err
+    assert run_cli([*arguments, "--overwrite"]) == 2
     message = capsys.readouterr().err.strip()
     assert "none of 3 users has enough items" in message
     assert len(message.splitlines()) == 1

@@ -15,6 +15,7 @@ from bigrec_hf.settings.recipes import read_recipe
 
 DECIDING = ("prepare", "data", "model", "prompt", "sft", "generate")  # what a run is; the rest ranks and scores it anew
 DERIVED = {"prepared_dir", "adapter_dir", "grpo_adapter_dir"}  # follow from the run folder
+PERMITTING = {"overwrite_prepared"}  # decide nothing about the content
 
 
 def changed_settings(folder: Path, sections: RunSections) -> dict[str, tuple[Any, Any]]:
@@ -30,7 +31,7 @@ def changed_settings(folder: Path, sections: RunSections) -> dict[str, tuple[Any
         usual = asdict(SECTIONS[section]())
         for item in fields(SECTIONS[section]):
             before, after = old.get(section, {}).get(item.name, usual[item.name]), new[item.name]
-            if item.name in DERIVED or before == after:
+            if item.name in DERIVED | PERMITTING or before == after:
                 continue
             if item.name in ("dataset", "catalog"):  # the same place may be spelled in several ways
                 places = _places(before, old.get("run", {}).get("run_dir")), _places(after, sections.run.run_dir)

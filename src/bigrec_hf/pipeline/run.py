@@ -22,7 +22,7 @@ from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.ground.index import INDEX_FILES, index_mark, open_index
 from bigrec_hf.models.encoder import encoder_name
 from bigrec_hf.models.identity import ADAPTER_CONTENT, TRAINING_FILE, adapter_fingerprint, model_revision
-from bigrec_hf.pipeline.protect import check_replaced
+from bigrec_hf.pipeline.protect import PERMITTING, check_replaced
 from bigrec_hf.pipeline.rankers import check_rankers, generated_files, ranking_options, run_rankers
 from bigrec_hf.pipeline.seeds import run_seeds
 from bigrec_hf.pipeline.steps import Steps
@@ -143,13 +143,24 @@ def read_inputs(sections: RunSections) -> Inputs:
 
 
 def prepare(steps: Steps, sections: RunSections) -> None:
-    """Prepare the data set, if the recipe names raw files."""
-    settings = sections.prepare
+    """Prepare the data set, if the recipe names raw files.
+
+    A set in the run's own folder is made again if its files have changed; one elsewhere, which others may use, only
+    with `overwrite` or `from_stage`.
+    """
+    settings, run_dir = sections.prepare, Path(str(sections.run.run_dir)).absolute()
     if settings.source:
+        place = Path(str(settings.prepared_dir)).absolute()
+        own = place.parent in (run_dir, run_dir.parent if run_dir.name.startswith("seed-") else run_dir)
+        wanted = sections.pipeline.overwrite or sections.pipeline.from_stage is not None
+        allowed = replace(settings, overwrite_prepared=settings.overwrite_prepared or own or wanted)
         steps.do(
             "prepare",
-            lambda: prepare_stage.main(settings),
-            depends=[asdict(settings), raw_mark(settings)],
+            lambda: prepare_stage.main(allowed),
+            depends=[
+                {key: value for key, value in asdict(settings).items() if key not in PERMITTING},
+                raw_mark(settings),
+            ],
             outputs=[Path(str(settings.prepared_dir)) / name for name in (FACTS_FILE, *PREPARED_FILES)],
         )
 

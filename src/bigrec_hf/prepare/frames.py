@@ -15,7 +15,8 @@ def prepare_frame(interactions: Any, prepared_dir: str | Path, items: Any = None
 
     `interactions`, `items` (id and title; without it, titles are in `interactions`): frames of pandas, polars or Arrow,
     columns found as those of `--source tabular`. `options`: the other settings of `prepare`, e.g. `noun="books"`,
-    `user_column="reader"`. Returns `prepared_dir`. Raises BigrecError as `prepare` does.
+    `user_column="reader"`, or `overwrite_prepared=True` to replace the set of another table. Returns `prepared_dir`.
+    Raises BigrecError as `prepare` does.
     """
     with temporary_folder() as folder:
         for name, frame in (("interactions", interactions), ("items", items)):

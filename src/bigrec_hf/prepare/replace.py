@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import is_running
+from bigrec_hf.common.files import is_running, read_record
 from bigrec_hf.data.examples import FACTS_FILE
+from bigrec_hf.settings import PrepareSettings
 
 
 def temporary_sibling(target: Path) -> Path:
@@ -37,6 +40,34 @@ def check_replaceable(target: Path) -> None:
     if target.is_dir() and any(target.iterdir()) and not (target / FACTS_FILE).is_file() and not _is_remainder(target):
         raise BigrecError(
             f"{target} is neither empty nor a prepared set (no {FACTS_FILE}): choose another prepared_dir"
+        )
+
+
+def check_same_set(target: Path, fingerprint: dict[str, Any]) -> None:
+    """Raise BigrecError if `target` is a readable prepared set of other files or settings than `fingerprint` has.
+
+    Only what changes the content counts, not the name of the set; settings of later releases had their default.
+    """
+    facts = read_record(target / FACTS_FILE)
+    old, old_files = facts.get("settings"), facts.get("sha256")
+    if not isinstance(old, dict) or not isinstance(old_files, dict):
+        return
+    usual, new, files = asdict(PrepareSettings()), fingerprint["settings"], fingerprint["sha256"]
+    changed = [
+        f"{name} {old.get(name, usual[name])!r} -> {value!r}"
+        for name, value in new.items()
+        if name != "dataset_name" and old.get(name, usual[name]) != value
+    ]
+    if sorted(old_files.values()) != sorted(files.values()):
+        if sorted(old_files) == sorted(files):
+            names = ", ".join(name for name in files if files[name] != old_files[name])
+            changed.append(f"{names} has other content")
+        else:
+            changed.append(f"made from {', '.join(old_files)}, not {', '.join(files)}")
+    if changed:
+        raise BigrecError(
+            f"{target} holds another prepared set ({'; '.join(changed)}): write to another folder with --output_dir, "
+            "or replace it with --overwrite"
         )
 
 

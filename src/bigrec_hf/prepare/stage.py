@@ -35,7 +35,7 @@ from bigrec_hf.prepare.protocols import (
 )
 from bigrec_hf.prepare.read import TABLES, downloaded, read_ready, read_source, source_files
 from bigrec_hf.prepare.reference_json import export_reference_json
-from bigrec_hf.prepare.replace import check_replaceable, put_in_place, remove_stale, temporary_sibling
+from bigrec_hf.prepare.replace import check_replaceable, check_same_set, put_in_place, remove_stale, temporary_sibling
 from bigrec_hf.prepare.sources.base import RawData
 from bigrec_hf.prepare.splits import ExampleRanges, Sequences, build_sequences, split_examples, users_with_example
 from bigrec_hf.settings import PrepareSettings
@@ -57,14 +57,18 @@ FORMAT = 1  # incremented whenever the same input would give another prepared se
 DEFAULT_PRESETS = dict.fromkeys(("tabular", "hub", "sequences", "windows"), "leave-one-out")
 PUBLISHED = ("movielens", "amazon")  # sources whose files others publish
 # settings for locations and side effects, which do not change the prepared set
-PLACES = ("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json")
+PLACES = (
+    *("raw_dir", "prepared_dir", "ratings_file", "items_file", "download", "export_reference_json"),
+    "overwrite_prepared",
+)
 
 
 def prepare_dataset(source: str, raw_dir: str | Path | None, prepared_dir: str | Path, **options: Any) -> Path:
     """Write the prepared set of `raw_dir` to `prepared_dir` and return that folder.
 
     `options` are the other fields of `PrepareSettings`. An existing set made from the same bytes with the same settings
-    is kept. Raises BigrecError for bad settings, bad files, or a `prepared_dir` that is not a prepared set.
+    is kept; one of other bytes or settings is replaced if `overwrite_prepared` is true. Raises BigrecError for it
+    otherwise, for bad settings, bad files, or a `prepared_dir` that is not a prepared set.
     """
     settings = PrepareSettings(
         source=source, raw_dir=str(raw_dir) if raw_dir else None, prepared_dir=str(prepared_dir), **options
@@ -88,6 +92,8 @@ def _prepare(settings: PrepareSettings, protocol: Protocol, target: Path) -> Pat
     if facts is not None:
         _say(f"{target} is up to date (same raw files, same settings): kept")
     else:
+        if not settings.overwrite_prepared:
+            check_same_set(target, fingerprint)
         started = time.perf_counter()
         facts = _write_atomically(target, files, protocol, settings, fingerprint)
         _say(f"wrote {target} in {time.perf_counter() - started:.1f} s")

@@ -38,6 +38,11 @@ class PrepareSettings:
         choices=("bigrec-movie", "bigrec-game", "leave-one-out", "d3"),
     )
     prepared_dir: str | None = setting(None, "folder to write the prepared data set to")
+    overwrite_prepared: bool = setting(
+        False,
+        "replace a prepared set of other files or settings in that folder; without it, `prepare` lists what differs "
+        "and stops",
+    )
     encoding: str | None = setting(None, "text encoding of the raw files (default: the format's own)")
     ratings_file: str | None = setting(None, "file of interactions (default: found in raw_dir by its usual name)")
     items_file: str | None = setting(None, "file of items (default: found in raw_dir by its usual name)")

@@ -103,6 +103,9 @@ def test_another_folder_of_the_same_name_is_not_taken_from_a_cache(tmp_path, lib
     options = {"hub_config": "loans", "hub_items": "books", "user_column": "reader"}
     prepare_dataset("hub", None, tmp_path / "one", hub_dataset=str(library), **options)
     BOOKS.with_columns(title=pl.lit("New ") + pl.col("title")).write_csv(library / "books/train.csv")
+    with pytest.raises(BigrecError, match=r"holds another prepared set \(items.parquet has other content\)"):
+        prepare_dataset("hub", None, tmp_path / "one", hub_dataset=str(library), **options)
+    options["overwrite_prepared"] = True
     prepared = prepare_dataset("hub", None, tmp_path / "one", hub_dataset=str(library), **options)
     titles = pl.read_parquet(prepared / "data/items/train.parquet")["title"].to_list()
     assert titles == ["New Emma", "New Dracula", "New Ulysses"]
