@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from bigrec_hf.hub.recommender import Recommender
     from bigrec_hf.prepare.frames import prepare_frame
     from bigrec_hf.recommend.serve import recommend_frame
+    from bigrec_hf.score.frames import evaluate_frame
 
-__all__ = ["Recommender", "__version__", "prepare_frame", "recommend_frame"]
+__all__ = ["Recommender", "__version__", "evaluate_frame", "prepare_frame", "recommend_frame"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from bigrec_hf.recommend.serve import recommend_frame
 
         return recommend_frame
+    if name == "evaluate_frame":
+        from bigrec_hf.score.frames import evaluate_frame
+
+        return evaluate_frame
     if name == "prepare_frame":
         from bigrec_hf.prepare.frames import prepare_frame
 

@@ -199,3 +199,62 @@ def test_a_published_adapter_serves_new_users(hub, dense_run, tiny_model_dir, us
         recommend(*where, "--histories", users_file, "--output", tmp_path / file)
     there, here = pl.read_parquet(tmp_path / "there.parquet"), pl.read_parquet(tmp_path / "here.parquet")
     assert there.equals(here) and there["fallback"].sum() == 10
+
+
+# --- categories -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """Items 1 to 20 with their genres, and one that the catalog lacks."""
+    genres = [["Drama|Comedy", "Drama", "War"][row % 3] for row in range(len(TITLES))]
+    table = pl.DataFrame({"movieId": [str(row + 1) for row in range(len(TITLES))], "genres": genres})
+    table = pl.concat([table, pl.DataFrame({"movieId": ["999"], "genres": ["Comedy"]})])
+    folder = tmp_path_factory.mktemp("shelf")
+    table.write_csv(folder / "movies.csv")
+    table.with_columns(kinds=pl.col("genres").str.split("|")).drop("genres").write_parquet(folder / "movies.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        (("movies.csv", "--category", "comedy"), {0}),
+        (("movies.csv", "--category", "Drama", "--category_column", "genres"), {0, 1}),
+        (("movies.csv", "--category", "Comedy", "War"), {0, 2}),
+        (("movies.parquet", "--category", "War", "--category_column", "kinds"), {2}),
+    ],
+)
+@pytest.mark.parametrize("ranker", ["finetuned", "popularity"])
+def test_only_items_of_a_category(dense_run, shelf, tmp_path, capsys, flags, kept, ranker):
+    output = tmp_path / "recs.parquet"
+    file, *rest = flags
+    same = ["--run_dir", dense_run, "--users", "all", "--top_k", 20, "--ranker", ranker, "--include_seen"]
+    recommend(*same, "--output", output, "--candidates", shelf / file, *rest)
+    found = pl.read_parquet(output)
+    wanted = {str(row + 1) for row in range(len(TITLES)) if row % 3 in kept}
+    assert set(found["item_id"]) == wanted and found.group_by("user").len()["len"].unique().to_list() == [len(wanted)]
+    said = f"recommend: {len(wanted)} items of {', '.join(rest[1:]).split(', --')[0]}"
+    assert said + (", 1 are not in the catalog" if 0 in kept and "Drama" not in rest else "") in capsys.readouterr().out
+    (tmp_path / "ids.txt").write_text("\n".join(sorted(wanted)))
+    recommend(*same, "--output", tmp_path / "ids.parquet", "--candidates", tmp_path / "ids.txt")
+    assert pl.read_parquet(tmp_path / "ids.parquet").equals(found)
+
+
+def test_categories_that_are_not_there(dense_run, shelf, tmp_path, capsys):
+    same = ["--run_dir", dense_run, "--history", TITLES[0], "--ranker", "popularity"]
+    for flags, words in (
+        (("--category", "Comedy"), "give --candidates FILE, a table of items with their categories"),
+        (("--category_column", "genres", "--candidates", shelf / "movies.csv"), "give --category"),
+        (
+            ("--category", "Comdy", "--candidates", shelf / "movies.csv"),
+            "no item has 'Comdy' in the column genres: did",
+        ),
+        (("--category", "Qqq", "--candidates", shelf / "movies.csv"), "it has Drama, Comedy, War"),
+        (("--category", "War", "--candidates", shelf / "movies.parquet"), "name it with --category_column"),
+    ):
+        recommend(*same, *flags, code=2)
+        assert words in capsys.readouterr().err
+    (tmp_path / "other.csv").write_text("item_id,genre\n777,War\n")
+    recommend(*same, "--category", "War", "--candidates", tmp_path / "other.csv", code=2)
+    assert "none of the 1 items of War is in the catalog" in capsys.readouterr().err

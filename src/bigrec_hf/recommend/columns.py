@@ -91,7 +91,7 @@ def histories_of(
         if frame[user].is_duplicated().any():
             twice = frame[user].filter(frame[user].is_duplicated())[0]
             raise BigrecError(f"{place}: the user {twice!r} has two histories: keep one of the rows")
-        return frame[user], [_split(value, separator) for value in frame[item].to_list()], titled
+        return frame[user], [split_cell(value, separator) for value in frame[item].to_list()], titled
     if frame[item].null_count():
         row = int(frame[item].is_null().arg_max() or 0)
         raise BigrecError(f"{place}: row {row}: {item} is missing: fill it in, or remove the row")
@@ -110,7 +110,7 @@ def _holds_lists(values: pl.Series, name: str) -> bool:
     return plain(name) in ("history", "historytitles", "items", "titles") or str(first).startswith('["')
 
 
-def _split(value: Any, separator: str) -> list[str]:
+def split_cell(value: Any, separator: str) -> list[str]:
     """The items of one cell."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return []

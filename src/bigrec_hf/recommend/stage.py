@@ -26,16 +26,26 @@ from bigrec_hf.data.catalog import catalog_sha256
 from bigrec_hf.data.run_folder import existing_run
 from bigrec_hf.hub.bundle import METHOD
 from bigrec_hf.hub.histories import candidate_rows
+from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.recommend.columns import ColumnNames, histories_of, read_table_file
 from bigrec_hf.recommend.output import check_output, is_done, record_file, shown, write_rows
 from bigrec_hf.recommend.rankers import Rankers
 from bigrec_hf.recommend.serve import recommend_part, recommend_shards
-from bigrec_hf.recommend.users import Users, dataset_users, describe_unknown, match_items, read_names, why_unknown
+from bigrec_hf.recommend.users import (
+    Users,
+    dataset_users,
+    describe_unknown,
+    match_items,
+    read_category,
+    read_names,
+    why_unknown,
+)
 from bigrec_hf.settings.ray import NO_ACTORS, RaySettings
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from bigrec_hf.data.catalog import Catalog
     from bigrec_hf.settings import RecommendSettings
 
 
@@ -61,7 +71,7 @@ def main(recommend: RecommendSettings, ray: RaySettings = NO_ACTORS) -> None:
         print(f"recommend: {n_fallback:,} users have no known title: they get the most popular items (column fallback)")
         if rankers.train_counts is None:
             rankers.popularity(0, None)  # type: ignore[arg-type]  # raises
-    candidates = candidate_rows(read_names(Path(s.candidates), "item"), rankers.catalog) if s.candidates else None
+    candidates = read_candidates(s, rankers.catalog)
     if output is None:
         rank, seen = rankers.rank(s.ranker), not s.include_seen
         rows = recommend_part(rankers, rank, users, s.recommend_top_k, exclude_seen=seen, candidates=candidates)
@@ -69,6 +79,26 @@ def main(recommend: RecommendSettings, ray: RaySettings = NO_ACTORS) -> None:
     if s.recommend_engine == "ray" and not ray.num_actors:
         ray = replace(ray, num_actors=1)
     write_file(output, s, ray, rankers, users, candidates, facts | {"items_are": kind})
+
+
+def read_candidates(s: RecommendSettings, catalog: Catalog) -> np.ndarray | None:
+    """The catalog rows to choose from, (m,) int64; None for all. Of a table of categories, items that the catalog lacks
+    are counted and left out. Raises BigrecError if none is left."""
+    if not s.candidates:
+        return None
+    if not s.category:
+        return candidate_rows(read_names(Path(s.candidates), "item"), catalog)
+    names = read_category(Path(s.candidates), s.category_column, s.category)
+    ids = set(catalog.item_ids)
+    known = [name for name in names if name in ids or clean_title(name) in catalog.rows_by_title]
+    wanted = ", ".join(s.category)
+    if not known:
+        raise BigrecError(
+            f"{s.candidates}: none of the {len(names)} items of {wanted} is in the catalog: check its ids"
+        )
+    left_out = f", {len(names) - len(known):,} are not in the catalog" if len(known) < len(names) else ""
+    print(f"recommend: {len(known):,} items of {wanted}{left_out}")
+    return candidate_rows(known, catalog)
 
 
 def check_inputs(s: RecommendSettings) -> None:
@@ -84,6 +114,9 @@ def check_inputs(s: RecommendSettings) -> None:
     if len(given) != 1:
         what = "no users given" if not given else f"{' and '.join(given)} are both given"
         raise BigrecError(f"{what}: give one of --histories FILE, --users all (or a file), --history TITLE ...")
+    if (s.category or s.category_column) and not (s.candidates and s.category):
+        missing = "--candidates FILE, a table of items with their categories" if s.category else "--category"
+        raise BigrecError(f"--category and --category_column choose among the items of a table: give {missing}")
     if not s.history and not s.recommend_output:
         raise BigrecError("no place to write to: give --output recs.parquet (or .csv, .jsonl)")
 

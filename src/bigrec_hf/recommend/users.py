@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.earlier import user_sequences
 from bigrec_hf.hub.histories import did_you_mean
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.recommend.columns import ITEMS, TITLES, USERS, column_of, read_table_file
+from bigrec_hf.recommend.columns import ITEMS, TITLES, USERS, column_of, read_table_file, split_cell
 from bigrec_hf.recommend.rankers import Histories
 
 KINDS = ("auto", "titles", "ids")
+CATEGORIES = ("category", "categories", "genre", "genres", "tags", "type", "department")  # usual names, as `plain`
 SHOWN = 3  # unknown titles that are named with the nearest known ones
 
 
@@ -116,6 +118,27 @@ def read_names(path: Path, what: str) -> list[str]:
     if not found:
         raise BigrecError(f"{path} is empty: give at least one {what}")
     return found
+
+
+def read_category(path: Path, column: str | None, wanted: Sequence[str]) -> list[str]:
+    """Distinct items of a table that are in any of the `wanted` categories, whatever their case, in its order.
+
+    `column`: that of the categories (None: found by its name); a cell holds one, a list, or several separated by |.
+    Raises BigrecError for columns that are not found, and for a category that no item has.
+    """
+    frame = read_table_file(path)
+    place = column_of(frame, column, CATEGORIES, str(path), "category")
+    item = column_of(frame.drop(place), None, ("itemid", *ITEMS, *TITLES), str(path), "item")
+    cells = [split_cell(cell, "|") for cell in frame[place].to_list()]
+    known = Counter(category.strip() for cell in cells for category in cell if category.strip())
+    asked = {category.strip().casefold(): category for category in wanted}
+    missing = [asked[key] for key in asked if key not in {name.casefold() for name in known}]
+    if missing:
+        near = difflib.get_close_matches(missing[0], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(n for n, _ in known.most_common(10))}"
+        raise BigrecError(f"{path}: no item has {missing[0]!r} in the column {place}: {hint}")
+    chosen = pl.Series([any(part.strip().casefold() in asked for part in cell) for cell in cells], dtype=pl.Boolean)
+    return list(dict.fromkeys(frame[item].filter(chosen).drop_nulls().cast(pl.String).to_list()))
 
 
 def describe_unknown(users: Users, catalog: Catalog, kind: str) -> list[str]:

@@ -96,6 +96,9 @@ def list_rankings(
         if missing:
             raise BigrecError(f"{place}: {missing[0]!r} has no target in the file of --targets ({len(missing)} of {n})")
         truth = [targets[query] for query in ids]
+        if len(set(ids)) < len(targets):
+            left = f"{len(targets) - len(set(ids)):,} of {len(targets):,} users with a target"
+            print(f"evaluate: {left} have no list in {place} and do not count", file=sys.stderr)
     if truth is not None:
         _, known = item_rows(truth, catalog, semantic_ids)
         unknown = [text for text in truth if clean_title(text) not in known]

@@ -97,27 +97,31 @@ def read_records(path: Path, records: Sequence[Any]) -> Predictions:
 
 def read_prediction_table(path: Path, named: PredictionColumns) -> Predictions:
     """A table of ranked items or texts. Raises BigrecError naming columns or rows that do not fit."""
-    frame = _read_table(path)
-    user = _column(frame, named.user, (*IDS, *USERS), "user", path)
-    target = _column(frame, named.target, TARGETS, "target", path)
-    text = None if named.item is not None else _column(frame, named.text, TEXTS, "text", path)
-    item = text or _column(frame, named.item, (*ITEMS, *TITLES), "item", path)
+    return predictions_of(_read_table(path), named, str(path), path.stem)
+
+
+def predictions_of(frame: pl.DataFrame, named: PredictionColumns, place: str, stem: str) -> Predictions:
+    """The same of a frame. `place`: where it comes from, for errors; `stem`: begins the ids of rows without a user."""
+    user = _column(frame, named.user, (*IDS, *USERS), "user", place)
+    target = _column(frame, named.target, TARGETS, "target", place)
+    text = None if named.item is not None else _column(frame, named.text, TEXTS, "text", place)
+    item = text or _column(frame, named.item, (*ITEMS, *TITLES), "item", place)
     if item is None:
         raise BigrecError(
-            f"{path}: which of the columns {', '.join(frame.columns)} holds the predictions is not clear: name it with "
-            "--item_column (ranked ids or titles) or --text_column (generated texts)"
+            f"{place}: which of the columns {', '.join(frame.columns)} holds the predictions is not clear: name it "
+            "with --item_column (ranked ids or titles) or --text_column (generated texts)"
         )
     if user is None and target is None:
         raise BigrecError(
-            f"{path}: no column of users or example ids among {', '.join(frame.columns)}: name it with --user_column"
+            f"{place}: no column of users or example ids among {', '.join(frame.columns)}: name it with --user_column"
         )
-    score = _column(frame, named.score, SCORES, "score", path)
-    rank = _column(frame, named.rank, RANKS, "rank", path)
-    queries = frame[user].cast(pl.String) if user else pl.Series([f"{path.stem}#{i}" for i in range(frame.height)])
+    score = _column(frame, named.score, SCORES, "score", place)
+    rank = _column(frame, named.rank, RANKS, "rank", place)
+    queries = frame[user].cast(pl.String) if user else pl.Series([f"{stem}#{i}" for i in range(frame.height)])
     holes = [name for name in (user, target) if name is not None and frame[name].null_count()]
     if holes:
         raise BigrecError(
-            f"{path}: row {int(frame[holes[0]].is_null().arg_max() or 0)}: {holes[0]} is missing: fill it"
+            f"{place}: row {int(frame[holes[0]].is_null().arg_max() or 0)}: {holes[0]} is missing: fill it"
         )
     truth = None if target is None else frame[target].cast(pl.String)
     one_row_each = not queries.is_duplicated().any()
@@ -126,13 +130,13 @@ def read_prediction_table(path: Path, named: PredictionColumns) -> Predictions:
         return Predictions(queries.to_list(), entries, None if truth is None else truth.to_list(), text is not None)
     if score is None and rank is None:
         raise BigrecError(
-            f"{path}: {queries.filter(queries.is_duplicated())[0]!r} has several rows but no score or rank orders "
+            f"{place}: {queries.filter(queries.is_duplicated())[0]!r} has several rows but no score or rank orders "
             "them: name it with --score_column or --rank_column"
         )
     order = frame[str(rank or score)].cast(pl.Float64, strict=False)
     if order.null_count():
         at = int(order.is_null().arg_max() or 0)
-        raise BigrecError(f"{path}: row {at}: {order.name} is not a number: fix the row")
+        raise BigrecError(f"{place}: row {at}: {order.name} is not a number: fix the row")
     order = order if rank else -order
     table = pl.DataFrame({"query": queries, "order": order, "item": frame[item].cast(pl.String).fill_null("")})
     table = table if truth is None else table.with_columns(target=truth)
@@ -144,7 +148,7 @@ def read_prediction_table(path: Path, named: PredictionColumns) -> Predictions:
     if truth is not None:
         mixed = grouped.filter(pl.col("target").list.n_unique() > 1)
         if mixed.height:
-            raise BigrecError(f"{path}: {mixed['query'][0]!r} has several targets: keep one per user")
+            raise BigrecError(f"{place}: {mixed['query'][0]!r} has several targets: keep one per user")
         targets = grouped["target"].list.first().to_list()
     return Predictions(grouped["query"].to_list(), grouped["item"].to_list(), targets, text is not None)
 
@@ -155,27 +159,33 @@ def read_targets(path: Path) -> dict[str, str]:
     Raises BigrecError for a query with two targets.
     """
     if path.suffix in TABLES:
-        frame = _read_table(path)
-        user = _column(frame, None, (*IDS, *USERS), "user", path)
-        target = _column(frame, None, (*TARGETS, *ITEMS, *TITLES), "target", path)
-        if user is None or target is None:
-            raise BigrecError(
-                f"{path}: expected a column of users and one of targets, found {', '.join(frame.columns)}"
-            )
-        pairs = list(zip(frame[user].cast(pl.String), frame[target].cast(pl.String), strict=True))
-    else:
-        pairs = []
-        for number, line in enumerate(read_text(path, "utf-8").split("\n"), start=1):
-            fields = line.split()
-            if fields and len(fields) != 4:
-                raise BigrecError(f"{path}:{number}: expected `query 0 item relevance`, found {line[:80]!r}")
-            if fields and fields[3] not in ("0", "0.0"):
-                pairs.append((fields[0], fields[2]))
+        return targets_of(_read_table(path), str(path))
+    pairs = []
+    for number, line in enumerate(read_text(path, "utf-8").split("\n"), start=1):
+        fields = line.split()
+        if fields and len(fields) != 4:
+            raise BigrecError(f"{path}:{number}: expected `query 0 item relevance`, found {line[:80]!r}")
+        if fields and fields[3] not in ("0", "0.0"):
+            pairs.append((fields[0], fields[2]))
+    return _one_each(pairs, str(path))
+
+
+def targets_of(frame: pl.DataFrame, place: str) -> dict[str, str]:
+    """The same of a frame with a column of users and one of targets."""
+    user = _column(frame, None, (*IDS, *USERS), "user", place)
+    target = _column(frame, None, (*TARGETS, *ITEMS, *TITLES), "target", place)
+    if user is None or target is None:
+        raise BigrecError(f"{place}: expected a column of users and one of targets, found {', '.join(frame.columns)}")
+    return _one_each(list(zip(frame[user].cast(pl.String), frame[target].cast(pl.String), strict=True)), place)
+
+
+def _one_each(pairs: Sequence[tuple[str, str]], place: str) -> dict[str, str]:
+    """Query -> target. Raises BigrecError for a query with two."""
     targets: dict[str, str] = {}
     for query, item in pairs:
         if targets.setdefault(query, item) != item:
             raise BigrecError(
-                f"{path}: {query!r} has the targets {targets[query]!r} and {item!r}: keep one per example"
+                f"{place}: {query!r} has the targets {targets[query]!r} and {item!r}: keep one per example"
             )
     return targets
 
@@ -196,9 +206,9 @@ def _read_table(path: Path) -> pl.DataFrame:
     return frame
 
 
-def _column(frame: pl.DataFrame, given: str | None, usual: Sequence[str], role: str, path: Path) -> str | None:
+def _column(frame: pl.DataFrame, given: str | None, usual: Sequence[str], role: str, place: str) -> str | None:
     if given is not None and given not in frame.columns:
-        raise BigrecError(f"{path}: no column {given!r} among {', '.join(frame.columns)}: check --{role}_column")
+        raise BigrecError(f"{place}: no column {given!r} among {', '.join(frame.columns)}: check --{role}_column")
     return given or next((name for wanted in usual for name in frame.columns if plain(name) == wanted), None)
 
 

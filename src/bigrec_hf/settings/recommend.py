@@ -59,6 +59,13 @@ class RecommendSettings:
     candidates: str | None = setting(
         None, "file of item ids or titles, one per line or a table: only these are recommended (default: all)"
     )
+    category: list[str] = setting(
+        [], "of the table of --candidates only the items of these categories, e.g. Comedy Drama (any of them)"
+    )
+    category_column: str | None = setting(
+        None,
+        "its column of categories: a text, a list, or texts separated by | (default: category, genres, ... if there)",
+    )
     overwrite_output: bool = setting(False, "replace an output that another job has written", flag="--overwrite")
     recommend_engine: str = setting(
         "local",
