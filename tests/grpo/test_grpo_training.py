@@ -23,6 +23,7 @@ from bigrec_hf.grpo.rewards import REWARDS
 from bigrec_hf.grpo.trainer import GrpoTrainer
 from bigrec_hf.settings import DataSettings, GrpoSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.sft import stage as sft
+from tests.helpers.processes import flags, run_pair
 from tests.helpers.tiny import tiny_tokenizer
 
 LISTS = PromptSettings(train_prompt="titles", max_length=64, short_titles=True)
@@ -51,10 +52,10 @@ def start(tmp_path_factory, tiny_model_dir, tiny_prepared) -> Path:
     return folder
 
 
-def learn(folder: Path, start: Path, model_dir: str, prepared: str, prompt=LISTS, seed: int = 0, **changes) -> dict:
-    model = ModelSettings(base_model=model_dir, dtype="float32")
+def learn(folder: Path, start: Path, model_dir: str, prepared: str, quantization: str = "none", **changes) -> dict:
+    model = ModelSettings(base_model=model_dir, dtype="float32", quantization=quantization)
     settings = replace(GRPO, start_adapter=str(start), grpo_adapter_dir=str(folder / "new"), **changes)
-    return stage.main(RunSettings(seed=seed), DataSettings(dataset=[prepared]), model, prompt, settings)
+    return stage.main(RunSettings(), DataSettings(dataset=[prepared]), model, LISTS, settings)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -244,3 +245,35 @@ def test_settings_that_do_not_go_together(prompt, changes, words, start, tiny_mo
             RunSettings(), DataSettings(dataset=[tiny_prepared]), model, replace(LISTS, **prompt),
             replace(GRPO, **settings),
         )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantized_bases(quantization, start, tiny_model_dir, tiny_prepared, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    record = learn(
+        tmp_path, start, tiny_model_dir, tiny_prepared, quantization=quantization, group_titles="sample", grpo_epochs=4
+    )
+    assert np.isfinite(curve(record, "eval_loss")).all() and curve(record, "kl")[-1] > 0
+    before, after = weights(start), weights(tmp_path / "new")
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_adapter(start, tiny_model_dir, tiny_prepared, tmp_path):
+    options = {"grpo_epochs": 1, "kl_beta": 0.1, "group_width": 0}
+    alone = learn(tmp_path, start, tiny_model_dir, tiny_prepared, **options)
+    arguments = flags(
+        dataset=tiny_prepared, base_model=tiny_model_dir, dtype="float32", train_prompt="titles", max_length=64,
+        short_titles="true", start_adapter=start, output_dir=tmp_path / "two", group_size=4, grpo_sample=8,
+        grpo_validation_sample=8, grpo_learning_rate=3e-3, grpo_batch_size=4, grpo_micro_batch_size=2, **options,
+    )  # fmt: skip
+    done = run_pair("-m", "bigrec_hf.grpo", *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    together = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert together["n_processes"] == 2 and together["optimizer_steps"] == alone["optimizer_steps"] == 2
+    for name in ("entropy", "reward", "kl"):
+        np.testing.assert_allclose(curve(together, name), curve(alone, name), rtol=0.05, atol=1e-3)
+    a, b = weights(tmp_path / "new"), weights(tmp_path / "two")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-3, rtol=1e-2)
