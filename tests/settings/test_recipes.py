@@ -350,6 +350,9 @@ class TestBuildSettings:
         defaults = build_settings(None, {})
         path = write(tmp_path, "r.yaml", to_yaml(defaults))
         assert build_settings(path, {"run_dir": None})["generate"] == defaults["generate"]
+        for name, section in defaults.items():  # 20 and 20.0 are equal, but not in a fingerprint
+            read = vars(build_settings(path, {})[name])
+            assert all(repr(read[key]) == repr(value) for key, value in vars(section).items() if value is not None)
 
     def test_every_field_has_help(self):
         import argparse

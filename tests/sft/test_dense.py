@@ -111,7 +111,7 @@ def test_a_batch_by_hand():
     examples = [{ROWS: [2, 0], FIRST: 1}, {ROWS: [1], FIRST: 0}]
     batch = DenseCollator([20, 21], TITLES, title_choices(TITLES, trie))(examples)
     assert batch["input_ids"].tolist() == [[20, 21, 7, 8, 9, END, 5, END], [20, 21, 5, 6, END, 0, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, 0], [1, -100]]
+    assert batch["labels"].tolist() == [[-100, -100, 0], [-100, 1, -100]]  # the trainer counts from column 1 on
     # 5 is predicted at 5 (the end of the title before), END or 6 at the 5; in the second row behind the header
     assert batch["positions"].tolist() == [5, 6, 9, 10]
     assert batch["nodes"].tolist()[0] == batch["nodes"].tolist()[2] == 0

@@ -149,7 +149,7 @@ class SftSettings:
     )
     learning_rate: float = setting(1e-4, "peak learning rate (AdamW, linear decay)", above=0)
     warmup_steps: float = setting(
-        20, "warm-up: a number of optimizer steps or, below 1, a fraction of all steps", least=0
+        20.0, "warm-up: a number of optimizer steps or, below 1, a fraction of all steps", least=0
     )
     global_batch_size: int = setting(
         128, "examples per optimizer step, over all processes and accumulation steps", least=1

@@ -153,13 +153,14 @@ class DenseCollator:
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch, all int64, with P losses.
 
-        `input_ids` (B, T); `labels` (B, n), the catalog rows of the targets, -100 elsewhere; `positions` (P,), indices
+        `input_ids` (B, T); `labels` (B, 1 + n), -100 and then the catalog rows of the targets, -100 for other titles:
+        the trainer counts targets from the second column on, as in a language model's labels; `positions` (P,), indices
         into B * T; `nodes` (P,), for the trie loss only; `targets` (P,)."""
         texts = [[*self.header, *(t for row in example[ROWS] for t in self.titles[row])] for example in examples]
         width = max(map(len, texts))
         most = max(len(example[ROWS]) for example in examples)
         input_ids = np.full((len(texts), width), self.pad_id, np.int64)
-        labels = np.full((len(texts), most), -100, np.int64)
+        labels = np.full((len(texts), 1 + most), -100, np.int64)
         positions, nodes, targets = [], [], []
         for number, (example, text) in enumerate(zip(examples, texts, strict=True)):
             input_ids[number, : len(text)] = text
@@ -167,7 +168,7 @@ class DenseCollator:
             for place, row in enumerate(example[ROWS]):
                 title = self.titles[row]
                 if place >= example[FIRST]:
-                    labels[number, place] = row
+                    labels[number, 1 + place] = row
                     if self.choices is None:
                         positions.append(begin + np.arange(len(title)))
                         targets.append(np.asarray(title))
