@@ -198,8 +198,11 @@ def attack_raw_files(raw: dict[str, Path], n: int, seed: int) -> Count:
             shutil.copytree(raw[source], folder)
             file = data.draw(st.sampled_from(sorted(folder.iterdir())))
             file.write_bytes(data.draw(changed_bytes(file.read_bytes())))
+            options = {"overwrite_prepared": True}  # the set of the attempt before
             with contextlib.redirect_stdout(io.StringIO()):
-                count.attempt(f"{source} {file.name}", lambda: prepare_dataset(source, folder, Path(place) / "set"))
+                count.attempt(
+                    f"{source} {file.name}", lambda: prepare_dataset(source, folder, Path(place) / "set", **options)
+                )
 
         attack()
     return count
