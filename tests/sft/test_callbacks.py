@@ -61,7 +61,7 @@ def test_the_clock_goes_on_after_a_kill(tiny_model_dir, tiny_prepared, tmp_path,
 def test_warm_up_comes_first():
     group = {"lr": 0.0, "initial_lr": 1.0}
     limit = TimeLimit(1000)
-    args = SimpleNamespace(get_warmup_steps=lambda steps: 4, lr_scheduler_type="linear")
+    args = SimpleNamespace(get_warmup_steps=lambda steps: 4, warmup_steps=4, lr_scheduler_type="linear")
     for step, expected in ((0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (7, 0.5), (9, 1 / 6)):
         optimizer, schedule = SimpleNamespace(param_groups=[group]), SimpleNamespace(_last_lr=[])
         state = SimpleNamespace(global_step=step, max_steps=10)
@@ -70,12 +70,26 @@ def test_warm_up_comes_first():
         assert schedule._last_lr == [group["lr"]]
 
 
+@pytest.mark.parametrize(
+    ("spent", "step", "expected"), [(0.05, 0, 0.5), (0.0, 49, 0.5), (0.2, 10, 0.8), (0.0, 0, 0.01)]
+)
+def test_a_warm_up_of_a_tenth_is_a_tenth_of_the_time_or_of_the_steps(spent, step, expected, monkeypatch):
+    group, limit = {"lr": 0.0, "initial_lr": 1.0}, TimeLimit(1)
+    monkeypatch.setattr(limit, "spent", lambda: spent)
+    args = SimpleNamespace(get_warmup_steps=lambda steps: 100, warmup_steps=0.1, lr_scheduler_type="linear")
+    optimizer, scheduler = SimpleNamespace(param_groups=[group]), SimpleNamespace(_last_lr=[])
+    limit.on_step_begin(
+        args, SimpleNamespace(global_step=step, max_steps=1000), None, optimizer=optimizer, lr_scheduler=scheduler
+    )
+    assert group["lr"] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("schedule", "expected"), [("linear", 0.25), ("cosine", 0.1464466)])
 def test_the_rate_falls_along_the_schedule_of_the_arguments(schedule, expected, monkeypatch):
     """A quarter of the time is left: 1/4, or (1 + cos(3/4 pi)) / 2."""
     group, limit = {"lr": 0.0, "initial_lr": 1.0}, TimeLimit(1)
     monkeypatch.setattr(limit, "spent", lambda: 0.75)
-    args = SimpleNamespace(get_warmup_steps=lambda steps: 0, lr_scheduler_type=schedule)
+    args = SimpleNamespace(get_warmup_steps=lambda steps: 0, warmup_steps=0, lr_scheduler_type=schedule)
     optimizer, scheduler = SimpleNamespace(param_groups=[group]), SimpleNamespace(_last_lr=[])
     state = SimpleNamespace(global_step=1, max_steps=10)
     limit.on_step_begin(args, state, None, optimizer=optimizer, lr_scheduler=scheduler)

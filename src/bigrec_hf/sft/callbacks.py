@@ -67,8 +67,9 @@ class TimeLimit(TrainerCallback, ExportableState):
     that is the schedule of the arguments, else linearly.
 
     Evaluations and saving count as training time, and so do the minutes before a resumption. The first process's clock
-    counts for all. Replaces the schedule of the optimizer's step count except for its warm-up, and where the last step
-    comes before the limit: the learning rate is then zero after that step.
+    counts for all. Replaces the schedule of the optimizer's step count except for a warm-up of a number of steps, and
+    where the last step comes before the limit: the learning rate is then zero after that step. A warm-up of a fraction
+    of the training is that fraction of the time or of the steps, whichever comes first.
     """
 
     def __init__(self, minutes: float):
@@ -107,12 +108,15 @@ class TimeLimit(TrainerCallback, ExportableState):
     ) -> None:
         """Set the learning rate of the step."""
         assert optimizer is not None and lr_scheduler is not None
-        warmup = args.get_warmup_steps(state.max_steps)
+        warmup, spent = args.get_warmup_steps(state.max_steps), self.spent()
         by_steps = (state.max_steps - state.global_step) / max(1, state.max_steps - warmup)
-        left = min(1.0 - self.spent(), by_steps)
+        left = min(1.0 - spent, by_steps)
         if args.lr_scheduler_type == SchedulerType.COSINE:
             left = (1 - math.cos(math.pi * left)) / 2
-        share = min(left, (state.global_step + 1) / warmup if warmup else 1.0)
+        warm = (state.global_step + 1) / warmup if warmup else 1.0
+        if 0 < args.warmup_steps < 1:  # a fraction: of the time, where the clock is ahead of the steps
+            warm = max(warm, spent / args.warmup_steps)
+        share = min(left, warm, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = share * group["initial_lr"]
         lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what is logged
