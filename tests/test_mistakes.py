@@ -54,6 +54,7 @@ MISTAKES = {
     f"{TABLE} books.csv --date_from 01.02.2024 --output_dir o": "give an ISO date such as 2017-10-01",
     f"{TABLE} books.csv --k_core 50 --output_dir o": "is left after dropping",
     "prepare --source movielens --raw_dir . --output_dir o": "expected one items file, found none of movies.dat",
+    "generate --engine ray": "work in actors on a Ray cluster too: give --num_actors",
     "rerank --texts scores": "'scores': the stage `pool` combines title probabilities",
     f"{TABLE} books.csv --output_dir taken": "taken is neither empty nor a prepared set",
     "sft --config key.yaml": "did you mean 'learning_rate'?",

@@ -21,10 +21,10 @@ LIMITS = {  # in the words of an error and of `--help`
 def setting(default: Any, help: str, **more: Any) -> Any:
     """Return a dataclass field with its help text; mutable defaults are copied.
 
-    `more`: `choices`, `positional`, `flag`; `former`: choices of an earlier release -> what to use instead; `least`,
-    `above`, `most`, `below`: limits of a number, or of every element of a list; `hub`: the field may name a Hub
-    repository of this type (`words`: values that are not names; `creates`: if there is no such repository, the value is
-    a folder to create).
+    `more`: `choices`, `positional`, `flag`; `former`: values that are no choice, or no longer -> what to use instead;
+    `least`, `above`, `most`, `below`: limits of a number, or of every element of a list; `hub`: the field may name a
+    Hub repository of this type (`words`: values that are not names; `creates`: if there is no such repository, the
+    value is a folder to create).
     """
     metadata = {"help": help, **more}
     if isinstance(default, (list, dict)):
@@ -40,7 +40,7 @@ def limits_text(metadata: Mapping[str, Any]) -> str:
 def check_value(cls: type, key: str, value: Any, where: str) -> None:
     """Raise BigrecError if `value` of the field `key` of `cls` is not one of its choices, or is outside its limits.
 
-    A choice of an earlier release is answered with what replaced it.
+    A value that used to be one, or is one elsewhere, is answered with what to use instead.
     """
     metadata = next(f for f in fields(cls) if f.name == key).metadata
     if value in metadata.get("former", ()):

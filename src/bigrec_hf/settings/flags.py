@@ -27,7 +27,7 @@ def _parse_bool(text: str) -> bool:
 
 
 def _parse_choice(former: dict[str, str]) -> Callable[[str], str]:
-    """Refuses the choices of an earlier release with what replaced them; argparse checks the others."""
+    """Refuses the values in `former` with what to use instead; argparse checks the others."""
 
     def parse(text: str) -> str:
         if text in former:

@@ -195,6 +195,7 @@ class GenerateSettings:
         "hf",
         "decoding engine: hf = transformers; vllm = vLLM on NVIDIA GPUs (extra: vllm; beam, greedy, sample)",
         choices=("hf", "vllm"),
+        former={"ray": "the engines hf and vllm work in actors on a Ray cluster too: give --num_actors"},
     )
     vllm_args: dict[str, Any] = setting(
         {}, "other arguments of vllm.LLM, e.g. {tensor_parallel_size: 2} (engine: vllm)"
