@@ -6,6 +6,7 @@ package, but no place to write to. A task of an actor that dies is computed agai
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -97,7 +98,7 @@ def map_on_ray(
         own["num_cpus"] = max(os.cpu_count() or 1, math.ceil(cluster.num_actors * needs["CPU"]))
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **own)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **own)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars, context.print_on_execution_start = False, False
     try:
