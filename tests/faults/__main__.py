@@ -44,7 +44,7 @@ def attack_inputs(seed: int, end: float) -> list[str]:
     from tests.faults import inputs
     from tests.faults.make import raw_sources
     from tests.helpers.tiny import save_tiny_model, write_raw_movies
-    from tests.helpers.tiny_run import make_run
+    from tests.helpers.tiny_run import DENSE, make_run
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -52,16 +52,18 @@ def attack_inputs(seed: int, end: float) -> list[str]:
         try:
             base = save_tiny_model(folder / "base", spread=0.05)
             run = make_run(folder, write_raw_movies(folder / "raw"), base)
-            saved, raw = (
-                Recommender.from_pretrained(run).save_pretrained(folder / "saved"),
-                raw_sources(folder / "sources"),
-            )
+            saved = Recommender.from_pretrained(run).save_pretrained(folder / "saved")
+            (folder / "dense").mkdir()
+            scoring = make_run(folder / "dense", folder / "raw", base, **DENSE)
+            saved_scoring = Recommender.from_pretrained(scoring).save_pretrained(folder / "saved-dense")
+            raw = raw_sources(folder / "sources")
         finally:
             sys.stdout = output
         parts = {
             "recipes": lambda seed: inputs.attack_recipes(100, seed),
             "raw files": lambda seed: inputs.attack_raw_files(raw, 100, seed),
             "a saved recommender": lambda seed: inputs.attack_recommender(saved, 25, seed),
+            "one that scores titles": lambda seed: inputs.attack_recommender(saved_scoring, 15, seed),
             "a run": lambda seed: inputs.attack_run(run, 25, seed),
         }
         total = {name: inputs.Count() for name in parts}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import yaml
+from safetensors.torch import load_file, save_file
 
 from bigrec_hf import cli
 from bigrec_hf.data.examples import load_examples
@@ -70,3 +71,11 @@ def with_forbidden_terms(prepared, folder):
     facts["licence"] = {"name": "no redistribution", "redistribution": "forbidden", "url": "https://example.org"}
     (target / "facts.json").write_text(json.dumps(facts))
     return target
+
+
+def write_weights(adapter, value):
+    """Weights of this value in the first row of each matrix of an adapter."""
+    weights = load_file(adapter / "adapter_model.safetensors")
+    for matrix in weights.values():
+        matrix[0] = value
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -15,7 +15,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.examples import read_train_counts
 from bigrec_hf.data.item_scores import read_scores
 from tests.helpers.tiny import TITLES
-from tests.helpers.tiny_run import as_rows, rankings, run_histories
+from tests.helpers.tiny_run import as_rows, rankings, run_histories, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +110,10 @@ def test_what_cannot_be_published(dense_run, tmp_path, capsys, monkeypatch):
     assert "The catalog is not part of this repository" in (folder / "README.md").read_text()
     with pytest.raises(BigrecError, match="neither an index nor a catalog"):
         Recommender.from_pretrained(folder)
+
+
+def test_weights_that_are_not_numbers_are_refused_in_one_line(recommender, tmp_path):
+    folder = recommender.save_pretrained(tmp_path / "adapter")
+    write_weights(folder, float("nan"))
+    with pytest.raises(BigrecError, match="NaN instead of probabilities"):
+        Recommender.from_pretrained(folder).recommend([TITLES[0]])

@@ -16,7 +16,7 @@ from bigrec_hf.hub import bundle
 from bigrec_hf.hub.histories import nearest_titles
 from tests.helpers.processes import run_python
 from tests.helpers.tiny import TITLES, save_tiny_model
-from tests.helpers.tiny_run import as_rows, rankings, run_histories
+from tests.helpers.tiny_run import as_rows, rankings, run_histories, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +245,7 @@ def saved(recommender, tmp_path_factory):
         {"batch_size": 0},
         {"batch_tokens": 10.5},
         {"memory_mib": None},
+        {"memory_mib": 1e308},
         {"exclude_history": "maybe"},
         {"decoding": None},
         {"decoding": []},
@@ -337,3 +338,32 @@ def test_the_package_imports_nothing_heavy_until_asked():
     assert run_python("-c", code).returncode == 0
     with pytest.raises(ImportError):
         from bigrec_hf import Nothing  # noqa: F401
+
+
+def test_numbers_written_as_texts_are_numbers(saved, recommender, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "adapter")
+    values = json.loads((folder / "bigrec.json").read_text())
+    values["decoding"] |= {"num_beams": "2", "num_return_sequences": "0", "length_penalty": "1", "seed": 0.0}
+    (folder / "bigrec.json").write_text(json.dumps(values))
+    assert Recommender.from_pretrained(folder).recommend([TITLES[0]]) == recommender.recommend([TITLES[0]])
+
+
+def test_an_adapter_that_needs_a_missing_package_is_refused_in_one_line(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"megatron_config": {"a": 1}}))
+    with pytest.raises(BigrecError, match="megatron.*install") as caught:
+        Recommender.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("strategy", ["beam", "greedy", "sample", "constrained"])
+def test_weights_that_are_not_numbers_are_refused_in_one_line(saved, tmp_path, strategy, value):
+    folder = shutil.copytree(saved, tmp_path / "adapter")
+    write_weights(folder, value)
+    values = json.loads((folder / "bigrec.json").read_text())
+    values["decoding"] |= {"strategy": strategy, "num_return_sequences": 0}
+    (folder / "bigrec.json").write_text(json.dumps(values))
+    with pytest.raises(BigrecError, match="NaN instead of probabilities"):
+        Recommender.from_pretrained(folder).recommend([TITLES[0]])

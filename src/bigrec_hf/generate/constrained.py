@@ -28,6 +28,7 @@ from bigrec_hf.data.catalog import catalog_sha256
 from bigrec_hf.data.item_scores import read_scores
 from bigrec_hf.data.trie import TitleTrie, Trie, build_title_trie
 from bigrec_hf.generate.beams import origins
+from bigrec_hf.generate.strategy import NOT_NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,6 +141,7 @@ class TrieProcessor(LogitsProcessor):
         self.cumulated, self.lm_weight = cumulated, lm_weight
         # of the previous step: (rows, step) tokens, (rows,) nodes and summed scores, (rows, vocabulary) scores
         self.answers = self.nodes = self.totals = self.last = torch.empty(0)
+        self.not_numbers = torch.tensor(False)  # whether any score was NaN
         self.ends: list[
             tuple[torch.Tensor, torch.Tensor, torch.Tensor]
         ] = []  # prompt, leaf, summed score; one entry per step
@@ -155,6 +157,7 @@ class TrieProcessor(LogitsProcessor):
         if self.cumulated is not None:
             assistant = self._assistant(self.cumulated, row, child).to(values.dtype)
             values = self.lm_weight * values + (1 - self.lm_weight) * assistant
+        self.not_numbers = self.not_numbers.to(values.device) | values.isnan().any()
         leaf = self.trie.leaf[child]
         ended = leaf >= 0
         self.ends.append((row[ended] // self.num_beams, leaf[ended], self.totals[row[ended]] + values[ended]))
@@ -188,7 +191,8 @@ class TrieProcessor(LogitsProcessor):
         """Return the leaves and summed scores of the beams that `generate` returns, `num_beams` per prompt, in order.
 
         `sequences`: (prompts * num_beams, prompt + answer). If the catalog has fewer titles than beams, the surplus
-        beams are dropped. Raises BigrecError for any other beam that is not a title, and for a repeated title.
+        beams are dropped. Raises BigrecError for scores that are NaN, any other beam that is not a title, and a
+        repeated title.
         """
         leaf = sequences.new_full((len(sequences),), -1)
         node = torch.zeros_like(leaf)
@@ -202,6 +206,8 @@ class TrieProcessor(LogitsProcessor):
         for number, beams in enumerate(leaf.view(-1, self.num_beams).tolist()):
             kept = [at for at in beams if at >= 0]
             if len(set(kept)) != expected or len(kept) != expected:
+                if self.not_numbers:
+                    raise BigrecError(NOT_NUMBERS)
                 raise BigrecError(
                     f"constrained decoding found {len(set(kept))} different titles in {self.num_beams} beams for "
                     f"prompt {number} of its batch instead of {expected}: this is a bug, please report it"

@@ -8,6 +8,7 @@ once for all its beams or samples, and those of the tokens that all prompts shar
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from dataclasses import replace
@@ -24,7 +25,15 @@ from bigrec_hf.generate.beams import BeamScores
 from bigrec_hf.generate.kv_cache import pad_prompts, prefix_cache, prompts_cache
 from bigrec_hf.generate.memory import GIB, Footprint, budget, footprint, is_out_of_memory, weight_bytes
 from bigrec_hf.generate.route import NO_CACHE, ONE_BY_ONE, PROMPT_CACHE, SHARED_PREFIX, STOCK, Route, choose_route
-from bigrec_hf.generate.strategy import ChooseToken, Decoding, StopAtLineBreak, end_token_ids, line_break_ids, uniforms
+from bigrec_hf.generate.strategy import (
+    NOT_NUMBERS,
+    ChooseToken,
+    Decoding,
+    StopAtLineBreak,
+    end_token_ids,
+    line_break_ids,
+    uniforms,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,6 +139,8 @@ class Decoder:
         Beams continue after a line break as in the reference, and the text is cut there afterwards: ending a beam at
         the break would normalize its score by another length, which could change the ranking. Greedy and sampled
         answers stop there, which cannot change what precedes it.
+
+        Raises BigrecError if the model's probabilities are NaN.
         """
         n = len(self.given_prefix)
         if any(len(prompt) <= n or list(prompt[:n]) != self.given_prefix for prompt in prompts):
@@ -139,6 +150,8 @@ class Decoder:
         while len(texts) < len(prompts):
             rest = slice(len(texts), None)
             found = self._decode_some(prompts[rest], example_ids[rest])
+            if any(math.isnan(score) for row in found[1] for score in row):
+                raise BigrecError(NOT_NUMBERS)
             texts += found[0]
             scores += found[1]
         return texts, scores

@@ -31,6 +31,11 @@ STRATEGIES = {  # strategy -> the fields of `Decoding` that it reads besides `ma
 }
 CONSTRAINED = ("constrained", "debiased")  # beams that can only be catalog titles
 
+NOT_NUMBERS = (
+    "the model gives NaN instead of probabilities: its weights or its adapter are damaged, or the numbers are too large "
+    "for float16 (--dtype bfloat16 or float32)"
+)
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -177,6 +182,7 @@ class ChooseToken(LogitsProcessor):
             point = self.draws[:, len(self.log_probs), None] * total
             last = torch.searchsorted(mass, total)  # last token with mass: the product may round up to the total
             chosen = torch.minimum(torch.searchsorted(mass, point, right=True), last)
+            chosen = chosen.clamp(max=scores.shape[-1] - 1)  # NaN is found nowhere; its score tells
         self.log_probs.append(scores.log_softmax(dim=-1).gather(-1, chosen)[:, 0])
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
 

@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.trie import Trie
+from bigrec_hf.generate.strategy import NOT_NUMBERS
 from bigrec_hf.models.catalog_head import CatalogHead
 from bigrec_hf.models.trie_loss import continuations, trie_losses
 
@@ -105,6 +106,8 @@ class TitleScorer:
         while len(nodes):
             owner, nodes, log_p = self._visit(walk, owner, nodes, log_p, level)
             level += 1
+        if walk.log_p.isnan().any():
+            raise BigrecError(NOT_NUMBERS)
         if not self.checked:
             self._check(prompts[0], walk.log_p[0])
         return walk.log_p.float().cpu().numpy()

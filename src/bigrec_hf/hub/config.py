@@ -86,6 +86,7 @@ class RecommenderConfig:
                 raise BigrecError(
                     f"decoding of a recommender is {decoding}: expected strategy, width >= 0 and n_texts >= 1"
                 )
+            object.__setattr__(self, "decoding", {"strategy": EXACT, "width": width, "n_texts": n_texts})
             return
         known = typing.get_type_hints(Decoding)
         unknown = sorted(map(str, set(decoding) - set(known)))
@@ -104,6 +105,7 @@ class RecommenderConfig:
                 f"max_new_tokens below max_length ({self.max_length})"
             )
         Decoding(**checked)
+        object.__setattr__(self, "decoding", checked)
 
     @property
     def by_score(self) -> bool:

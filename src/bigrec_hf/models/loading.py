@@ -183,10 +183,16 @@ def backbone(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
 
 
 def load_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
-    """Return the model with an adapter (folder or Hub id) around it. Raises BigrecError if there is none."""
+    """Return the model with an adapter (folder or Hub id) around it.
+
+    Raises BigrecError if there is none, or if it needs a package that is not installed.
+    """
     path, revision = _adapter_place(adapter)
-    with hub_errors(adapter):
-        return PeftModel.from_pretrained(model, path, revision=revision)
+    try:
+        with hub_errors(adapter):
+            return PeftModel.from_pretrained(model, path, revision=revision)
+    except ImportError as error:
+        raise BigrecError(f"the adapter {adapter!r} cannot be loaded ({error}): install what it needs") from error
 
 
 def load_trainable(base: PreTrainedModel, adapter: str) -> PeftModel:
@@ -222,7 +228,8 @@ def load_generator(
     """Return the base model, with the adapter if there is one, in evaluation mode.
 
     The adapter is merged into 16/32-bit weights. On a quantized base it stays separate, because merging would round the
-    update to the quantization grid. Raises BigrecError if either is missing.
+    update to the quantization grid. Raises BigrecError if either is missing, or if
+    the adapter needs a package that is not installed.
     """
     # Any: with an adapter this is a PeftModel, which forwards everything to the model inside it
     model: Any = load_base(

@@ -114,7 +114,7 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
             number = float(value)
         except (ValueError, OverflowError):
             number = None
-        if number is not None and (kind is float or number.is_integer()):
+        if number is not None and (kind is float or (number.is_integer() and abs(number) < 2**63)):
             return kind(number)
     name = getattr(origin or kind, "__name__", str(kind))
     raise BigrecError(f"{where} is {value!r}: expected {name}")
