@@ -263,6 +263,7 @@ class TestSampling:
     [
         ({"strategy": "beams"}, "choose one of beam, greedy, sample, constrained"),
         ({"num_beams": 2, "num_return_sequences": 3}, "raise num_beams"),
+        ({"num_beams": 3, "num_return_sequences": -3}, "at least 0"),  # `generate` would return no beam at all
         ({"strategy": "greedy", "num_return_sequences": 2}, "beam or sample"),
         ({"strategy": "sample", "temperature": 0.0}, "above 0"),
         ({"strategy": "sample", "top_p": 1.5}, "at most 1"),

@@ -258,6 +258,7 @@ def saved(recommender, tmp_path_factory):
         {"decoding": {"strategy": "beam", "length_penalty": 1e30}},
         {"decoding": {"strategy": "beam", "length_penalty": float("nan")}},
         {"decoding": {"strategy": "sample", "num_return_sequences": -1}},
+        {"decoding": {"strategy": "beam", "num_beams": 3, "num_return_sequences": -3}},
         {"decoding": {"strategy": "sample", "seed": -5}},
         {"decoding": {"strategy": "exact", "width": 0, "n_texts": 1}},
         {"format": "new"},

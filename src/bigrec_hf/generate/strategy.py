@@ -57,6 +57,8 @@ class Decoding:
             raise BigrecError(f"decoding is {self.strategy!r}: choose one of {', '.join(STRATEGIES)}")
         if self.max_new_tokens < 1:
             raise BigrecError(f"max_new_tokens is {self.max_new_tokens}: an answer needs at least 1 token")
+        if self.num_return_sequences < 0:
+            raise BigrecError(f"num_return_sequences is {self.num_return_sequences}: it must be at least 0 (0 = all)")
         if self.has_beams and self.num_beams < 1:
             raise BigrecError(f"num_beams is {self.num_beams}: it must be at least 1")
         if self.strategy == "beam" and self.num_beams == 1:
