@@ -28,9 +28,7 @@ def main() -> int:
         share = given.seconds * (1 if given.only else 0.5)
         for action, count in attack(given.kills, given.seed, share).items():
             name = {"kill": "kills", "full": "full disks"}[action]
-            print(
-                f"{name}: {count.tried} tried, {count.survived} survived, tracebacks: {len(count.unclear)}", flush=True
-            )
+            print(f"{name}: {count}", flush=True)
             unclear += count.unclear
     if given.only != "kills":
         unclear += attack_inputs(given.seed, start + given.seconds)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults.kills import Write, in_turns
 from tests.helpers.processes import run_python
+
+
+def test_every_site_comes_before_any_comes_again():
+    writes = [Write(n, True, where) for n, where in enumerate("aaaabbc")]
+    turns = in_turns(writes, 3)
+    assert [sorted(write.site for write in turns[:3]), sorted(write.site for write in turns[3:5])] == [
+        ["a", "b", "c"],
+        ["a", "b"],
+    ]
+    assert sorted(write.number for write in turns) == list(range(7))
 
 
 @pytest.mark.slow
@@ -13,4 +24,26 @@ def test_a_killed_run_comes_to_the_same_end(seed):
     done = run_python("-m", "tests.faults", "--only", "kills", "--kills", 4, "--seed", seed, "--seconds", 2000)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     for name in ("kills", "full disks"):
-        assert f"{name}: 4 tried, 4 survived, tracebacks: 0" in done.stdout
+        line = next(line for line in done.stdout.splitlines() if line.startswith(f"{name}: "))
+        assert "writes 4 of " in line and line.endswith("4 survived, tracebacks: 0")
+
+
+KILLED = """
+import shutil, tempfile
+from pathlib import Path
+from tests.faults.kills import TinyRun, contents, forked
+with tempfile.TemporaryDirectory() as place:
+    tiny = TinyRun(Path(place))
+    halves = [write.number for write in tiny.writes if write.site.startswith(("save", "write_table"))]
+    for number in (40, halves[0], halves[-1], len(tiny.writes) - 5):
+        shutil.rmtree(tiny.run)
+        code, _ = forked(tiny.arguments, tiny.log, tiny.run, killed=number)
+        copy = tiny.copies / str(number)
+        print(number, code, contents(copy) == contents(tiny.run), len(contents(copy)), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_copy_holds_what_a_kill_leaves():
+    lines = run_python("-c", KILLED, TQDM_DISABLE="1").stdout.split("\n")[:-1]
+    assert len(lines) == 4 and all(line.split()[1:3] == ["-9", "True"] for line in lines), lines

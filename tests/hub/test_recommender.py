@@ -353,7 +353,7 @@ def test_an_adapter_that_needs_a_missing_package_is_refused_in_one_line(saved, t
     folder = shutil.copytree(saved, tmp_path / "adapter")
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"megatron_config": {"a": 1}}))
-    with pytest.raises(BigrecError, match="megatron.*install") as caught:
+    with pytest.raises(BigrecError, match=r"megatron.*install") as caught:
         Recommender.from_pretrained(folder)
     assert "\n" not in str(caught.value)
 

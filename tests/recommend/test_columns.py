@@ -30,7 +30,7 @@ def read(frame, named=NONE, **options):
     [
         ({"user": [2, 1], "history": [["x", "y"], []]}, NONE, ([2, 1], [["x", "y"], []], False)),
         ({"uid": ["u"], "titles": ['["a, b", "c"]']}, NONE, (["u"], [["a, b", "c"]], True)),
-        ({"user": ["u", "v"], "history": ["a|b ", None]}, NONE, (["u", "v"], [["a", "b"], []], False)),
+        ({"user": ["u", "v"], "history": ["a|b ", None]}, NONE, (["u", "v"], [["a|b"], []], False)),
         ({"user": ["u"], "liked": [["a"]], "n": [3]}, NONE, (["u"], [["a"]], False)),
         (LONG, ColumnNames(item="book"), (["b", "a"], [["x", "z"], ["y", "w"]], False)),
         (
@@ -52,6 +52,12 @@ def read(frame, named=NONE, **options):
 )
 def test_layouts_by_hand(frame, named, expected):
     assert read(pl.DataFrame(frame), named) == expected
+
+
+def test_texts_are_cut_at_a_given_separator_only():
+    frame = pl.DataFrame({"user": ["u", "v"], "history": ["a|b ", None]})
+    assert read(frame, separator="|")[1] == [["a", "b"], []]
+    assert read(frame, separator=";")[1] == [["a|b"], []]
 
 
 def test_files_and_frames_of_every_kind_are_read_alike(tmp_path):

@@ -20,6 +20,7 @@ from bigrec_hf.score.prediction_files import (
     Predictions,
     read_prediction_table,
     read_run,
+    read_scored_json,
     read_targets,
 )
 from bigrec_hf.score.stage import score_rankings
@@ -134,7 +135,7 @@ def test_the_truth_of_a_prepared_set(tiny_prepared, capsys):
     table = list_rankings(found, catalog, RankOptions(), data)
     assert (table["rank"].to_pylist(), table["target"].to_pylist()) == ([0, 0], list(rows))
     assert f"10 of {test.height} examples of the test split are not in the file" in capsys.readouterr().err
-    with pytest.raises(BigrecError, match="'nobody' is neither an example nor a user with one example"):
+    with pytest.raises(BigrecError, match=r"'nobody' is neither an example nor a user with one example.*1 of 1"):
         list_rankings(Predictions(["nobody"], [["1"]], None), catalog, RankOptions(), data)
     with pytest.raises(BigrecError, match=r"give the truth with --targets, or the prepared set with --dataset"):
         list_rankings(found, catalog, RankOptions(), DataSettings())
@@ -147,6 +148,7 @@ def test_the_truth_of_a_prepared_set(tiny_prepared, capsys):
         ("user,what\nu,a\n", {}, "which of the columns user, what holds the predictions is not clear: .*--item_column"),
         ("who,item\nu,a\n", {}, "no column of users or example ids among who, item: .*--user_column"),
         ("user,item,score\nu,a,x\nu,b,1\n", {}, "row 0: score is not a number"),
+        ("user,item,score\nu,a,1\nu,b,NaN\n", {}, "row 1: score is not a number"),
         ("user,item\nu,a\n", {"item": "x"}, "no column 'x' among user, item: check --item_column"),
         ("user,item,score,target\nu,a,1,p\nu,b,2,q\n", {}, "'u' has several targets"),
         ("user,item\n", {}, "has no rows"),
@@ -158,10 +160,31 @@ def test_faults_of_tables(tmp_path, text, named, message):
         read_prediction_table(tmp_path / "x.csv", PredictionColumns(**named))
 
 
+def test_a_title_with_a_bar_is_cut_in_delimited_text_only(tmp_path):
+    frame = pl.DataFrame({"user": ["u"], "title": ["Crossing | Over"]})
+    frame.write_ndjson(tmp_path / "x.jsonl")
+    frame.write_parquet(tmp_path / "x.parquet")
+    frame.write_csv(tmp_path / "x.csv")
+    entries = {
+        suffix: read_prediction_table(tmp_path / f"x.{suffix}", PredictionColumns()).entries
+        for suffix in ("jsonl", "parquet", "csv")
+    }
+    assert entries == {
+        "jsonl": [["Crossing | Over"]],
+        "parquet": [["Crossing | Over"]],
+        "csv": [["Crossing ", " Over"]],
+    }
+
+
 def test_faults_of_runs_and_targets(tmp_path, place):
     (tmp_path / "x.run").write_text("u Q0 a 1 0.5 tag\nu Q0 b 2\n")
     with pytest.raises(BigrecError, match=r"x.run:2: expected `query Q0 item rank score tag`, found 'u Q0 b 2'"):
         read_run(tmp_path / "x.run")
+    (tmp_path / "x.run").write_text("u Q0 a 1 0.5 tag\nu Q0 b 2 nan tag\n")
+    with pytest.raises(BigrecError, match=r"x.run:2: the score of 'b' for 'u' is NaN"):
+        read_run(tmp_path / "x.run")
+    with pytest.raises(BigrecError, match="the score of 'b' for 'u' is NaN"):
+        read_scored_json(tmp_path / "x.json", {"u": {"a": 1.0, "b": math.nan}})
     (tmp_path / "q").write_text("u 0 a 1\nu 0 b 1\n")
     with pytest.raises(BigrecError, match="'u' has the targets 'a' and 'b'"):
         read_targets(tmp_path / "q")

@@ -32,8 +32,8 @@ STRATEGIES = {  # strategy -> the fields of `Decoding` that it reads besides `ma
 CONSTRAINED = ("constrained", "debiased")  # beams that can only be catalog titles
 
 NOT_NUMBERS = (
-    "the model gives NaN instead of probabilities: its weights or its adapter are damaged, or the numbers are too large "
-    "for float16 (--dtype bfloat16 or float32)"
+    "the model gives NaN instead of probabilities: its weights or its adapter are damaged, or the numbers are too "
+    "large for float16 (--dtype bfloat16 or float32)"
 )
 
 

@@ -228,8 +228,8 @@ def load_generator(
     """Return the base model, with the adapter if there is one, in evaluation mode.
 
     The adapter is merged into 16/32-bit weights. On a quantized base it stays separate, because merging would round the
-    update to the quantization grid. Raises BigrecError if either is missing, or if
-    the adapter needs a package that is not installed.
+    update to the quantization grid. Raises BigrecError if either is missing, or if the adapter needs a package that is
+    not installed.
     """
     # Any: with an adapter this is a PeftModel, which forwards everything to the model inside it
     model: Any = load_base(

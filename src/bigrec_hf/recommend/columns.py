@@ -73,12 +73,12 @@ def column_of(frame: pl.DataFrame, given: str | None, usual: Sequence[str], plac
 
 
 def histories_of(
-    frame: pl.DataFrame, named: ColumnNames, place: str, separator: str = "|"
+    frame: pl.DataFrame, named: ColumnNames, place: str, separator: str | None = None
 ) -> tuple[pl.Series, list[list[str]], bool]:
     """Users, each one's items as text, oldest first, and whether the column's name says that they are titles.
 
-    One row per user with all its items (a list, a JSON list, or text cut at `separator`), or one row per user and item,
-    in the order of the times, equal times and tables without times in the order of the rows. Users are in the order in
+    One row per user with all its items (a list, a JSON list, or text cut at `separator`, which only files without lists
+    have; None: a text is one item), or one row per user and item, in the order of the times, equal times and tables without times in the order of the rows. Users are in the order in
     which they first occur. Raises BigrecError for columns that are not found, users or items that are null, a user with
     two lists, and times that are neither numbers nor dates.
     """
@@ -110,7 +110,7 @@ def _holds_lists(values: pl.Series, name: str) -> bool:
     return plain(name) in ("history", "historytitles", "items", "titles") or str(first).startswith('["')
 
 
-def split_cell(value: Any, separator: str) -> list[str]:
+def split_cell(value: Any, separator: str | None) -> list[str]:
     """The items of one cell."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
@@ -119,10 +119,14 @@ def split_cell(value: Any, separator: str) -> list[str]:
             try:
                 value = json.loads(value)
             except json.JSONDecodeError:
-                return [part.strip() for part in value.split(separator)]
+                return _cut(value, separator)
         else:
-            return [part.strip() for part in value.split(separator)]
+            return _cut(value, separator)
     return [str(part) for part in value if part is not None]
+
+
+def _cut(text: str, separator: str | None) -> list[str]:
+    return [text.strip()] if separator is None else [part.strip() for part in text.split(separator)]
 
 
 def _times(values: pl.Series, place: str) -> pl.Series:

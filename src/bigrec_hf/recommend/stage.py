@@ -132,7 +132,8 @@ def read_users(s: RecommendSettings, rankers: Rankers) -> tuple[Users, str]:
         return dataset_users(models.dataset, s.users, models.catalog), "ids"
     path = Path(str(s.histories))
     names = ColumnNames(s.histories_user, s.histories_item, s.histories_time)
-    ids, items, titled = histories_of(read_table_file(path), names, str(path), s.history_separator)
+    separator = s.history_separator if path.suffix in (".csv", ".tsv") else None  # the others have lists
+    ids, items, titled = histories_of(read_table_file(path), names, str(path), separator)
     return match_items(ids, items, rankers.catalog, "titles" if titled and s.items_are == "auto" else s.items_are)
 
 

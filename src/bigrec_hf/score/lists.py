@@ -57,13 +57,14 @@ def dataset_targets(queries: Sequence[str], data: DataSettings) -> tuple[list[st
     n_of = Counter(examples[C.USER_ID])
     id_of = {user: example for user, example in zip(examples[C.USER_ID], by_id, strict=True) if n_of[user] == 1}
     ids = []
+    unknown = [query for query in queries if query not in by_id and query not in id_of]
     for query in queries:
         example = query if query in by_id else id_of.get(query)
         if example is None:
             several = f", it has {n_of[query]} examples: name them by example id" if n_of[query] > 1 else ""
             raise BigrecError(
                 f"{query!r} is neither an example nor a user with one example of the {data.split} split of "
-                f"{data.dataset[0]!r}{several}: give the truth with --targets, or another --split"
+                f"{data.dataset[0]!r}{several} ({len(unknown)} of {len(queries)}): give the truth with --targets, or another --split"
             )
         ids.append(example)
     if len(ids) < len(by_id):

@@ -3,7 +3,8 @@
 - TREC run (`query Q0 item rank score tag`): queries are users or example ids.
 - `{query: {item: score}}` as JSON (ranx).
 - Tables (CSV, TSV, JSON lines, parquet), columns found by their usual names or named: one row per user and item with a
-  score or rank (RecTools, RecBole exports), or one row per user with a list (a list, JSON, a literal, or `a|b|c`).
+  score or rank (RecTools, RecBole exports), or one row per user with a list (a list, JSON, a literal, or in
+  CSV and TSV `a|b|c`).
 - JSON arrays with `output` and `predict` (BIGRec, D3, ReRe, MiniOneRec), as ranked lists.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +57,7 @@ class Predictions:
 
 
 def read_run(path: Path) -> Predictions:
-    """A TREC run. Raises BigrecError naming the line that has no six fields."""
+    """A TREC run. Raises BigrecError naming the line that has no six fields or a score that is NaN."""
     rows: dict[str, list[tuple[float, int, str]]] = {}
     for number, line in enumerate(read_text(path, "utf-8").split("\n"), start=1):
         fields = line.split()
@@ -63,11 +65,14 @@ def read_run(path: Path) -> Predictions:
             continue
         try:
             query, _, item, rank, score, _ = fields
-            rows.setdefault(query, []).append((-float(score), int(rank), item))
+            value = float(score)
+            rows.setdefault(query, []).append((-value, int(rank), item))
         except ValueError as error:
             raise BigrecError(
                 f"{path}:{number}: expected `query Q0 item rank score tag`, found {line[:80]!r}"
             ) from error
+        if math.isnan(value):
+            raise BigrecError(f"{path}:{number}: the score of {item!r} for {query!r} is NaN: remove the line or fix it")
     return Predictions(list(rows), [[item for *_, item in sorted(own)] for own in rows.values()], None)
 
 
@@ -77,6 +82,9 @@ def read_scored_json(path: Path, content: dict[str, Any]) -> Predictions:
     for query, scores in content.items():
         if not isinstance(scores, dict) or not all(isinstance(score, int | float) for score in scores.values()):
             raise BigrecError(f"{path}: {query!r} is not a mapping of items to scores: give {{query: {{item: score}}}}")
+        wrong = next((item for item, score in scores.items() if math.isnan(score)), None)
+        if wrong is not None:
+            raise BigrecError(f"{path}: the score of {wrong!r} for {query!r} is NaN: remove the item or fix it")
         entries.append(sorted(scores, key=lambda item, own=scores: -own[item]))  # type: ignore[misc]
     return Predictions(list(content), entries, None)
 
@@ -126,7 +134,8 @@ def predictions_of(frame: pl.DataFrame, named: PredictionColumns, place: str, st
     truth = None if target is None else frame[target].cast(pl.String)
     one_row_each = not queries.is_duplicated().any()
     if one_row_each:
-        entries = [_listed(value) for value in frame[item].to_list()]
+        cut = path.suffix in (".csv", ".tsv")  # the others have lists
+        entries = [_listed(value, cut=cut) for value in frame[item].to_list()]
         return Predictions(queries.to_list(), entries, None if truth is None else truth.to_list(), text is not None)
     if score is None and rank is None:
         raise BigrecError(
@@ -134,6 +143,7 @@ def predictions_of(frame: pl.DataFrame, named: PredictionColumns, place: str, st
             "them: name it with --score_column or --rank_column"
         )
     order = frame[str(rank or score)].cast(pl.Float64, strict=False)
+    order = order.fill_nan(None)
     if order.null_count():
         at = int(order.is_null().arg_max() or 0)
         raise BigrecError(f"{place}: row {at}: {order.name} is not a number: fix the row")
@@ -212,15 +222,15 @@ def _column(frame: pl.DataFrame, given: str | None, usual: Sequence[str], role: 
     return given or next((name for wanted in usual for name in frame.columns if plain(name) == wanted), None)
 
 
-def _listed(value: Any) -> list[str]:
-    """The entries of a cell: of a list, of its JSON or literal, of `a|b|c`, or the one text."""
+def _listed(value: Any, *, cut: bool) -> list[str]:
+    """The entries of a cell: of a list, of its JSON or literal, of `a|b|c` if it is to be cut, or the one text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         with contextlib.suppress(ValueError):
             value = json.loads(value)
         if isinstance(value, str):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 value = ast.literal_eval(value.strip())
-    elif isinstance(value, str) and "|" in value:
+    elif cut and isinstance(value, str) and "|" in value:
         value = value.split("|")
     if value is None:
         return []

@@ -42,7 +42,9 @@ class RecommendSettings:
         "what the histories name: titles or ids of the catalog; auto = what more of them are",
         choices=("auto", "titles", "ids"),
     )
-    history_separator: str = setting("|", "separator of a history that is one text, not a list")
+    history_separator: str = setting(
+        "|", "separator within a cell of a .csv or .tsv; in .jsonl and .parquet a text is one item"
+    )
     users: str | None = setting(
         None, "users of the prepared set with all their items: all, or a file with one user per line"
     )
@@ -73,7 +75,12 @@ class RecommendSettings:
         flag="--engine",
         choices=("local", "ray"),
     )
-    batch_users: int = setting(256, "users recommended for together: what a kill can lose", least=1)
+    batch_users: int = setting(
+        256,
+        "users recommended for together: what a kill can lose; in 16 bits, another number can change the order of "
+        "nearly tied items",
+        least=1,
+    )
     recommend_device: str | None = setting(
         None, "device of the language model, e.g. cpu, cuda:1 (default: a GPU if there is one)", flag="--device"
     )
