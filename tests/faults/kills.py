@@ -134,7 +134,8 @@ class Fault:
     def audit(self, event: str, arguments: tuple) -> None:
         if event == "open":
             path, _, flags = arguments
-            writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) and not os.path.isdir(path)
+            is_folder = isinstance(path, str | os.PathLike) and Path(path).is_dir()  # not a descriptor
+            writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) and not is_folder
         elif event in ("os.rename", "os.remove", "os.mkdir"):  # not of a file that is missing or a folder that exists
             path = arguments[0]
             writes = os.path.lexists(path) == (event != "os.mkdir")
@@ -148,7 +149,7 @@ class Fault:
             path = path_of(arguments[0]) if path_of else next((a for a in arguments if isinstance(a, str | Path)), None)
             result = original(*arguments, **options)
             if path is not None and str(path).startswith(self.watched):
-                half = os.path.getsize(path) // 2
+                half = Path(path).stat().st_size // 2
                 self.count(name, str(path), needs_space=True, half=half)
             return result
 

@@ -78,9 +78,10 @@ def histories_of(
     """Users, each one's items as text, oldest first, and whether the column's name says that they are titles.
 
     One row per user with all its items (a list, a JSON list, or text cut at `separator`, which only files without lists
-    have; None: a text is one item), or one row per user and item, in the order of the times, equal times and tables without times in the order of the rows. Users are in the order in
-    which they first occur. Raises BigrecError for columns that are not found, users or items that are null, a user with
-    two lists, and times that are neither numbers nor dates.
+    have; None: a text is one item), or one row per user and item, in the order of the times, equal times and tables
+    without times in the order of the rows. Users are in the order in which they first occur. Raises BigrecError for
+    columns that are not found, users or items that are null, a user with two lists, and times that are neither numbers
+    nor dates.
     """
     user, item, time = find_columns(frame, named, place)
     if frame[user].null_count():

@@ -64,7 +64,8 @@ def dataset_targets(queries: Sequence[str], data: DataSettings) -> tuple[list[st
             several = f", it has {n_of[query]} examples: name them by example id" if n_of[query] > 1 else ""
             raise BigrecError(
                 f"{query!r} is neither an example nor a user with one example of the {data.split} split of "
-                f"{data.dataset[0]!r}{several} ({len(unknown)} of {len(queries)}): give the truth with --targets, or another --split"
+                f"{data.dataset[0]!r}{several} ({len(unknown)} of {len(queries)}): give the truth with --targets, or "
+                "another --split"
             )
         ids.append(example)
     if len(ids) < len(by_id):

@@ -105,11 +105,15 @@ def read_records(path: Path, records: Sequence[Any]) -> Predictions:
 
 def read_prediction_table(path: Path, named: PredictionColumns) -> Predictions:
     """A table of ranked items or texts. Raises BigrecError naming columns or rows that do not fit."""
-    return predictions_of(_read_table(path), named, str(path), path.stem)
+    cut = path.suffix in (".csv", ".tsv")  # the others have lists
+    return predictions_of(_read_table(path), named, str(path), path.stem, cut=cut)
 
 
-def predictions_of(frame: pl.DataFrame, named: PredictionColumns, place: str, stem: str) -> Predictions:
-    """The same of a frame. `place`: where it comes from, for errors; `stem`: begins the ids of rows without a user."""
+def predictions_of(
+    frame: pl.DataFrame, named: PredictionColumns, place: str, stem: str, *, cut: bool = False
+) -> Predictions:
+    """The same of a frame. `place`: where it comes from, for errors; `stem`: begins the ids of rows without a user;
+    `cut`: a text such as `a|b|c` is a list."""
     user = _column(frame, named.user, (*IDS, *USERS), "user", place)
     target = _column(frame, named.target, TARGETS, "target", place)
     text = None if named.item is not None else _column(frame, named.text, TEXTS, "text", place)
@@ -134,7 +138,6 @@ def predictions_of(frame: pl.DataFrame, named: PredictionColumns, place: str, st
     truth = None if target is None else frame[target].cast(pl.String)
     one_row_each = not queries.is_duplicated().any()
     if one_row_each:
-        cut = path.suffix in (".csv", ".tsv")  # the others have lists
         entries = [_listed(value, cut=cut) for value in frame[item].to_list()]
         return Predictions(queries.to_list(), entries, None if truth is None else truth.to_list(), text is not None)
     if score is None and rank is None:
