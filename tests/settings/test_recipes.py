@@ -228,6 +228,7 @@ class TestReading:
             (f"sft: {{sample: 1{'0' * 400}}}", "sample .* expected int"),
             ("extends: {a: b}", "a path or a list of paths"),
             ("extends: [1]", "a path or a list of paths"),
+            ("extends: " + "x" * 300, "x' does not exist"),
             ("extends: nowhere.yaml", "nowhere.yaml' does not exist"),
             ("extends: recipe.yaml", "extends itself"),
         ],
