@@ -83,6 +83,7 @@ def trained_adapter(n: int = 160, batch: int = 4, max_history: int = 3) -> Path:
             bench_config(folder, "bfloat16", n, batch, learning_rate=3e-3),
             lora=bench_lora(),
             patience=0,
+            n_targets=n,
         )
         trainer.save_model(f"{folder}/adapter")
         shutil.copytree(f"{folder}/adapter", ADAPTER, dirs_exist_ok=True)
