@@ -299,6 +299,34 @@ def test_the_published_metric_equals_the_local_one(hub):
     assert there == here and set(there) >= {"ndcg@5", "hr@5_low"}
 
 
+def test_downloading_a_metric_does_not_run_its_code(hub, tmp_path, monkeypatch):
+    repo_id, marker = hub.new_id("metric"), tmp_path / "has run"
+    hub.api().create_repo(repo_id, repo_type="space", space_sdk="gradio")
+    code = f"import pathlib\nimport evaluate\npathlib.Path({str(marker)!r}).touch()\n" + METRIC_OF_ONE
+    hub.api().upload_file(
+        path_or_fileobj=code.encode(), path_in_repo=f"{repo_id.split('/')[1]}.py", repo_id=repo_id, repo_type="space"
+    )
+    assert cli.main(["download", "--metric", repo_id]) == 0
+    assert not marker.exists()
+    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
+    assert evaluate.load(repo_id).compute(predictions=[1], references=[1]) == {"one": 1}
+    assert marker.exists()
+
+
+METRIC_OF_ONE = """
+import datasets
+
+
+class One(evaluate.Metric):
+    def _info(self):
+        numbers = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(numbers))
+
+    def _compute(self, predictions, references):
+        return {"one": 1}
+"""
+
+
 # --- a run by Hub names ---------------------------------------------------------------------------------------------
 
 

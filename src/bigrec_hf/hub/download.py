@@ -100,12 +100,12 @@ def parts_of(adapter: Path) -> list[tuple[str, str, str]]:
 
 
 def fetch_metric(name: str) -> None:
-    """Load a metric once, so that `evaluate` finds it in its cache."""
-    import evaluate
+    """Put the code of a metric where `evaluate.load` finds it offline, without running it."""
+    from evaluate.loading import evaluation_module_factory
 
     with hub_errors(name):
         try:
-            evaluate.load(name)
+            evaluation_module_factory(name)
         except FileNotFoundError as error:
             raise BigrecError(f"{name!r} is not a metric on the Hub: expected a Space such as user/ndcg_hr") from error
 
