@@ -292,12 +292,12 @@ class TestMain:
     def test_an_interrupted_run_goes_on(self, assets, tmp_path, monkeypatch):
         whole, _ = run_generate(assets, tmp_path / "whole", decoding="debiased")
 
-        def cut_off(self, number, *rest, write=ShardFolder.write):
+        def cut_off(self, number, *rest, write=ShardFolder.write_table):
             if number == 3:
                 raise KeyboardInterrupt
             write(self, number, *rest)
 
-        monkeypatch.setattr(ShardFolder, "write", cut_off)
+        monkeypatch.setattr(ShardFolder, "write_table", cut_off)
         with pytest.raises(KeyboardInterrupt):
             run_generate(assets, tmp_path / "cut", decoding="debiased")
         monkeypatch.undo()

@@ -23,7 +23,7 @@ from transformers import (
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.shards import ShardFolder
+from bigrec_hf.common.shards import ShardFolder, write_texts
 from bigrec_hf.data.examples import load_examples
 from bigrec_hf.data.generations import answer_flags
 from bigrec_hf.data.prompts import parse_answer
@@ -323,7 +323,7 @@ def test_flags_by_hand():
 class TestShardFolder:
     def test_processes_share_what_is_missing(self, tmp_path):
         first, second = (ShardFolder(tmp_path, "k", 5, rank=rank, n_processes=2) for rank in (0, 1))
-        first.write(1, [0], [["a"]], [[0.5]])
+        write_texts(first, 1, [0], [["a"]], [[0.5]])
         assert (first.own(), second.own()) == ([0, 3], [2, 4])
 
     def test_another_processs_failure_ends_the_wait(self, tmp_path):
@@ -336,7 +336,7 @@ class TestShardFolder:
 
     def test_a_lost_row_is_refused(self, tmp_path):
         folder = ShardFolder(tmp_path, "k", 1)
-        folder.write(0, [0, 2], [["a"], ["b"]], [[0.5], [0.25]])
+        write_texts(folder, 0, [0, 2], [["a"], ["b"]], [[0.5], [0.25]])
         with pytest.raises(BigrecError, match="2 rows for 3 examples"):
             folder.read(3)
 
@@ -383,12 +383,12 @@ def interrupt_after_shards(monkeypatch, n):
     """Ctrl-C once `n` shards are written."""
     written = itertools.count(1)
 
-    def write(self, *shard, whole=ShardFolder.write):
+    def write(self, *shard, whole=ShardFolder.write_table):
         whole(self, *shard)
         if next(written) == n:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ShardFolder, "write", write)
+    monkeypatch.setattr(ShardFolder, "write_table", write)
 
 
 @pytest.fixture(scope="module")

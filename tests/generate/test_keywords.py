@@ -231,13 +231,13 @@ def check_going_on(command, cut, whole, monkeypatch):
     done = len(list(cut.glob("keywords/shards/*/batch-*.parquet")))
     assert done == 3 and not (cut / "keywords/keywords.parquet").exists()
     written = []
-    original = ShardFolder.write
+    original = ShardFolder.write_table
 
     def write(self, number, *rest):
         written.append(number)
         original(self, number, *rest)
 
-    monkeypatch.setattr(ShardFolder, "write", write)
+    monkeypatch.setattr(ShardFolder, "write_table", write)
     assert cli.main(command) == 0
     assert len(written) == 20 - done
     assert pq.read_table(cut / "keywords/keywords.parquet").equals(pq.read_table(whole / "keywords/keywords.parquet"))
@@ -253,7 +253,7 @@ def whole(tmp_path_factory, model):
 def test_an_interrupted_run_goes_on(tmp_path, model, whole, monkeypatch):
     command = arguments(tmp_path / "cut", model, "--keywords_batch_size", "1")
     left = iter([False, False, True])
-    original = ShardFolder.write
+    original = ShardFolder.write_table
 
     def write(self, *shard):
         original(self, *shard)
@@ -261,7 +261,7 @@ def test_an_interrupted_run_goes_on(tmp_path, model, whole, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ShardFolder, "write", write)
+        patched.setattr(ShardFolder, "write_table", write)
         assert cli.main(command) == 130
     check_going_on(command, tmp_path / "cut", whole, monkeypatch)
 

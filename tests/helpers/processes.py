@@ -23,14 +23,14 @@ KILLED_AFTER_SHARDS = """
 import os, signal, sys
 from bigrec_hf import cli
 from bigrec_hf.common.shards import ShardFolder
-left, write = int(sys.argv[1]), ShardFolder.write
+left, write = int(sys.argv[1]), ShardFolder.write_table
 def killed(self, *shard):
     global left
     write(self, *shard)
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-ShardFolder.write = killed
+ShardFolder.write_table = killed
 sys.exit(cli.main(sys.argv[2:]))
 """
 

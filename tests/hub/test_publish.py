@@ -393,6 +393,14 @@ def test_damaged_records_are_named(tiny_run, tmp_path, capsys):
     assert f"the records of {run} are damaged (ValueError" in capsys.readouterr().err
 
 
+def test_an_adapter_without_results_is_refused(tiny_run, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "finetuned/results.json").unlink()
+    flags = ["--run_dir", str(run), "--repo_id", "alice/x", "--base_model", "alice/b", "--output_dir", str(tmp_path)]
+    assert cli.main(["publish", "adapter", *flags]) == 2
+    assert "finetuned/results.json): make them with `bigrec-hf score`" in capsys.readouterr().err
+
+
 def test_the_metrics_files_are_all_listed():
     folder = Path(ndcg_hr.__file__).parent
     assert sorted(METRIC_FILES) == sorted(file.name for file in folder.iterdir() if file.is_file())

@@ -13,7 +13,7 @@ import contextlib
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,19 +38,21 @@ def processes(state: PartialState | None) -> dict[str, int]:
     return {"rank": state.process_index, "n_processes": state.num_processes} if state is not None else {}
 
 
-class Shards:
-    """Where finished batches go, by number."""
+class Shards(Protocol):
+    """Where finished batches go, by number: ShardFolder or ShardsInMemory."""
 
     def write_table(self, number: int, table: pa.Table) -> None:
         """Write shard `number`, whatever its columns."""
-        raise NotImplementedError
-
-    def write(self, number: int, positions: list[int], texts: list[list[str]], scores: list[list[float]]) -> None:
-        """Write shard `number` as SHARD_SCHEMA: the examples at `positions` with their texts and scores, best first."""
-        self.write_table(number, pa.table({POSITION: positions, C.TEXTS: texts, C.SCORES: scores}, schema=SHARD_SCHEMA))
 
 
-class ShardsInMemory(Shards):
+def write_texts(
+    shards: Shards, number: int, positions: list[int], texts: list[list[str]], scores: list[list[float]]
+) -> None:
+    """Write shard `number` as SHARD_SCHEMA: the examples at `positions` with their texts and scores, best first."""
+    shards.write_table(number, pa.table({POSITION: positions, C.TEXTS: texts, C.SCORES: scores}, schema=SHARD_SCHEMA))
+
+
+class ShardsInMemory:
     """The shards that an actor sends back."""
 
     def __init__(self) -> None:
@@ -61,7 +63,7 @@ class ShardsInMemory(Shards):
         self.tables[number] = table
 
 
-class ShardFolder(Shards):
+class ShardFolder:
     """The shards of one run with one set of settings, seen from process `rank` of `n_processes`."""
 
     def __init__(self, root: Path, key: str, n_batches: int, *, rank: int = 0, n_processes: int = 1) -> None:

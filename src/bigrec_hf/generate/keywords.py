@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,7 @@ def _kept(folder: Path, facts: dict[str, Any]) -> pa.Table:
 def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: KeywordsSettings) -> None:
     """Write keywords for all titles that have none yet; several processes share the batches."""
     from bigrec_hf.common.processes import process_state
-    from bigrec_hf.common.shards import ShardFolder, processes
+    from bigrec_hf.common.shards import ShardFolder, processes, write_texts
     from bigrec_hf.generate.batches import decode_batches, plan_batches
     from bigrec_hf.generate.decoder import Decoder, common_prefix_length
     from bigrec_hf.generate.job import load_network
@@ -179,7 +180,8 @@ def main(run: RunSettings, data: DataSettings, model: ModelSettings, keywords: K
                 shared_prefix=prompts[0][: common_prefix_length(prompts)],
                 single_line=False,
             )
-            decode_batches(decoder, prompts, titles, batches, numbers, shards.write, label="keywords", quiet=quiet)
+            write = partial(write_texts, shards)
+            decode_batches(decoder, prompts, titles, batches, numbers, write, label="keywords", quiet=quiet)
         if not state.is_main_process:
             return shards.wait_joined()
         shards.wait_complete()

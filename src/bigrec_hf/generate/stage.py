@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
+from bigrec_hf.common.shards import write_texts
 from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.generations import GENERATIONS_FILE, write_generations
 from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
@@ -95,7 +97,7 @@ def main(
         decoder = make_decoder(model, prompt, generate, facts, tokenizer, decoding, prompts, constraint)
 
         def work(shards: Shards, numbers: Sequence[int]) -> dict[str, Any]:
-            decode_batches(decoder, prompts, ids, batches, numbers, shards.write, quiet=quiet)
+            decode_batches(decoder, prompts, ids, batches, numbers, partial(write_texts, shards), quiet=quiet)
             return {"route": decoder.route and asdict(decoder.route)}
 
         return work

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.report.differences import compare_rows, legend
 from bigrec_hf.report.published import published_table
@@ -130,7 +131,11 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    own_row = next(row for row in scored if row.method == "finetuned")
+    own_row = next((row for row in scored if row.method == "finetuned"), None)
+    if own_row is None:
+        raise BigrecError(
+            "the run has no results of its adapter (finetuned/results.json): make them with `bigrec-hf score`"
+        )
     own, compared = own_row.results[0], compare_rows(scored)
     dataset_id, commit = split_revision(dataset_repo) if dataset_repo else (None, None)
     name = data.get("name")
