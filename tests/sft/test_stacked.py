@@ -20,6 +20,7 @@ from bigrec_hf.hub.recommender import Recommender
 from bigrec_hf.models.loading import load_generator
 from bigrec_hf.models.stacked import adapter_factors, add_factors, merge_start, write_sum
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings
+from bigrec_hf.sft import adapter_folder
 from bigrec_hf.sft import stage as sft
 from bigrec_hf.sft.trainer import CompletionLossTrainer
 from tests.helpers.tiny_run import as_rows, make_run, rankings, run_histories
@@ -122,13 +123,13 @@ def test_the_written_adapter_computes_what_the_chain_does(first, tiny_model_dir,
 def test_training_starts_from_the_adapter(objective, tiny_model_dir, tiny_prepared, tmp_path, monkeypatch):
     start = random_adapter(tmp_path / "first", tiny_model_dir, r=4)
     trainers = []
-    write = sft.write_adapter
+    write = adapter_folder.write_adapter
 
-    def watched(trainer, *args):
-        trainers.append(trainer)
-        write(trainer, *args)
+    def watched(trained, *args):
+        trainers.append(trained.trainer)
+        write(trained, *args)
 
-    monkeypatch.setattr(sft, "write_adapter", watched)
+    monkeypatch.setattr(adapter_folder, "write_adapter", watched)
     record = objective(tmp_path / "second", tiny_model_dir, tiny_prepared, init_adapter=start)
     adapter = tmp_path / "second" / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text())

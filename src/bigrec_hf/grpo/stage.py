@@ -12,23 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from bigrec_hf.common.environment import environment, measured
+from bigrec_hf.common.environment import measured
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import remove_leftovers
-from bigrec_hf.common.fingerprints import fingerprint
-from bigrec_hf.common.locks import locked_folder
 from bigrec_hf.common.processes import process_state
-from bigrec_hf.data.examples import data_mark
 from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
 from bigrec_hf.grpo.data import GrpoData, load_grpo
 from bigrec_hf.grpo.rewards import load_rewards
 from bigrec_hf.grpo.trainer import SDPO, GrpoTrainer, Objective
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
-from bigrec_hf.models.identity import adapter_fingerprint, check_same_base, model_revision
+from bigrec_hf.models.identity import adapter_fingerprint, check_same_base
 from bigrec_hf.models.loading import find_model, launched_with_fsdp, load_base, load_tokenizer, load_trainable
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.settings.grpo import GrpoSettings
-from bigrec_hf.sft.adapter_folder import finished, open_checkpoints, write_adapter
+from bigrec_hf.sft.adapter_folder import Trained, input_settings, train_once
 from bigrec_hf.sft.config import check_launcher, trainer_config
 from bigrec_hf.sft.trainer import train_adapter
 
@@ -52,33 +48,17 @@ def main(
     check_launcher(state)
     adapter_fingerprint(grpo.start_adapter)  # there is one
     check_same_base(str(grpo.start_adapter), str(model.base_model))
-    adapter_dir = Path(str(grpo.grpo_adapter_dir))
-    with locked_folder(adapter_dir):
-        remove_leftovers(adapter_dir)
-        settings = training_settings(run, data, model, prompt, grpo)
-        mark = fingerprint(settings)
-        if (done := finished(adapter_dir, mark)) is not None:
-            state.print(f"adapter in {adapter_dir} is done and its settings are unchanged: kept")
-            return done
-        checkpoints = open_checkpoints(adapter_dir, mark, settings)
+
+    def learn(checkpoints: Path) -> Trained:
         tokenizer = load_tokenizer(model.base_model)
         loaded = load_grpo(data.dataset[0], tokenizer, prompt, grpo, seed=run.seed)
         n_validation = 0 if loaded.validation is None else len(loaded.validation)
         state.print(f"learning from {len(loaded.train):,} examples, validating on {n_validation:,}")
         trainer, result = train(loaded, tokenizer, model, prompt, grpo, seed=run.seed, checkpoints=checkpoints)
-        record = {
-            "fingerprint": mark,
-            "settings": settings,
-            "n_train": len(loaded.train),
-            "n_validation": n_validation,
-            **prompt_facts(prompt.train_prompt, tokenizer),
-            "n_processes": state.num_processes,
-            **result,
-            "environment": environment(),
-        }
-        write_adapter(trainer, tokenizer, adapter_dir, record)
-    state.print(f"adapter written to {adapter_dir} in {record['seconds']:.0f} s")
-    return record
+        counts = {"n_train": len(loaded.train), "n_validation": n_validation}
+        return Trained(trainer, tokenizer, counts | prompt_facts(prompt.train_prompt, tokenizer) | result)
+
+    return train_once(Path(str(grpo.grpo_adapter_dir)), training_settings(run, data, model, prompt, grpo), learn)
 
 
 def train(
@@ -213,18 +193,7 @@ def training_settings(
     """Return the settings that the adapter depends on; their fingerprint decides whether to train again."""
     start = with_start(run, grpo).start_adapter
     return {
-        "seed": run.seed,
-        "dataset": data.dataset,
-        "data": data_mark(replace(data, test_json=[], catalog=None)),
-        "base_model": model.base_model,
-        "base_revision": model_revision(str(model.base_model)),
+        **input_settings(run.seed, data, model, prompt),
         "start_adapter_sha256": adapter_fingerprint(start),
-        "dtype": model.dtype,
-        "quantization": model.quantization,
-        "attn_implementation": model.attn_implementation,
-        "train_prompt": prompt.train_prompt,
-        "max_history": prompt.max_history,
-        "max_length": prompt.max_length,
-        "short_titles": prompt.short_titles,
         **{key: value for key, value in vars(grpo).items() if key not in ("grpo_adapter_dir", "start_adapter")},
     }

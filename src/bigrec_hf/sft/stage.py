@@ -6,25 +6,20 @@ are too long lose their oldest titles (TRL would cut the completion), and the lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigrec_hf.common.environment import environment, measured
+from bigrec_hf.common.environment import measured
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import remove_leftovers
-from bigrec_hf.common.fingerprints import fingerprint
-from bigrec_hf.common.locks import locked_folder
 from bigrec_hf.common.processes import process_state
-from bigrec_hf.data.examples import data_mark
 from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
-from bigrec_hf.models.identity import model_revision
 from bigrec_hf.models.loading import find_model, load_base, load_tokenizer, lora_config
 from bigrec_hf.models.stacked import Factors, check_start, merge_start, start_fingerprint
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
-from bigrec_hf.sft.adapter_folder import finished, open_checkpoints, write_adapter
+from bigrec_hf.sft.adapter_folder import Trained, input_settings, train_once
 from bigrec_hf.sft.config import check_launcher, count_rows, trainer_config
 from bigrec_hf.sft.dense_data import load_dense
 from bigrec_hf.sft.pairs import load_pairs
@@ -51,34 +46,18 @@ def main(
         check_start(sft.init_adapter, str(model.base_model), model.quantization, Path(str(sft.adapter_dir)))
     state = process_state()
     check_launcher(state)
-    adapter_dir = Path(str(sft.adapter_dir))
-    with locked_folder(adapter_dir):
-        remove_leftovers(adapter_dir)
-        settings = training_settings(run, data, model, prompt, sft)
-        mark = fingerprint(settings)
-        if (done := finished(adapter_dir, mark)) is not None:
-            state.print(f"adapter in {adapter_dir} is done and its settings are unchanged: kept")
-            return done
-        checkpoints = open_checkpoints(adapter_dir, mark, settings)
+
+    def train(checkpoints: Path) -> Trained:
         tokenizer = load_tokenizer(model.base_model)
         rows = training_rows(data, tokenizer, prompt, sft, seed=run.seed, folder=checkpoints)
         shown = ", ".join(f"{n:,} {name.removeprefix('n_').replace('_', ' ')}" for name, n in rows.counts.items())
         state.print(f"training on {len(rows.train):,} rows ({shown}), validating on {rows.n_validation:,}")
         trainer, result, start = train_rows(rows, tokenizer, model, prompt, seed=run.seed, checkpoints=checkpoints)
-        record = {
-            "fingerprint": mark,
-            "settings": settings,
-            "n_train": len(rows.train),
-            "n_validation": rows.n_validation,
-            **rows.counts,
-            **prompt_facts(prompt.train_prompt, tokenizer),
-            "n_processes": state.num_processes,
-            **result,
-            "environment": environment(),
-        }
-        write_adapter(trainer, tokenizer, adapter_dir, record, start)
-    state.print(f"adapter written to {adapter_dir} in {record['seconds']:.0f} s")
-    return record
+        counts = {"n_train": len(rows.train), "n_validation": rows.n_validation, **rows.counts}
+        facts = counts | prompt_facts(prompt.train_prompt, tokenizer) | result
+        return Trained(trainer, tokenizer, facts, start)
+
+    return train_once(Path(str(sft.adapter_dir)), training_settings(run, data, model, prompt, sft), train)
 
 
 @dataclass(frozen=True)
@@ -219,20 +198,9 @@ def training_settings(
     if read_temperature(sft.trie_temperature) == 1:  # changes nothing: adapters older than the setting are kept
         left_out.add("trie_temperature")
     return {
-        "seed": run.seed,
-        "dataset": data.dataset,
+        **input_settings(run.seed, data, model, prompt),
         "train_json": data.train_json,
         "validation_json": data.validation_json,
-        "data": data_mark(replace(data, test_json=[], catalog=None)),
-        "base_model": model.base_model,
-        "base_revision": model_revision(str(model.base_model)),
-        "dtype": model.dtype,
-        "quantization": model.quantization,
-        "attn_implementation": model.attn_implementation,
-        "train_prompt": prompt.train_prompt,
-        "max_history": prompt.max_history,
-        "max_length": prompt.max_length,
-        "short_titles": prompt.short_titles,
         **{key: value for key, value in vars(sft).items() if key not in left_out},
         **start,
     }
