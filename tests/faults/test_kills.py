@@ -45,5 +45,7 @@ with tempfile.TemporaryDirectory() as place:
 
 @pytest.mark.slow
 def test_a_copy_holds_what_a_kill_leaves():
-    lines = run_python("-c", KILLED, TQDM_DISABLE="1").stdout.split("\n")[:-1]
+    done = run_python("-c", KILLED, TQDM_DISABLE="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
     assert len(lines) == 4 and all(line.split()[1:3] == ["-9", "True"] for line in lines), lines
