@@ -14,7 +14,7 @@ from bigrec_hf import cli
 from bigrec_hf.common import hub_names as hub
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id, pin, resolve_commit
-from bigrec_hf.data.examples import load_facts
+from bigrec_hf.data.prepared import load_facts
 from bigrec_hf.hub.download import named, parts_of
 from bigrec_hf.settings import SECTIONS, DataSettings, GenerateSettings, GroundSettings, ModelSettings, SftSettings
 from bigrec_hf.settings.field import setting

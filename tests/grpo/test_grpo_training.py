@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.examples import CONTENT
+from bigrec_hf.data.prepared import CONTENT
 from bigrec_hf.grpo import stage
 from bigrec_hf.grpo.data import NUMBER, load_grpo
 from bigrec_hf.grpo.rewards import REWARDS

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.examples import PREPARED_FILES
+from bigrec_hf.data.prepared import PREPARED_FILES
 from bigrec_hf.ground.index import load_index
 from bigrec_hf.hub import commit as push
 from bigrec_hf.hub.cards import eval_results

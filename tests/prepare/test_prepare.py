@@ -477,3 +477,13 @@ def test_full_catalogs():
     repeated = [rows for rows in games.rows_by_title.values() if len(rows) > 1]
     assert (len(repeated), sum(map(len, repeated))) == (383, 871)
     assert games.titles[0] == " Xbox 360 Guitar Hero 5 Guitar Bundle"
+
+
+def test_heavy_packages_are_not_imported(raw, tmp_path):
+    # each costs a tenth to a half of the time of a small set; pyarrow imports pandas where it converts Python objects
+    code = "import sys\nfrom bigrec_hf.prepare.stage import prepare_dataset\n"
+    code += f"prepare_dataset('movielens', {str(raw)!r}, {str(tmp_path / 'set')!r}, window=1)\n"
+    code += (
+        "print('IMPORTED', [name for name in ('datasets', 'pandas', 'torch', 'transformers') if name in sys.modules])"
+    )
+    assert "IMPORTED []" in run_python("-c", code).stdout

@@ -100,6 +100,32 @@ def read_json(path: str | Path) -> dict[str, Any]:
         return value
 
 
+def read_json_file(path: Path) -> Any:
+    """The content of a UTF-8 JSON file, with or without a byte order mark. Raises BigrecError naming file and line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if not text.strip():
+            raise BigrecError(f"{path}: the file is empty: recreate or remove it")
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): recreate or remove it") from error
+    except UnicodeDecodeError as error:
+        raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except BigrecError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise BigrecError(f"{path}: cannot be read as JSON ({error}): recreate or remove it") from error
+
+
+def check_characters(text: str, place: str) -> None:
+    """Raise BigrecError for a text with half a surrogate pair (JSON can spell it), which no file could hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise BigrecError(f"{place} holds {half}, half of a character: correct that text") from error
+
+
 @contextlib.contextmanager
 def whole_records(place: str | Path, remedy: str) -> Iterator[None]:
     """Turn what a value raises that is missing in the records of `place`, or of another kind, into a BigrecError."""

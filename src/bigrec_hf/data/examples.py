@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,11 @@ from datasets import Dataset, Features, List, Value
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json, read_table, readable
-from bigrec_hf.common.fingerprints import cached_sha256, file_fingerprint
-from bigrec_hf.common.hub_names import fetch_file, is_hub_id
+from bigrec_hf.common.files import check_characters, read_json_file, read_table
 from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.prepared import find_table, load_facts
 from bigrec_hf.data.prompts import build_input_prefix, build_instruction, parse_input
 from bigrec_hf.data.samples import evaluation_sample
-from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 if TYPE_CHECKING:
@@ -36,55 +33,6 @@ EXAMPLE_FEATURES = Features(
         C.TARGET_TITLE: Value("string"),
     }
 )
-FACTS_FILE = "facts.json"  # identifies a folder as a prepared set
-SPLITS = ("train", "validation", "test")
-PREPARED_FILES = (  # the tables of a prepared set: all of its files but facts and card
-    *(f"data/{config}/{split}.parquet" for config in ("default", "text") for split in SPLITS),
-    *("data/items/train.parquet", "data/interactions/train.parquet"),
-)
-CONTENT = "files_sha256"  # in the facts: the sha256 of each table by its path (sets of earlier releases lack it)
-
-
-def load_facts(dataset: str) -> dict[str, Any]:
-    """`facts.json` of a prepared set, folder or Hub id. Raises BigrecError if it is not one."""
-    _check_place(dataset)
-    file = fetch_file(dataset, FACTS_FILE, "dataset")
-    if file is None:
-        raise BigrecError(f"{dataset!r} is not a prepared set (no facts.json): create one with `bigrec-hf prepare`")
-    facts = read_json(file)
-    with readable(file):
-        for name in ("noun", "verb"):
-            if not isinstance(facts[name], str):
-                raise ValueError(f"{name} is {facts[name]!r}")
-    return facts
-
-
-def find_table(dataset: str, config: str, split: str) -> Path:
-    """The parquet file of one configuration and split of a prepared set, downloaded if the set is on the Hub.
-
-    Raises BigrecError if there is no such file.
-    """
-    _check_place(dataset)
-    file = fetch_file(dataset, f"data/{config}/{split}.parquet", "dataset")
-    if file is None:
-        raise BigrecError(
-            f"{dataset!r} is not a prepared set (no data/{config}/{split}.parquet): create one with `bigrec-hf prepare`"
-        )
-    facts = fetch_file(dataset, FACTS_FILE, "dataset", optional=True)
-    known = {} if facts is None else read_json(facts).get(CONTENT, {})
-    check_unchanged(file, known.get(f"data/{config}/{split}.parquet"))
-    return file
-
-
-def check_unchanged(file: Path, sha256: str | None) -> None:
-    """Raise BigrecError if a table of a prepared set is lost, or not the one that was prepared. `sha256`: its hash in
-    the set's facts; None: unknown."""
-    if sha256 is not None and (not file.is_file() or cached_sha256(file) != sha256):
-        what = "was changed" if file.is_file() else "was removed"
-        raise BigrecError(
-            f"{file} {what} since the set was prepared: prepare the set again (or remove {CONTENT} from its "
-            f"{FACTS_FILE}, if this was on purpose)"
-        )
 
 
 def load_config(dataset: str, config: str, split: str) -> Dataset:
@@ -99,11 +47,6 @@ def load_config(dataset: str, config: str, split: str) -> Dataset:
 def load_titles(dataset: str) -> np.ndarray:
     """The titles of a prepared set's items, (n_items,) str objects, indexed by catalog row."""
     return np.asarray(load_config(dataset, "items", "train")[C.TITLE], dtype=object)
-
-
-def _check_place(dataset: str) -> None:
-    if not Path(split_revision(dataset)[0]).is_dir() and not is_hub_id(dataset):
-        raise BigrecError(f"data set folder {dataset!r} does not exist: create it with `bigrec-hf prepare`")
 
 
 def evaluation_rows(n: int, sample: int) -> np.ndarray:
@@ -154,32 +97,6 @@ def example_columns(rows: dict[str, Sequence[Any]], facts: dict[str, Any], title
         C.TARGET: targets,
         C.TARGET_TITLE: [titles[row] for row in targets],
     }
-
-
-def read_json_file(path: Path) -> Any:
-    """The content of a UTF-8 JSON file, with or without a byte order mark. Raises BigrecError naming file and line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if not text.strip():
-            raise BigrecError(f"{path}: the file is empty: recreate or remove it")
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BigrecError(f"{path}:{error.lineno}: not valid JSON ({error.msg}): recreate or remove it") from error
-    except UnicodeDecodeError as error:
-        raise BigrecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    except BigrecError:
-        raise
-    except (RecursionError, ValueError) as error:
-        raise BigrecError(f"{path}: cannot be read as JSON ({error}): recreate or remove it") from error
-
-
-def check_characters(text: str, place: str) -> None:
-    """Raise BigrecError for a text with half a surrogate pair (JSON can spell it), which no file could hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
-        raise BigrecError(f"{place} holds {half}, half of a character: correct that text") from error
 
 
 def read_input(record: dict[str, Any], place: str) -> tuple[str, list[str]]:
@@ -255,28 +172,3 @@ def catalog_train_counts(data: DataSettings, catalog: Catalog) -> list[int] | No
     if not data.dataset:
         return None
     return own_items(data.dataset[0], catalog)[C.TRAIN_COUNT]
-
-
-def data_mark(data: DataSettings) -> list[str]:
-    """Fingerprints of the data: of the content of local facts and JSON files; for Hub data sets, name and revision.
-
-    Raises BigrecError if a table of a local set is not the one that its facts describe.
-    """
-    marks = []
-    for name in data.dataset:
-        local = Path(split_revision(name)[0]) / FACTS_FILE
-        marks.append(file_fingerprint(local) if local.is_file() else name)
-        for table, sha256 in load_facts(name).get(CONTENT, {}).items() if local.is_file() else ():
-            check_unchanged(local.parent / table, sha256)
-    for path in [*data.train_json, *data.validation_json, *data.test_json, *([data.catalog] if data.catalog else [])]:
-        marks.append(file_fingerprint(path) if Path(path).is_file() else path)
-    return marks
-
-
-def describe_data(data: DataSettings) -> dict[str, Any]:
-    """Return the facts of the first prepared data set that a report shows."""
-    if not data.dataset:
-        return {}
-    facts = load_facts(data.dataset[0])
-    kept = ("name", "source", "preset", "users", "items", "examples", "repeated_targets", "duplicate_titles", "sha256")
-    return {key: facts[key] for key in kept if key in facts}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_json
-from bigrec_hf.data.examples import describe_data
+from bigrec_hf.data.prepared import describe_data
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, RunSettings

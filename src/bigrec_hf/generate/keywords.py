@@ -22,8 +22,8 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_record, read_table, write_json, write_table
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog
-from bigrec_hf.data.examples import load_facts
 from bigrec_hf.data.generations import GENERATIONS_FILE, read_generations
+from bigrec_hf.data.prepared import load_facts
 from bigrec_hf.data.prompts import KEYWORDS_PLACEHOLDERS, keywords_prompt_ids
 from bigrec_hf.data.run_folder import run_folder, split_folders
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title

@@ -12,8 +12,9 @@ from datasets import Dataset
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.examples import load_config, load_facts, load_titles, read_train_counts
+from bigrec_hf.data.examples import load_config, load_titles, read_train_counts
 from bigrec_hf.data.generations import sample_examples
+from bigrec_hf.data.prepared import load_facts
 from bigrec_hf.data.prompts import build_input_prefix
 from bigrec_hf.data.samples import training_sample
 from bigrec_hf.data.sequences import ItemSequences, training_sequences

@@ -185,7 +185,8 @@ def _decoding(generate: dict[str, Any], seed: int) -> dict[str, Any]:
 def _task(data: dict[str, Any], run_dir: Path) -> tuple[str, str, dict[str, str] | None]:
     """(instruction, text before the history, license of the data), as in the run's examples."""
     from bigrec_hf.common.columns import Columns as C
-    from bigrec_hf.data.examples import load_facts, load_json_examples
+    from bigrec_hf.data.examples import load_json_examples
+    from bigrec_hf.data.prepared import load_facts
     from bigrec_hf.data.prompts import build_input_prefix, build_instruction
 
     if data["test_json"]:

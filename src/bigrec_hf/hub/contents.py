@@ -13,8 +13,8 @@ from typing import Any
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, readable, write_again, write_json
 from bigrec_hf.common.hub_names import SECRET, fetch_folder, is_hub_id, known_tokens
-from bigrec_hf.data.examples import FACTS_FILE, PREPARED_FILES, load_facts
 from bigrec_hf.data.generations import GENERATE_FILE
+from bigrec_hf.data.prepared import FACTS_FILE, PREPARED_FILES, load_facts
 from bigrec_hf.ground.index import FINGERPRINT_FILE, CatalogIndex, write_index
 from bigrec_hf.hub.bundle import METHOD, Bundle, load_source_index
 from bigrec_hf.hub.cards import COUNTS, HYPER_PARAMETERS, index_card, model_card

@@ -14,8 +14,8 @@ from typing import Any
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, temporary_folder, whole_records
 from bigrec_hf.common.hub_names import check_repo_id, is_hub_id, pin_name
-from bigrec_hf.data.examples import load_facts
 from bigrec_hf.data.generations import GENERATE_FILE
+from bigrec_hf.data.prepared import load_facts
 from bigrec_hf.hub import contents as folders
 from bigrec_hf.hub.base_model import find_base
 from bigrec_hf.hub.bundle import Bundle, from_run

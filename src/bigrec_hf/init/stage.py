@@ -18,7 +18,8 @@ import numpy as np
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import temporary_folder, write_atomically
-from bigrec_hf.data.examples import load_config, load_facts
+from bigrec_hf.data.examples import load_config
+from bigrec_hf.data.prepared import load_facts
 from bigrec_hf.init.choices import Fit, fit_to, prepare_section, recipe_name, recipe_text, source_name
 from bigrec_hf.init.machine import find_machine, local_folder, n_parameters
 from bigrec_hf.init.measure import Speed, formula_speed, measured_speed

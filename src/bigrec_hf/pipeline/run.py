@@ -14,8 +14,8 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json
 from bigrec_hf.common.hub_names import is_hub_id
 from bigrec_hf.data.catalog import catalog_source, load_catalog
-from bigrec_hf.data.examples import FACTS_FILE, PREPARED_FILES, data_mark, describe_data
 from bigrec_hf.data.generations import GENERATIONS_FILE, generated_examples
+from bigrec_hf.data.prepared import FACTS_FILE, PREPARED_FILES, data_mark, describe_data
 from bigrec_hf.data.rankings import RANKINGS_FILE, write_rankings
 from bigrec_hf.data.run_folder import RECIPE_FILE
 from bigrec_hf.ground import stage as ground_stage

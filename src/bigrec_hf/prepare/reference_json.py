@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import check_characters, read_json_file
 from bigrec_hf.data.catalog import Catalog, load_catalog, read_items_parquet
-from bigrec_hf.data.examples import check_characters, load_facts, read_json_file
+from bigrec_hf.data.prepared import load_facts
 from bigrec_hf.data.prompts import build_input, build_instruction, build_output, parse_input
 from bigrec_hf.data.samples import evaluation_sample
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title

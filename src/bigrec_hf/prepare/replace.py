@@ -10,7 +10,7 @@ from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import is_running, read_record
-from bigrec_hf.data.examples import FACTS_FILE
+from bigrec_hf.data.prepared import FACTS_FILE
 from bigrec_hf.settings import PrepareSettings
 
 

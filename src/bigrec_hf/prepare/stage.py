@@ -19,7 +19,7 @@ from bigrec_hf.common.files import readable
 from bigrec_hf.common.fingerprints import cached_sha256
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.catalog import Catalog
-from bigrec_hf.data.examples import CONTENT, FACTS_FILE, check_unchanged
+from bigrec_hf.data.prepared import CONTENT, FACTS_FILE, check_unchanged
 from bigrec_hf.data.samples import evaluation_sample, training_sample
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
 from bigrec_hf.prepare import tables as parquet

@@ -19,8 +19,8 @@ from bigrec_hf.common.files import read_json
 from bigrec_hf.common.fingerprints import file_fingerprint
 from bigrec_hf.common.hub_names import pin_name
 from bigrec_hf.data.catalog import Catalog, read_items_parquet
-from bigrec_hf.data.examples import data_mark
 from bigrec_hf.data.generations import GENERATE_FILE, Answers
+from bigrec_hf.data.prepared import data_mark
 from bigrec_hf.generate.exact import likeliest_titles
 from bigrec_hf.ground.index import CATALOG_FILE
 from bigrec_hf.hub.bundle import CONFIG_FILE, METHOD, Bundle, locate

@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import read_json_file
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog, semantic_ids
 from bigrec_hf.data.earlier import with_seen
-from bigrec_hf.data.examples import read_input, read_json_file
+from bigrec_hf.data.examples import read_input
 from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations, read_texts, resolve_targets
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.ground.distance import ground_answers

@@ -18,7 +18,7 @@ from bigrec_hf.common.files import read_record, remove_leftovers, write_json
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.common.locks import locked_folder
 from bigrec_hf.common.processes import process_state
-from bigrec_hf.data.examples import data_mark
+from bigrec_hf.data.prepared import data_mark
 from bigrec_hf.models.identity import ADAPTER_FILES, TRAINING_FILE, model_revision
 from bigrec_hf.models.stacked import Factors, write_sum
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings

@@ -10,8 +10,9 @@ import numpy as np
 from datasets import Dataset
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.examples import load_config, load_facts, load_titles
+from bigrec_hf.data.examples import load_config, load_titles
 from bigrec_hf.data.generations import sample_examples
+from bigrec_hf.data.prepared import load_facts
 from bigrec_hf.data.prompts import build_input_prefix
 from bigrec_hf.data.sequences import training_sequences
 from bigrec_hf.data.title_lists import title_lists
