@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.progress import slow_bars_without_terminal
+from bigrec_hf.common.progress import settle_bars
 from bigrec_hf.common.version import __version__
 from bigrec_hf.settings import RUN_SECTIONS
 from bigrec_hf.settings.flags import add_arguments
@@ -25,7 +25,8 @@ from bigrec_hf.settings.recipes import build_settings
 from bigrec_hf.settings.shipped import find_recipe
 
 NAMES_RUN = ("base_model", "sample")  # flags that give `run` a folder of its own where they differ from the recipe
-NOISE = (".*is_gradient_checkpointing.*",)  # warnings of libraries about themselves
+# warnings of libraries about themselves, or about what they set right
+NOISE = (".*is_gradient_checkpointing.*", "fan_in_fan_out is set to .* but the target module is .*")
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed help or an error message
         return int(stop.code or 0)
     debug = given.pop("debug")
-    slow_bars_without_terminal()
+    settle_bars()
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # how it could be faster on a CPU

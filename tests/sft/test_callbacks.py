@@ -8,11 +8,13 @@ import sqlite3
 from types import SimpleNamespace
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from bigrec_hf.sft import callbacks
 from bigrec_hf.sft.callbacks import OneLine, TimeLimit
 from bigrec_hf.sft.dense_trainer import DenseTrainer
 from tests.helpers.processes import flags, run_python
+from tests.helpers.tiny import tiny_tokenizer
 from tests.sft.test_dense_training import train
 
 
@@ -97,13 +99,13 @@ def test_the_rate_falls_along_the_schedule_of_the_arguments(schedule, expected, 
 
 
 def test_one_line_shows_loss_and_pace_and_keeps_evaluations(capsys, clock):
-    line = OneLine(n_targets=300)
+    line = OneLine(n_targets=300, n_tokens=100_000)
     args = SimpleNamespace(load_best_model_at_end=True)
     state = SimpleNamespace(is_world_process_zero=True, max_steps=100, global_step=0, best_metric=None)
     line.on_train_begin(None, state, None)
     state.global_step = 10
     line.on_log(None, state, None, logs={"loss": 6.9, "learning_rate": 5e-4})
-    assert line.training_bar.postfix == "loss 6.900, lr 0.0005, 30.0 targets/s"  # 10 steps of 3 targets in a second
+    assert line.training_bar.postfix == "loss 6.900, lr 0.0005, 30.0 targets/s, 10,000.0 tokens/s"  # 10 steps in 1 s
     line.on_log(args, state, None, logs={"eval_loss": 6.5})
     state.best_metric = 6.5
     line.on_log(args, state, None, logs={"eval_loss": 6.7})
@@ -141,4 +143,25 @@ def test_a_training_prints_no_dictionaries(tiny_model_dir, tiny_prepared, tmp_pa
     captured = capsys.readouterr()
     assert "{'" not in captured.out + captured.err
     assert "validation loss" in captured.out
-    assert "targets/s" in captured.err
+    assert "targets/s" in captured.err and "tokens/s" in captured.err
+
+
+def test_a_log_holds_no_bar_of_a_short_training(tiny_model_dir, tiny_prepared, tmp_path):
+    """Where stderr is a file; nor a warning of a library about what it has set right itself."""
+    tokenizer = tiny_tokenizer()
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, **ids)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    given = flags(
+        dataset=tiny_prepared,
+        run_dir=tmp_path,
+        base_model=tmp_path / "gpt2",
+        lora_target_modules="c_attn",
+        train_prompt="chat-basic",
+        sample=16,
+        epochs=1,
+    )
+    result = run_python("-m", "bigrec_hf", "sft", *given)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "validation loss" in result.stdout

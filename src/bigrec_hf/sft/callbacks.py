@@ -15,15 +15,16 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SchedulerType
 
 from bigrec_hf.common.processes import process_state
+from bigrec_hf.common.progress import say
 
 
 class OneLine(ProgressCallback):
-    """One moving line per training with its loss, learning rate and pace, and one line that stays per evaluation."""
+    """One moving line per training with loss, learning rate, pace and time left; one that stays per evaluation."""
 
-    def __init__(self, n_targets: int, max_str_len: int = 100):
-        """`n_targets`: targets of the whole training, all epochs together."""
-        super().__init__(max_str_len)
-        self.n_targets = n_targets
+    def __init__(self, n_targets: int, n_tokens: int = 0):
+        """`n_targets`, `n_tokens`: of the whole training, all epochs together; 0 tokens: not known, and not shown."""
+        super().__init__()
+        self.amounts = {"targets/s": n_targets, "tokens/s": n_tokens}
         self.began = (0.0, 0)  # time and step
 
     def on_train_begin(
@@ -33,8 +34,9 @@ class OneLine(ProgressCallback):
         super().on_train_begin(args, state, control, **kwargs)
         self.began = (time.monotonic(), state.global_step)
         if self.training_bar is not None:
-            self.training_bar.set_description("train")
+            self.training_bar.set_description("train", refresh=False)
             self.training_bar.unit = " steps"
+            self.training_bar.leave = True  # its last state tells the pace of the training
 
     def on_log(
         self,
@@ -51,13 +53,13 @@ class OneLine(ProgressCallback):
             # the trainer compares with its best after it has logged
             best = args.load_best_model_at_end and logs["eval_loss"] <= (state.best_metric or math.inf)
             step = f"step {state.global_step} of {state.max_steps}"
-            self.training_bar.write(f"{step}: validation loss {logs['eval_loss']:.4f}{' (best)' if best else ''}")
+            say(f"{step}: validation loss {logs['eval_loss']:.4f}{' (best)' if best else ''}")
         elif "loss" in logs:
             since, step = self.began
-            steps_per_second = (state.global_step - step) / max(time.monotonic() - since, 1e-9)
+            share = (state.global_step - step) / max(state.max_steps, 1) / max(time.monotonic() - since, 1e-9)
+            pace = [f"{n * share:,.1f} {unit}" for unit, n in self.amounts.items() if n]
             self.training_bar.set_postfix_str(
-                f"loss {float(logs['loss']):.3f}, lr {float(logs['learning_rate']):.2g}, "
-                f"{steps_per_second * self.n_targets / max(state.max_steps, 1):.1f} targets/s",
+                ", ".join([f"loss {float(logs['loss']):.3f}", f"lr {float(logs['learning_rate']):.2g}", *pace]),
                 refresh=False,
             )
 

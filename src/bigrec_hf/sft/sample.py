@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from bigrec_hf.common.columns import Columns as C
+from bigrec_hf.common.progress import say
 from bigrec_hf.data.prompts import fit_prompt, parse_answer
 from bigrec_hf.data.trie import Trie
 from bigrec_hf.models.catalog_head import CatalogHead
@@ -128,13 +128,13 @@ class ShowSample(TrainerCallback):
             with torch.no_grad():
                 predicted = self.sample.predict(self.trainer)
         except Exception as error:  # whatever a model's own code raises; no training ends for a line on the console
-            tqdm.write(f"no sample predictions: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            say(f"no sample predictions: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             self.sample = None
             return
         finally:
             model.train(training)
         line = self.sample.line(predicted)
-        tqdm.write(f"  {line}")
+        say(f"  {line}")
         log: list[dict[str, Any]] = cast(Any, state.log_history)  # declared to hold numbers only
         log.append({"step": state.global_step, "sample_prediction": predicted, "sample": line})
         for callback in self.trainer.callback_handler.callbacks:

@@ -146,6 +146,7 @@ def train_rows(
             lora=lora,
             patience=sft.patience,
             n_targets=rows.counts.get("n_train_targets", round(len(rows.train) * sft.epochs)),
+            n_tokens=round(rows.counts["n_train_tokens"] * sft.epochs),
             max_minutes=sft.max_minutes,
             **rows.options,
         )

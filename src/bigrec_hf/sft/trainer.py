@@ -231,6 +231,7 @@ def train_adapter(
     lora: LoraConfig | None,
     patience: int,
     n_targets: int,
+    n_tokens: int = 0,
     max_minutes: float = 0.0,
     trainer_class: Callable[..., SFTTrainer] = CompletionLossTrainer,
     collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
@@ -241,8 +242,8 @@ def train_adapter(
     `lora`: the adapter to add to the model; None if it has one.
 
     With a validation set the adapter of the best evaluation loss is loaded at the end; `patience` evaluations without
-    improvement stop the training (0 = never), and so do `max_minutes` (0 = no limit). `n_targets`: those of all epochs.
-    `sample`: an example whose prediction is shown at each evaluation.
+    improvement stop the training (0 = never), and so do `max_minutes` (0 = no limit). `n_targets`, `n_tokens`: those of
+    all epochs, 0 = not known. `sample`: an example whose prediction is shown at each evaluation.
     """
     set_seed(config.seed)
     callbacks: list[TrainerCallback] = []
@@ -262,7 +263,7 @@ def train_adapter(
     )
     if not config.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(OneLine(n_targets))
+        trainer.add_callback(OneLine(n_targets, n_tokens))
     if sample is not None:
         trainer.add_callback(ShowSample(trainer, sample))
     trainable, total = cast(PeftModel, trainer.model).get_nb_trainable_parameters()
