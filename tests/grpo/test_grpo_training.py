@@ -16,15 +16,18 @@ from safetensors.torch import load_file
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.fingerprints import fingerprint
+from bigrec_hf.data.catalog import catalog_sha256, load_catalog
 from bigrec_hf.data.prepared import CONTENT
 from bigrec_hf.grpo import stage
 from bigrec_hf.grpo.data import NUMBER, load_grpo
-from bigrec_hf.grpo.rewards import REWARDS
+from bigrec_hf.grpo.rewards import NAMES, WeightedRewards, hit
 from bigrec_hf.grpo.trainer import GrpoTrainer
 from bigrec_hf.settings import DataSettings, GrpoSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.sft import stage as sft
+from tests.grpo.test_rewards import save_sasrec
 from tests.helpers.processes import flags, run_pair
-from tests.helpers.tiny import tiny_tokenizer
+from tests.helpers.tiny import save_tiny_model, tiny_tokenizer
 
 LISTS = PromptSettings(train_prompt="titles", max_length=64, short_titles=True)
 GRPO = GrpoSettings(
@@ -94,7 +97,21 @@ def test_sdpo_prefers_the_target(start, tiny_model_dir, tiny_prepared, tmp_path)
     assert not curve(record, "reward")
 
 
-@pytest.mark.parametrize("method", ["grpo", "sdpo"])
+def test_the_expected_reward_is_learned_exactly(start, tiny_model_dir, tiny_prepared, tmp_path):
+    """All titles are in the group and only the hit counts: the loss is minus the mean probability of the target."""
+    record = learn(
+        tmp_path, start, tiny_model_dir, tiny_prepared, grpo_method="expected", rewards={"hit": 1}, group_size=20,
+        grpo_epochs=30, grpo_evals_per_epoch=0, grpo_batch_size=8, grpo_micro_batch_size=8, grpo_learning_rate=2e-2,
+        kl_beta=0.0,
+    )  # fmt: skip
+    chances = -np.array(curve(record, "loss"))
+    assert 0 < chances[0] < 0.3 and chances[-1] > 2 * chances[0]
+    nats = np.array(curve(record, "target_nats"))
+    assert (chances >= np.exp(-nats) - 1e-3).all()  # the mean of probabilities is at least their geometric mean
+    assert max(curve(record, "zero_advantage")) == 0 and min(curve(record, "used")) == 1
+
+
+@pytest.mark.parametrize("method", ["grpo", "expected", "sdpo"])
 def test_a_learning_rate_of_zero_changes_nothing(method, start, tiny_model_dir, tiny_prepared, tmp_path):
     record = learn(tmp_path, start, tiny_model_dir, tiny_prepared, grpo_learning_rate=0.0, grpo_method=method)
     before, after = weights(start), weights(tmp_path / "new")
@@ -128,6 +145,23 @@ def test_an_interrupted_training_ends_with_the_same_adapter(
     assert kept["fingerprint"] == again["fingerprint"] and kept["seconds"] == again["seconds"]
 
 
+def test_adapters_that_a_new_setting_does_not_change_are_kept(start, tiny_model_dir, tiny_prepared, tmp_path):
+    settings = (RunSettings(), DataSettings(dataset=[tiny_prepared]), ModelSettings(base_model=tiny_model_dir), LISTS)
+
+    def mark(**changes):
+        own = replace(GRPO, start_adapter=str(start), grpo_adapter_dir=str(tmp_path / "new"), **changes)
+        return fingerprint(stage.training_settings(*settings, own))
+
+    assert mark() == mark(percentile_by="anything", reward_encoder="any/thing", grpo_eval_k=0)
+    assert mark(grpo_eval_k=5) != mark()
+    like = {"rewards": {"similarity": 1}}
+    other = save_tiny_model(tmp_path / "other", seed=7)
+    assert mark(**like) != mark(**like, reward_encoder=other)
+    catalog = load_catalog(tiny_prepared)
+    sasrec = save_sasrec(tmp_path / "model", catalog_sha256(catalog), len(catalog))
+    assert mark(rewards={"percentile": 1}) != mark(rewards={"percentile": 1}, percentile_by=sasrec)
+
+
 def test_a_curriculum_learns_from_examples_within_reach(start, tiny_model_dir, tiny_prepared, tmp_path):
     record = learn(tmp_path, start, tiny_model_dir, tiny_prepared, curriculum_top=4, kl_beta=0.0)
     used, hits, flat = (np.array(curve(record, name)) for name in ("used", "hit_rate", "zero_advantage"))
@@ -147,6 +181,9 @@ def test_no_group_is_without_advantage_if_the_target_is_added(start, tiny_model_
 
 def split_file(dataset: Path, split: str) -> Path:
     return dataset / "data" / "default" / f"{split}.parquet"
+
+
+ALL_REWARDS = {"hit": 1, "ranked": 1, "ndcg": 1, "percentile": 1, "similarity": 1, "relevance_diversity_novelty": 1}
 
 
 def with_marked_labels(prepared: str, folder: Path) -> tuple[str, int]:
@@ -183,14 +220,16 @@ def test_no_reward_sees_a_label_of_validation_or_test(start, tiny_model_dir, tin
     assert marker not in loaded.sequences.items
     assert not any(marker in history for history in loaded.examples.histories)
 
-    hit, seen = REWARDS["hit"], []
+    assert tuple(ALL_REWARDS) == NAMES
+    seen, call = [], WeightedRewards.__call__
 
-    def watched(groups):
+    def watched(self, groups):
         seen.append(groups)
-        return hit(groups)
+        return call(self, groups)
 
-    monkeypatch.setitem(REWARDS, "hit", watched)
-    record = learn(tmp_path, start, tiny_model_dir, prepared, group_size=20, rewards={"hit": 1, "percentile": 1})
+    monkeypatch.setattr(WeightedRewards, "__call__", watched)
+    record = learn(tmp_path, start, tiny_model_dir, prepared, group_size=20, rewards=ALL_REWARDS)
+    assert all(len(curve(record, f"reward_{name}")) == 4 for name in ALL_REWARDS)
     assert curve(record, "eval_loss")  # validation was read, for the loss alone
     assert len(seen) == 8
     for groups in seen:
@@ -200,14 +239,17 @@ def test_no_reward_sees_a_label_of_validation_or_test(start, tiny_model_dir, tin
         assert (groups.rows == marker).any(axis=1).all()  # it is in every group, and never right
 
 
-def test_training_does_not_depend_on_the_other_splits(start, tiny_model_dir, tiny_prepared, tmp_path):
-    """The same training split beside other labels gives the same adapter."""
+@pytest.mark.parametrize("by", ["ease", "sasrec"])
+def test_training_does_not_depend_on_the_other_splits(by, start, tiny_model_dir, tiny_prepared, tmp_path):
+    """The same training split beside other labels gives the same adapter, with all rewards; SASRec as it is."""
     prepared, _ = with_marked_labels(tiny_prepared, tmp_path)
+    catalog = load_catalog(prepared)
+    model = by if by == "ease" else save_sasrec(tmp_path / "model", catalog_sha256(catalog), len(catalog))
     other = shutil.copytree(prepared, tmp_path / "other")
     for split in ("validation", "test"):
         shutil.copy(split_file(Path(tiny_prepared), split), split_file(other, split))
     for name, data in (("a", prepared), ("b", str(other))):
-        learn(tmp_path / name, start, tiny_model_dir, data, rewards={"hit": 1, "ranked": 1, "percentile": 1})
+        learn(tmp_path / name, start, tiny_model_dir, data, rewards=ALL_REWARDS, percentile_by=model)
     a, b = weights(tmp_path / "a" / "new"), weights(tmp_path / "b" / "new")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], value) for name, value in weights(start).items())
@@ -233,6 +275,9 @@ def test_prompts_are_those_of_generation(tiny_prepared):
         ({}, {"group_size": 21}, "catalog has 20 different titles"),
         ({}, {"start_adapter": "no/where/at all"}, "no adapter in 'no/where/at all'"),
         ({}, {"rewards": {"hits": 1}}, "unknown reward 'hits'"),
+        ({}, {"rewards": {"percentile": 1}, "percentile_by": "itemknn"}, "neither ease nor the folder of a SASRec"),
+        ({}, {"rewards": {"similarity": 1}, "reward_encoder": "no/such/folder"}, "'no/such/folder'"),
+        ({}, {"grpo_method": "expected", "group_titles": "sample"}, "set group_titles beams"),
         ({}, {"grpo_adapter_dir": "START"}, "give the new one another folder"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigrec_hf.grpo.losses import advantages, group_divergence, policy_loss, sdpo_loss
+from bigrec_hf.grpo.losses import advantages, expected_loss, group_divergence, policy_loss, sdpo_loss
 
 
 def test_advantages_by_hand():
@@ -30,6 +30,20 @@ def test_policy_loss():
     log_p = torch.log(torch.tensor([[0.5, 0.25]]))
     loss = policy_loss(log_p, torch.tensor([[0.3, -0.3]]))
     assert loss.item() == pytest.approx(-0.3 * math.log(2))
+
+
+def test_the_expected_reward_has_the_gradient_of_all_titles():
+    """Four titles, the group is the first three: d/dz_j of sum p_i r_i is p_j (r_j - sum p_i r_i), with 0 for the
+    fourth title's reward."""
+    z = torch.tensor([[0.3, -0.2, 0.1, 0.5]], requires_grad=True)
+    rewards = torch.tensor([[1.0, -0.5, 0.25]])
+    p = torch.softmax(z.detach(), dim=1)
+    mean = float((p[:, :3] * rewards).sum())
+    loss = expected_loss(torch.log_softmax(z, dim=1)[:, :3], rewards)
+    assert loss.item() == pytest.approx(-mean)
+    loss.sum().backward()
+    every = torch.tensor([[1.0, -0.5, 0.25, 0.0]])
+    torch.testing.assert_close(z.grad, -p * (every - mean))
 
 
 def test_divergence_over_the_group_and_the_rest():

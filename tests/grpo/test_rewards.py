@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.data.catalog import catalog_sha256, load_catalog
 from bigrec_hf.data.sequences import ItemSequences
 from bigrec_hf.grpo.groups import Groups
-from bigrec_hf.grpo.rewards import hit, load_rewards, ndcg, percentiles, ranked
+from bigrec_hf.grpo.percentile import EASE, Percentile, ease_scores, item_scores, model_mark, percentiles
+from bigrec_hf.grpo.rewards import hit, load_rewards, ndcg, ranked
+from bigrec_hf.rank.sasrec.model import SasRecConfig, SasRecModel
+from bigrec_hf.rank.sasrec.trainer import score_histories
 
 SEQUENCES = ItemSequences(np.array([0, 1, 2, 0, 1, 3, 4, 1, 0]), np.array([0, 3, 6, 9]))
-NOTHING = ItemSequences(np.empty(0, np.int64), np.zeros(1, np.int64))
+
+
+def nothing():
+    raise AssertionError("not needed")
 
 
 def groups(rows, targets, ranks=None, target_ranks=None, histories=None) -> Groups:
@@ -58,7 +66,7 @@ def test_ndcg_is_what_the_whole_list_would_lose_without_the_title():
 def test_percentiles_of_ease_follow_the_training_sequences():
     """Items 0 and 1 occur together three times, 0 and 2 once. The history's own item has a score of 0, as has item 5,
     which never occurs: none of five others is lower, one is equal."""
-    reward = load_rewards({"percentile": 1}, SEQUENCES, 6)
+    reward = load_rewards({"percentile": 1}, lambda: ease_scores(SEQUENCES, 6), nothing)
     values, _ = reward(groups([[1, 2, 5]], [1], histories=[[0]]))
     assert values[0, 0] == 1
     assert 0.1 < values[0, 1] < 1
@@ -70,8 +78,49 @@ def test_percentiles_count_ties_half():
     np.testing.assert_allclose(found, [1, 0, 1.5 / 4, 0.75])
 
 
+def test_percentiles_of_a_model_of_histories():
+    """The nearer to the newest item of the history, the higher. From item 2, two of four items are farther than 3 and one
+    is as far; none is farther than 4, and one as far."""
+    reward = Percentile(lambda histories: np.array([[-abs(item - own[-1]) for item in range(5)] for own in histories]))
+    found = reward(groups([[2, 3, 4], [0, 3, 4]], [1, 1], histories=[[0, 2], [0]]))
+    np.testing.assert_allclose(found, [[1, 2.5 / 4, 0.5 / 4], [1, 0.25, 0]])
+
+
+def save_sasrec(folder, catalog_sha: str, n_items: int) -> str:
+    torch.manual_seed(0)
+    config = SasRecConfig(n_items=n_items, hidden_size=8, max_length=5, catalog_sha256=catalog_sha)
+    SasRecModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_percentiles_of_a_saved_sasrec(tiny_prepared, tmp_path):
+    catalog = load_catalog(tiny_prepared)
+    folder = save_sasrec(tmp_path / "model", catalog_sha256(catalog), len(catalog))
+    found = item_scores(folder, tiny_prepared, SEQUENCES)([[3, 1], [2]])
+    expected = score_histories(SasRecModel.from_pretrained(folder), [[3, 1], [2]], counts=np.zeros(20))
+    np.testing.assert_array_equal(found, expected)
+    assert found.shape == (2, 20) and not np.allclose(found[0], found[1])
+    best = groups([np.argsort(-found[0])[:3]], [1], histories=[[3, 1]])
+    values, _ = load_rewards({"percentile": 1}, lambda: item_scores(folder, tiny_prepared, SEQUENCES), nothing)(best)
+    np.testing.assert_allclose(values, [[1, 18 / 19, 17 / 19]])
+
+
+def test_the_model_of_the_percentile_is_checked(tiny_prepared, tiny_model_dir, tmp_path):
+    folder = save_sasrec(tmp_path / "model", "another", 20)
+    with pytest.raises(BigrecError, match="belongs to another catalog"):
+        item_scores(folder, tiny_prepared, SEQUENCES)
+    assert model_mark(EASE) == {}
+    mark = model_mark(folder)
+    assert mark == model_mark(save_sasrec(tmp_path / "moved", "another", 20))
+    assert mark != model_mark(save_sasrec(tmp_path / "other", "different", 20))
+    with pytest.raises(BigrecError, match="neither ease nor the folder of a SASRec model .it has no config.json"):
+        model_mark("runs/no/such")
+    with pytest.raises(BigrecError, match="its model is of another kind"):
+        model_mark(tiny_model_dir)
+
+
 def test_weights_add_up_and_functions_are_found_by_name():
-    reward = load_rewards({"hit": 2, f"{__name__}.own": 0.5}, NOTHING, 9)
+    reward = load_rewards({"hit": 2, f"{__name__}.own": 0.5}, nothing, nothing)
     total, parts = reward(groups([[5, 6]], [6]))
     assert total.tolist() == [[25, 32]]
     assert parts["hit"].tolist() == [[0, 1]] and parts[f"{__name__}.own"].tolist() == [[50, 60]]
@@ -80,21 +129,21 @@ def test_weights_add_up_and_functions_are_found_by_name():
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ({"hits": 1}, "unknown reward 'hits': choose among hit, ranked, ndcg, percentile"),
+        ({"hits": 1}, "unknown reward 'hits': choose among hit, ranked, ndcg, percentile, similarity"),
         ({"hit": "much"}, "weight of reward 'hit' is 'much'"),
         ({"hit": True}, "is True"),
         ({"hit": float("nan")}, "is nan"),
         ({"no.such.thing": 1}, "cannot be imported"),
-        ({f"{__name__}.nothing": 1}, "cannot be imported"),
+        ({f"{__name__}.no_such_thing": 1}, "cannot be imported"),
         ({f"{__name__}.SEQUENCES": 1}, "is a ItemSequences"),
         ({}, "no reward is named"),
     ],
 )
 def test_wrong_names_and_weights(weights, words):
     with pytest.raises(BigrecError, match=words):
-        load_rewards(weights, NOTHING, 9)
+        load_rewards(weights, nothing, nothing)
 
 
 def test_a_reward_of_another_shape():
     with pytest.raises(BigrecError, match=r"returned \(3,\) numbers for \(1, 2\) titles"):
-        load_rewards({f"{__name__}.wrong_shape": 1}, NOTHING, 9)(groups([[5, 6]], [6]))
+        load_rewards({f"{__name__}.wrong_shape": 1}, nothing, nothing)(groups([[5, 6]], [6]))

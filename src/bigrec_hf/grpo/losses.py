@@ -27,6 +27,12 @@ def policy_loss(log_p: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor
     return -(coefficients * log_p).sum(dim=1)
 
 
+def expected_loss(log_p: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+    """Return -sum_i p_i r_i, (B,): the expected reward of one title drawn from the catalog, negative, if titles outside
+    the group have none. Its gradient is exact. Both (B, G)."""
+    return -(rewards * log_p.exp()).sum(dim=1)
+
+
 def group_divergence(log_p: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Return KL(p || reference), in nats, over the titles of the group and everything else as one outcome, (B,).
 

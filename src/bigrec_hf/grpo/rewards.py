@@ -10,18 +10,17 @@ import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.sequences import ItemSequences
 from bigrec_hf.grpo.groups import Groups
-from bigrec_hf.rank.baselines.ease import check_size, ease_weights, interaction_matrix
-from bigrec_hf.rank.baselines.linear import history_matrix
+from bigrec_hf.grpo.percentile import ItemScores, Percentile
+from bigrec_hf.grpo.similarity import EMBEDDED, unit_vectors
 
 Reward = Callable[[Groups], np.ndarray]
-EASE_RIDGE = 500.0
 
 
 def hit(groups: Groups) -> np.ndarray:
@@ -50,30 +49,9 @@ def ndcg(groups: Groups) -> np.ndarray:
     return np.where(groups.is_target, now, np.where(above, now - without, 0.0))
 
 
-@dataclass(frozen=True)
-class Percentile:
-    """The fraction of the other catalog rows that EASE, fitted to the training sequences, scores lower than the title.
-
-    Ties count half. Every title has a reward, so no group is without any.
-    """
-
-    weights: np.ndarray  # (n_items, n_items)
-
-    def __call__(self, groups: Groups) -> np.ndarray:
-        """Return rewards from 0 to 1."""
-        scores = history_matrix(groups.histories, len(self.weights)) @ self.weights
-        return np.stack([percentiles(row, rows) for row, rows in zip(np.asarray(scores), groups.rows, strict=True)])
-
-
-def percentiles(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the fraction of the other scores, (n,), that are lower than those of these rows; ties count half."""
-    order = np.sort(scores)
-    lower, upto = (np.searchsorted(order, scores[rows], side=side) for side in ("left", "right"))
-    return (lower + (upto - lower - 1) / 2) / max(len(scores) - 1, 1)
-
-
 REWARDS: dict[str, Reward] = {"hit": hit, "ranked": ranked, "ndcg": ndcg}
 PERCENTILE = "percentile"
+NAMES = (*REWARDS, PERCENTILE, *EMBEDDED)
 
 
 @dataclass(frozen=True)
@@ -98,29 +76,37 @@ class WeightedRewards:
         return total, values
 
 
-def load_rewards(weights: Mapping[str, Any], sequences: ItemSequences, n_items: int) -> WeightedRewards:
-    """Return the rewards that a recipe names; `sequences`: those of the training split, for `percentile`.
+def load_rewards(
+    weights: Mapping[str, Any], item_scores: Callable[[], ItemScores], vectors: Callable[[], np.ndarray]
+) -> WeightedRewards:
+    """Return the rewards that a recipe names.
 
-    Raises BigrecError for an unknown name, a weight that is not a number, or a catalog too large for EASE.
+    `item_scores` gives those of `percentile`; `vectors` the embeddings of the titles, (n_items, d), of the rewards in
+    EMBEDDED. Each is called only if needed. Raises BigrecError for an unknown name, or a weight that is not a number.
     """
-    parts: dict[str, tuple[float, Reward]] = {}
+    if not weights:
+        raise BigrecError(f"no reward is named: give at least one of {', '.join(NAMES)}")
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise BigrecError(f"the weight of reward {name!r} is {weight!r}: give a number")
-        if name == PERCENTILE:
-            check_size(n_items)
-            reward: Reward = Percentile(ease_weights(interaction_matrix(sequences, n_items), EASE_RIDGE))
-        else:
-            reward = REWARDS.get(name) or _own_function(name)
-        parts[name] = (float(weight), reward)
-    if not parts:
-        raise BigrecError(f"no reward is named: give at least one of {', '.join([*REWARDS, PERCENTILE])}")
-    return WeightedRewards(parts)
+    found: dict[str, Reward] = {name: _own_function(name) for name in weights if name not in NAMES}
+    found |= REWARDS
+    if PERCENTILE in weights:
+        found[PERCENTILE] = Percentile(item_scores())
+    if needs_vectors(weights):
+        unit = unit_vectors(vectors())
+        found |= {name: partial(reward, unit=unit) for name, reward in EMBEDDED.items()}
+    return WeightedRewards({name: (float(weight), found[name]) for name, weight in weights.items()})
+
+
+def needs_vectors(weights: Mapping[str, Any]) -> bool:
+    """Return whether a reward compares embeddings of titles."""
+    return not EMBEDDED.keys().isdisjoint(weights)
 
 
 def _own_function(name: str) -> Reward:
     module, _, function = str(name).rpartition(".")
-    known = ", ".join([*REWARDS, PERCENTILE])
+    known = ", ".join(NAMES)
     if not module:
         raise BigrecError(f"unknown reward {name!r}: choose among {known}, or give a function as package.module.name")
     try:

@@ -15,22 +15,29 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from bigrec_hf.common.environment import measured
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
+from bigrec_hf.data.catalog import load_catalog
 from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
+from bigrec_hf.ground.index import open_index
 from bigrec_hf.grpo.data import GrpoData, load_grpo
-from bigrec_hf.grpo.rewards import load_rewards
-from bigrec_hf.grpo.trainer import SDPO, GrpoTrainer, Objective
+from bigrec_hf.grpo.percentile import item_scores, model_mark
+from bigrec_hf.grpo.rewards import PERCENTILE, WeightedRewards, load_rewards, needs_vectors
+from bigrec_hf.grpo.trainer import EXPECTED, SDPO, GrpoTrainer, Objective
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
+from bigrec_hf.models.encoder import encoder_fingerprint, encoder_name
 from bigrec_hf.models.identity import adapter_fingerprint, check_same_base
 from bigrec_hf.models.loading import find_model, launched_with_fsdp, load_base, load_tokenizer, load_trainable
-from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
+from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.settings.grpo import GrpoSettings
 from bigrec_hf.sft.adapter_folder import Trained, input_settings, train_once
 from bigrec_hf.sft.config import check_launcher, trainer_config
 from bigrec_hf.sft.trainer import train_adapter
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerBase
     from trl import SFTTrainer
+
+INDEX_FOLDER = "reward_index"  # beside the new adapter's folder
 
 
 def main(
@@ -54,15 +61,28 @@ def main(
         loaded = load_grpo(data.dataset[0], tokenizer, prompt, grpo, seed=run.seed)
         n_validation = 0 if loaded.validation is None else len(loaded.validation)
         state.print(f"learning from {len(loaded.train):,} examples, validating on {n_validation:,}")
-        trainer, result = train(loaded, tokenizer, model, prompt, grpo, seed=run.seed, checkpoints=checkpoints)
+        rewards = None if grpo.grpo_method == SDPO else find_rewards(data.dataset[0], loaded, model, grpo)
+        trainer, result = train(loaded, rewards, tokenizer, model, prompt, grpo, seed=run.seed, checkpoints=checkpoints)
         counts = {"n_train": len(loaded.train), "n_validation": n_validation}
         return Trained(trainer, tokenizer, counts | prompt_facts(prompt.train_prompt, tokenizer) | result)
 
     return train_once(Path(str(grpo.grpo_adapter_dir)), training_settings(run, data, model, prompt, grpo), learn)
 
 
+def find_rewards(dataset: str, loaded: GrpoData, model: ModelSettings, grpo: GrpoSettings) -> WeightedRewards:
+    """Return the rewards of a training, made of the catalog and the training split of `dataset`."""
+
+    def vectors() -> np.ndarray:
+        folder = Path(str(grpo.grpo_adapter_dir)).parent / INDEX_FOLDER
+        encoder = GroundSettings(encoder=grpo.reward_encoder)
+        return open_index(load_catalog(dataset), model, encoder, folder, process_state())[0].embeddings
+
+    return load_rewards(grpo.rewards, lambda: item_scores(grpo.percentile_by, dataset, loaded.sequences), vectors)
+
+
 def train(
     loaded: GrpoData,
+    rewards: WeightedRewards | None,
     tokenizer: PreTrainedTokenizerBase,
     model: ModelSettings,
     prompt: PromptSettings,
@@ -71,7 +91,10 @@ def train(
     seed: int,
     checkpoints: Path,
 ) -> tuple[SFTTrainer, dict[str, Any]]:
-    """Train from the starting adapter, or from the last of `checkpoints`; return the trainer and what to record."""
+    """Train from the starting adapter, or from the last of `checkpoints`; return the trainer and what to record.
+
+    `rewards`: None for the method sdpo.
+    """
     dtype = resolve_dtype(model.dtype, process_state().device)
     config = trainer_config(
         str(checkpoints),
@@ -83,9 +106,6 @@ def train(
         max_length=prompt.max_length,
         seed=seed,
     )
-    rewards = None
-    if grpo.grpo_method != SDPO:
-        rewards = load_rewards(grpo.rewards, loaded.sequences, loaded.catalog.tokens.n_items)
     base = load_base(
         model.base_model,
         dtype=model.dtype,
@@ -111,6 +131,7 @@ def train(
                 rewards=rewards,
                 examples=loaded.examples,
                 catalog=loaded.catalog,
+                eval_k=grpo.grpo_eval_k,
             ),
             collator=loaded.collator,
         )
@@ -178,6 +199,8 @@ def check_settings(data: DataSettings, prompt: PromptSettings, grpo: GrpoSetting
             f"grpo trains an adapter of the objective dense, whose prompt is titles, not {prompt.train_prompt!r}: set "
             "train_prompt titles (section prompt)"
         )
+    if grpo.grpo_method == EXPECTED and grpo.group_titles != "beams":
+        raise BigrecError("grpo_method expected sums over the likeliest titles, none is drawn: set group_titles beams")
     if launched_with_fsdp() or is_deepspeed_zero3_enabled():
         raise BigrecError("grpo needs the whole model on every process: use accelerate_configs/ddp.yaml")
     same = Path(str(grpo.start_adapter)).resolve() == Path(str(grpo.grpo_adapter_dir)).resolve()
@@ -190,10 +213,22 @@ def check_settings(data: DataSettings, prompt: PromptSettings, grpo: GrpoSetting
 def training_settings(
     run: RunSettings, data: DataSettings, model: ModelSettings, prompt: PromptSettings, grpo: GrpoSettings
 ) -> dict[str, Any]:
-    """Return the settings that the adapter depends on; their fingerprint decides whether to train again."""
+    """Return the settings that the adapter depends on; their fingerprint decides whether to train again.
+
+    Settings that change nothing are left out. Raises BigrecError if a model that a reward needs does not exist.
+    """
     start = with_start(run, grpo).start_adapter
+    left_out = {"grpo_adapter_dir", "start_adapter", "percentile_by", "reward_encoder"}
+    if not grpo.grpo_eval_k:
+        left_out.add("grpo_eval_k")
+    used: dict[str, Any] = {}
+    if grpo.grpo_method != SDPO and PERCENTILE in grpo.rewards:
+        used |= model_mark(grpo.percentile_by)
+    if grpo.grpo_method != SDPO and needs_vectors(grpo.rewards):
+        used["reward_encoder"] = encoder_fingerprint(encoder_name(grpo.reward_encoder, model.base_model))
     return {
         **input_settings(run.seed, data, model, prompt),
         "start_adapter_sha256": adapter_fingerprint(start),
-        **{key: value for key, value in vars(grpo).items() if key not in ("grpo_adapter_dir", "start_adapter")},
+        **{key: value for key, value in vars(grpo).items() if key not in left_out},
+        **used,
     }

@@ -12,20 +12,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from datasets import Dataset
+from transformers.trainer_utils import EvalLoopOutput
 
 from bigrec_hf.generate.title_scores import TitleScorer
-from bigrec_hf.grpo.data import CatalogTitles, TrainingExamples
-from bigrec_hf.grpo.groups import Groups, draw_groups
-from bigrec_hf.grpo.losses import advantages, group_divergence, policy_loss, sdpo_loss
+from bigrec_hf.grpo.data import CatalogTitles, PromptCollator, TrainingExamples
+from bigrec_hf.grpo.groups import Groups, draw_groups, ranks_of
+from bigrec_hf.grpo.losses import advantages, expected_loss, group_divergence, policy_loss, sdpo_loss
 from bigrec_hf.grpo.rewards import WeightedRewards
 from bigrec_hf.grpo.tree import TreeBatch, TreeBuilder, tree_log_probs
+from bigrec_hf.metrics.ndcg_hr.scores import mean_scores
+from bigrec_hf.sft.dense import ROWS
 from bigrec_hf.sft.dense_trainer import DenseTrainer
 
-SDPO = "sdpo"
+EXPECTED, SDPO = "expected", "sdpo"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Objective:
 
 
 class GrpoTrainer(DenseTrainer):
-    """Batches of a `grpo.data.PromptCollator`. Evaluation is that of DenseTrainer: nats per validation target.
+    """Batches of a `grpo.data.PromptCollator`. Evaluation is that of DenseTrainer, nats per validation target, and
+    NDCG and HR of the validation targets among all titles if `eval_k` is not 0.
 
     The reference of a divergence is the adapter as it was given to the trainer.
     """
@@ -58,14 +63,16 @@ class GrpoTrainer(DenseTrainer):
         rewards: WeightedRewards | None,
         examples: TrainingExamples,
         catalog: CatalogTitles,
+        eval_k: int = 0,
         **options: Any,
     ) -> None:
-        """`rewards`: None for the method sdpo, which has none."""
+        """`rewards`: None for the method sdpo; `eval_k`: cutoff of NDCG and HR on validation, 0 = neither."""
         super().__init__(*args, trie=catalog.tokens.trie, **options)
         self.objective = objective
         self.rewards = rewards
         self.examples = examples
         self.catalog = catalog
+        self.eval_k = eval_k
         self.builder = TreeBuilder(catalog.tokens.trie, catalog.choices)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.reference = [parameter.detach().clone() for parameter in self.trained]
@@ -84,17 +91,52 @@ class GrpoTrainer(DenseTrainer):
             for parameter, value in zip(self.trained, current, strict=True):
                 parameter.data = value
 
+    def title_scorer(self) -> TitleScorer:
+        """The scorer of all titles under the current weights, made once."""
+        if self.scorer is None:
+            assert self.head is not None and self.trie is not None
+            network: Any = self.model  # a PeftModel, which forwards what it does not have to the model inside
+            self.scorer = TitleScorer(
+                network,
+                self.head,
+                self.trie,
+                self.columns,
+                width=self.objective.width,
+                popularity=self.catalog.tokens.popularity,
+            )
+        return self.scorer
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> EvalLoopOutput:
+        """`Trainer.evaluation_loop` with NDCG and HR at `eval_k` among its metrics, if asked for."""
+        output = super().evaluation_loop(*args, **options)
+        if self.eval_k and output.metrics is not None:
+            prefix = options.get("metric_key_prefix", "eval")
+            output.metrics |= {f"{prefix}_{name}": value for name, value in self.validation_scores().items()}
+        return output
+
+    def validation_scores(self) -> dict[str, float]:
+        """Return ndcg@K and hr@K of the validation targets among all different titles, none of them excluded.
+
+        The contexts are those of the validation loss. Each process ranks some of the examples.
+        """
+        collator, rows = cast(PromptCollator, self.data_collator), cast(Dataset, self.eval_dataset)[ROWS][:]
+        own = rows[self.args.process_index :: self.args.world_size]
+        ranks, size = [], self.args.per_device_eval_batch_size
+        for start in range(0, len(own), size):
+            batch = own[start : start + size]
+            log_p = self.title_scorer().log_probs([collator.prompt(example[:-1]) for example in batch])
+            leaves = self.catalog.leaf_of_row[[example[-1] for example in batch]]
+            ranks += [ranks_of(values, leaves[[i]])[0] - 1 for i, values in enumerate(log_p)]
+        found = mean_scores(np.array(ranks, np.int64), [self.eval_k]) if ranks else {}
+        names = (f"ndcg@{self.eval_k}", f"hr@{self.eval_k}")
+        sums = torch.tensor([found.get(name, 0.0) * len(own) for name in names], device=self.args.device)
+        means = (self.accelerator.reduce(sums, "sum") / len(rows)).tolist()
+        return dict(zip(names, means, strict=True))
+
     def draw(self, prompts: list[list[int]], numbers: list[int]) -> tuple[Groups, dict[str, float]]:
         """Return the groups of these examples under the current policy, and figures about that policy."""
-        assert self.head is not None and self.trie is not None
         wanted = self.objective
-        if self.scorer is None:
-            network: Any = self.model  # a PeftModel, which forwards what it does not have to the model inside
-            shares = self.catalog.tokens.popularity
-            self.scorer = TitleScorer(
-                network, self.head, self.trie, self.columns, width=wanted.width, popularity=shares
-            )
-        log_p = self.scorer.log_probs(prompts)
+        log_p = self.title_scorer().log_probs(prompts)
         targets = self.examples.targets_of(numbers)
         groups = draw_groups(
             log_p,
@@ -136,11 +178,13 @@ class GrpoTrainer(DenseTrainer):
         useful = np.ones(len(prompts), bool)
         if self.rewards is not None:
             total, parts = self.rewards(groups)
-            advantage = advantages(total, groups.weights, scale=self.objective.scale)
-            coefficients = groups.weights * advantage
+            if self.objective.method == EXPECTED:
+                coefficients = total
+            else:
+                coefficients = groups.weights * advantages(total, groups.weights, scale=self.objective.scale)
             figures["reward"] = float((groups.weights * total).sum(axis=1).mean())
             figures |= {f"reward_{name}": float((groups.weights * v).sum(axis=1).mean()) for name, v in parts.items()}
-            flat = (advantage == 0).all(axis=1)
+            flat = (coefficients == 0).all(axis=1)
             figures["zero_advantage"] = float(flat.mean())
             if not self.objective.kl_beta:
                 useful = ~flat
@@ -166,7 +210,7 @@ class GrpoTrainer(DenseTrainer):
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the summed loss of the groups of these numbers and figures about them.
 
-        `coefficients` (B, G): weight times advantage of every title.
+        `coefficients` (B, G): weight times advantage of every title; its reward with the method expected.
         """
         device = self.args.device
         wanted = self.objective
@@ -184,7 +228,8 @@ class GrpoTrainer(DenseTrainer):
                 "preferred": float(preferred.float().mean()),
                 "kl": float(group_divergence(log_p.detach(), reference).mean()),
             }
-        values = policy_loss(log_p, torch.from_numpy(coefficients[kept]).to(log_p))
+        loss = expected_loss if wanted.method == EXPECTED else policy_loss
+        values = loss(log_p, torch.from_numpy(coefficients[kept]).to(log_p))
         if reference is None:
             return values.sum(), {}
         divergence = group_divergence(log_p, reference)

@@ -28,6 +28,7 @@ from bigrec_hf.report.svg import draw_svg
 PAGE = "report.html"
 TEMPLATE = Path(__file__).parent / "templates" / PAGE
 EXAMPLES, NEAR = 20, 10  # examples in words; a hit is among the first NEAR
+REWARDED = "grpo_adapter"  # folder of the adapter that was trained with rewards
 SHOWN_KS = (1, 10, 50)  # of the short table, where scored
 
 
@@ -223,15 +224,19 @@ def figures(
             "Training loss averaged over stretches of steps.",
             [("Training and validation loss", lambda axes: plots.draw_learning(axes, histories))],
         )
+    rewarded = {run_name(run_dir): learning_history(run_dir, REWARDED) for run_dir in run_dirs}
+    drawings = plots.reward_drawings({name: history for name, history in rewarded.items() if history})
+    text = "Averaged over stretches of steps. Reward and hits are those of the groups that a step learned from."
+    add("Reinforcement learning", text, [(title, draw) for _, title, draw in drawings])
     return groups
 
 
-def learning_history(run_dir: str | Path) -> list[dict[str, float]]:
-    """The log of the adapter's training: of the finished one, else of the newest checkpoint's; [] without any.
+def learning_history(run_dir: str | Path, adapter: str = "adapter") -> list[dict[str, float]]:
+    """The log of an adapter's training: of the finished one, else of the newest checkpoint's; [] without any.
 
     A finished training's entries also have `targets`, the number of targets seen.
     """
-    folder = seed_folders(run_dir)[0] / "adapter"
+    folder = seed_folders(run_dir)[0] / adapter
     record = read_json(folder / "training.json")
     history, per_epoch = record.get("history"), record.get("n_train_targets", record.get("n_train"))
     if history is None:

@@ -21,6 +21,11 @@ from bigrec_hf.report.rows import METRICS, Row, cutoffs, row_labels, spread
 from bigrec_hf.score.significance import Comparison
 
 METRICS_PLOT, LEARNING_PLOT = "metrics.png", "learning.png"
+GROUP_FIGURES = {  # of the log of the stage grpo: field -> label
+    "reward": "reward",
+    "hit_rate": "target in the group",
+    "zero_advantage": "groups without advantage",
+}
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MARKS = "osD^vP"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
@@ -127,6 +132,38 @@ def draw_learning(axes: Any, histories: Mapping[str, Sequence[Mapping[str, float
     axes.set(title="Learning curve", xlabel="targets seen" if known else "epochs", ylabel="loss (nats)")
 
 
+def reward_drawings(
+    histories: Mapping[str, Sequence[Mapping[str, float]]],
+) -> list[tuple[str, str, Callable[[Any], None]]]:
+    """Name of a file, title and function that draws, of the logs of the stage grpo by run: figures of the groups and,
+    where evaluations ranked the validation examples, NDCG and HR. Nothing without logs."""
+    fields = {name for history in histories.values() for entry in history for name in entry}
+    ranks = {name: name.removeprefix("eval_") for name in sorted(fields) if name.startswith("eval_") and "@" in name}
+    groups = {name: label for name, label in GROUP_FIGURES.items() if name in fields}
+    wanted = (
+        ("rewards.png", "Reward, hits and groups without advantage", groups),
+        ("validation.png", "Validation examples, all titles ranked", ranks),
+    )
+    return [
+        (file, title, partial(draw_log, histories=histories, fields=found, title=title))
+        for file, title, found in wanted
+        if found
+    ]
+
+
+def draw_log(
+    axes: Any, histories: Mapping[str, Sequence[Mapping[str, float]]], fields: Mapping[str, str], title: str
+) -> None:
+    """Fields (name -> label) of the logs of at most LINES trainings by `epoch`, averaged over stretches of entries."""
+    for number, (run, history) in enumerate(list(histories.items())[:LINES]):
+        prefix = f"{short(run)}: " if len(histories) > 1 else ""
+        for place, (field, label) in enumerate(fields.items()):
+            color = COLORS[number if len(histories) > 1 else place % LINES]
+            points = smoothed([(entry["epoch"], entry[field]) for entry in history if field in entry])
+            axes.plot(*points, color=color, linestyle=DASHES[place % LINES], label=f"{prefix}{label}")
+    axes.set(title=title, xlabel="epochs")
+
+
 def smoothed(points: Sequence[tuple[float, float]], n: int = 60) -> tuple[list[float], list[float]]:
     """At most `n` points: the means of consecutive stretches of equal length."""
     if not points:
@@ -216,14 +253,24 @@ def metrics_figure(rows: Sequence[Row], reference: Row | None = None) -> Any:
     return figure
 
 
-def plot_learning(run_dir: str | Path, history: Sequence[Mapping[str, float]]) -> list[str]:
-    """Draw learning.png into the run folder. Returns a line with its path; none without matplotlib or history."""
-    if not history or not has_matplotlib():
+def plot_learning(
+    run_dir: str | Path, history: Sequence[Mapping[str, float]], rewarded: Sequence[Mapping[str, float]] = ()
+) -> list[str]:
+    """Draw learning.png into the run folder and, of the log `rewarded` of the stage grpo, `reward_drawings`.
+
+    Returns lines with their paths; none without matplotlib.
+    """
+    if not has_matplotlib():
         return []
-    figure = figure_of(lambda axes: draw_learning(axes, {run_name(run_dir): history}))
-    file = Path(run_dir) / LEARNING_PLOT
-    write_atomically(file, partial(figure.savefig, format="png", dpi=130))
-    return [f"plot: {file}"]
+    name = run_name(run_dir)
+    drawings: list[tuple[str, Callable[[Any], None]]] = []
+    if history:
+        drawings.append((LEARNING_PLOT, partial(draw_learning, histories={name: history})))
+    drawings += [(file, draw) for file, _, draw in reward_drawings({name: rewarded})]
+    for file, draw in drawings:
+        save = partial(figure_of(draw).savefig, format="png", dpi=130)
+        write_atomically(Path(run_dir) / file, save)
+    return [f"plot: {Path(run_dir) / file}" for file, _ in drawings]
 
 
 def plot_rows(run_dir: str | Path, rows: Sequence[Row], reference: Row | None = None) -> list[str]:

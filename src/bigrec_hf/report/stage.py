@@ -15,7 +15,7 @@ from bigrec_hf.data.run_folder import MANIFEST, run_name, seed_folders
 from bigrec_hf.report.breakdown import break_down_rows, breakdown_tables
 from bigrec_hf.report.differences import Differences, compare_rows, differences_tables, legend
 from bigrec_hf.report.notes import candidates_note, intervals_note, stale_note
-from bigrec_hf.report.page import PAGE, learning_history, write_page
+from bigrec_hf.report.page import PAGE, REWARDED, learning_history, write_page
 from bigrec_hf.report.plots import plot_learning, plot_rows
 from bigrec_hf.report.published import published_table
 from bigrec_hf.report.readme_tables import update_readme
@@ -203,7 +203,7 @@ def show_report(report: ReportSettings) -> None:
         for run_dir in report.runs:
             for line in plot_rows(run_dir, [row for row in rows if row.run == run_name(run_dir)], compared.reference):
                 print(line)
-            for line in plot_learning(run_dir, learning_history(run_dir)):
+            for line in plot_learning(run_dir, learning_history(run_dir), learning_history(run_dir, REWARDED)):
                 print(line)
     if report.update_readme:
         update_readme(report.update_readme, rows, compared, report.readme_columns, command_line(report))

@@ -17,9 +17,10 @@ class GrpoSettings:
     )
     grpo_method: str = setting(
         "grpo",
-        "grpo = policy gradient with the rewards of a group of titles; sdpo = the target preferred to the model's own "
-        "likeliest other titles (S-DPO)",
-        choices=("grpo", "sdpo"),
+        "grpo = policy gradient with the rewards of a group of titles; expected = the expected reward of a title, "
+        "differentiated exactly, with none outside the group; sdpo = the target preferred to the model's own likeliest "
+        "other titles (S-DPO)",
+        choices=("grpo", "expected", "sdpo"),
     )
     group_size: int = setting(16, "titles per example", least=2)
     group_titles: str = setting(
@@ -33,19 +34,31 @@ class GrpoSettings:
     )
     rewards: dict[str, Any] = setting(
         {"hit": 1.0, "ranked": 1.0},
-        "weight of each reward: hit, ranked, ndcg, percentile, or a function of your own as package.module.function "
-        "(grpo_method: grpo)",
+        "weight of each reward: hit, ranked, ndcg, percentile, similarity, relevance_diversity_novelty, or a function "
+        "of your own as package.module.function (grpo_method: grpo, expected)",
+    )
+    percentile_by: str = setting(
+        "ease",
+        "model of the reward percentile: ease, fitted to the training split, or the folder of a SASRec model "
+        "(<run_dir>/sasrec/model)",
+    )
+    reward_encoder: str = setting(
+        "base",
+        "encoder whose title embeddings the rewards similarity and relevance_diversity_novelty compare: base = the "
+        "base model (last token), or a causal LM or sentence-transformers name",
+        hub="model",
+        words=("base",),
     )
     scale_advantages: bool = setting(True, "divide advantages by their standard deviation (grpo_method: grpo)")
     target_in_group: bool = setting(
         False,
-        "add the target to groups that lack it, with its probability as its weight (grpo_method: grpo)",
+        "add the target to groups that lack it, with its probability as its weight (grpo_method: grpo, expected)",
     )
     curriculum_top: int = setting(
         0, "learn only from examples whose target is among this many likeliest titles; 0 = from all", least=0
     )
     kl_beta: float = setting(
-        1e-3, "weight of the divergence from the starting adapter, in nats (grpo_method: grpo)", least=0
+        1e-3, "weight of the divergence from the starting adapter, in nats (grpo_method: grpo, expected)", least=0
     )
     dpo_beta: float = setting(1.0, "scale of log-probability ratios (grpo_method: sdpo)", above=0)
     grpo_sample: int = setting(0, "training examples sampled from the data set; 0 = all", least=0)
@@ -65,6 +78,12 @@ class GrpoSettings:
     )
     grpo_micro_batch_size: int = setting(4, "examples per forward pass on each process", least=1)
     grpo_evals_per_epoch: int = setting(1, "evaluations and checkpoints per epoch; 0 = only at the end", least=0)
+    grpo_eval_k: int = setting(
+        0,
+        "also log NDCG@K and HR@K of the validation examples at each evaluation, by the probabilities of all titles; "
+        "0 = the loss alone",
+        least=0,
+    )
     grpo_trainer_args: dict[str, Any] = setting(
         {}, "any other field of transformers.TrainingArguments, e.g. {logging_steps: 10}"
     )

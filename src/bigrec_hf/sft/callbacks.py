@@ -53,7 +53,9 @@ class OneLine(ProgressCallback):
             # the trainer compares with its best after it has logged
             best = args.load_best_model_at_end and logs["eval_loss"] <= (state.best_metric or math.inf)
             step = f"step {state.global_step} of {state.max_steps}"
-            say(f"{step}: validation loss {logs['eval_loss']:.4f}{' (best)' if best else ''}")
+            ranks = [f", {k.removeprefix('eval_')} {v:.4f}" for k, v in logs.items() if "@" in k]
+            line = f"{step}: validation loss {logs['eval_loss']:.4f}{' (best)' if best else ''}"
+            say("".join([line, *ranks]))
         elif "loss" in logs:
             since, step = self.began
             share = (state.global_step - step) / max(state.max_steps, 1) / max(time.monotonic() - since, 1e-9)
