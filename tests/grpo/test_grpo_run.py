@@ -40,7 +40,7 @@ def test_validation_during_training_is_that_of_the_stages_after_it(run_dir, tmp_
     log = json.loads((run_dir / "grpo_adapter" / "training.json").read_text())["history"]
     last = [entry for entry in log if "eval_loss" in entry][-1]
     for name in ("ndcg@5", "hr@5"):
-        assert last[f"eval_{name}"] == pytest.approx(scores["metrics"][name], abs=1e-6) and last[f"eval_{name}"] > 0
+        assert last[f"eval_{name}"] == pytest.approx(scores[name], abs=1e-6) and last[f"eval_{name}"] > 0
 
 
 def test_a_second_run_keeps_everything_and_other_rewards_are_another_run(run_dir, capsys):

@@ -79,8 +79,8 @@ def test_percentiles_count_ties_half():
 
 
 def test_percentiles_of_a_model_of_histories():
-    """The nearer to the newest item of the history, the higher. From item 2, two of four items are farther than 3 and one
-    is as far; none is farther than 4, and one as far."""
+    """The nearer to the newest item of the history, the higher. Two of four items are farther from item 2 than 3 is and
+    one is as far; none is farther than 4 and one is as far."""
     reward = Percentile(lambda histories: np.array([[-abs(item - own[-1]) for item in range(5)] for own in histories]))
     found = reward(groups([[2, 3, 4], [0, 3, 4]], [1, 1], histories=[[0, 2], [0]]))
     np.testing.assert_allclose(found, [[1, 2.5 / 4, 0.5 / 4], [1, 0.25, 0]])
@@ -113,7 +113,7 @@ def test_the_model_of_the_percentile_is_checked(tiny_prepared, tiny_model_dir, t
     mark = model_mark(folder)
     assert mark == model_mark(save_sasrec(tmp_path / "moved", "another", 20))
     assert mark != model_mark(save_sasrec(tmp_path / "other", "different", 20))
-    with pytest.raises(BigrecError, match="neither ease nor the folder of a SASRec model .it has no config.json"):
+    with pytest.raises(BigrecError, match=r"neither ease nor the folder of a SASRec model \(it has no config\.json\)"):
         model_mark("runs/no/such")
     with pytest.raises(BigrecError, match="its model is of another kind"):
         model_mark(tiny_model_dir)

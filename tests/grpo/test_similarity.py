@@ -56,7 +56,7 @@ def test_novelty_is_one_minus_the_least_likeness_bent_at_both_ends():
 
 
 def test_the_three_together():
-    """A history of one title, east; north has a likeness of 0.5 to it, west 0, the other east 1; east itself repeats."""
+    """A history of one title, east: north has a likeness of 0.5 to it, west 0, the other east 1; east is repeated."""
     found = relevance_diversity_novelty(groups([[1, 2, 3, 0]], [1], histories=[[0]]), UNIT)
     north = 2 * 0.5 + 0.5 + 0.8 * 0.5
     west = 2 / (1 + np.exp(5)) + 0.5 + 0.8 * 1 - 0.5  # irrelevant

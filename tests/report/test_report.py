@@ -13,7 +13,7 @@ import pytest
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.report.page import learning_history
-from bigrec_hf.report.plots import draw_learning, figure_of, metrics_figure, plot_rows
+from bigrec_hf.report.plots import draw_learning, figure_of, metrics_figure, plot_rows, reward_drawings
 from bigrec_hf.report.readme_tables import replace_block
 from bigrec_hf.report.rows import Row, format_score, load_rows, spread
 from bigrec_hf.report.stage import build_report
@@ -250,6 +250,30 @@ def test_the_learning_curve_counts_targets(run, capsys):
     figure = figure_of(lambda axes: draw_learning(axes, {"a run": learning_history(run)}))
     assert figure.axes[0].get_xlabel() == "targets seen"
     assert figure.axes[0].get_lines()[0].get_xdata() == pytest.approx([150, 300])
+
+
+def test_figures_of_reinforcement_learning(run, capsys):
+    """The groups' figures and, where validation examples were ranked, NDCG and HR; the page shows both."""
+    pytest.importorskip("matplotlib")
+    steps = [{"epoch": e, "loss": 0.1, "reward": e, "hit_rate": 0.5, "zero_advantage": 0.5} for e in (0.5, 1.0)]
+    evaluations = [{"epoch": e, "eval_loss": 5.0, "eval_ndcg@10": 0.1 * e, "eval_hr@10": 0.2} for e in (0.5, 1.0)]
+    (run / "grpo_adapter").mkdir()
+    (run / "grpo_adapter" / "training.json").write_text(json.dumps({"history": steps + evaluations, "n_train": 10}))
+    assert cli.main(["report", str(run), "--plots"]) == 0
+    out = capsys.readouterr().out
+    assert f"plot: {run / 'rewards.png'}" in out and f"plot: {run / 'validation.png'}" in out
+    (_, _, of_groups), (_, title, of_ranks) = reward_drawings({"a run": learning_history(run, "grpo_adapter")})
+    assert title == "Validation examples, all titles ranked"
+    lines = {line.get_label(): line.get_ydata().tolist() for line in figure_of(of_ranks).axes[0].get_lines()}
+    assert lines == {"hr@10": [0.2, 0.2], "ndcg@10": [0.05, 0.1]}
+    labels = [line.get_label() for line in figure_of(of_groups).axes[0].get_lines()]
+    assert labels == ["reward", "target in the group", "groups without advantage"]
+    assert cli.main(["report", str(run), "--format", "html"]) == 0
+    assert "Validation examples, all titles ranked" in (run / "report.html").read_text()
+    only_steps = reward_drawings({"one": steps, "two": steps})
+    assert [file for file, _, _ in only_steps] == ["rewards.png"]
+    assert len(figure_of(only_steps[0][2]).axes[0].get_lines()) == 6
+    assert reward_drawings({"none": []}) == []
 
 
 def test_without_matplotlib_a_line_says_so(run, monkeypatch):

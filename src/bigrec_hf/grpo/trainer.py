@@ -111,7 +111,7 @@ class GrpoTrainer(DenseTrainer):
         output = super().evaluation_loop(*args, **options)
         if self.eval_k and output.metrics is not None:
             prefix = options.get("metric_key_prefix", "eval")
-            output.metrics |= {f"{prefix}_{name}": value for name, value in self.validation_scores().items()}
+            output.metrics.update({f"{prefix}_{name}": value for name, value in self.validation_scores().items()})
         return output
 
     def validation_scores(self) -> dict[str, float]:

@@ -42,7 +42,8 @@ class ReportSettings:
     )
     plots: bool = setting(
         False,
-        "write metrics.png, the metrics against K, and learning.png, the loss against targets seen, into each run",
+        "write metrics.png, the metrics against K, learning.png, the loss against targets seen, and figures of "
+        "reinforcement learning into each run",
     )
     update_readme: str | None = setting(
         None,
