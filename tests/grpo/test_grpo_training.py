@@ -306,7 +306,7 @@ def test_quantized_bases(quantization, start, tiny_model_dir, tiny_prepared, tmp
 
 @pytest.mark.slow
 def test_two_processes_train_the_same_adapter(start, tiny_model_dir, tiny_prepared, tmp_path):
-    options = {"grpo_epochs": 1, "kl_beta": 0.1, "group_width": 0}
+    options = {"grpo_epochs": 1, "kl_beta": 0.1, "group_width": 0, "grpo_eval_k": 5}
     alone = learn(tmp_path, start, tiny_model_dir, tiny_prepared, **options)
     arguments = flags(
         dataset=tiny_prepared, base_model=tiny_model_dir, dtype="float32", train_prompt="titles", max_length=64,
@@ -317,7 +317,7 @@ def test_two_processes_train_the_same_adapter(start, tiny_model_dir, tiny_prepar
     assert done.returncode == 0, done.stderr[-2000:]
     together = json.loads((tmp_path / "two" / "training.json").read_text())
     assert together["n_processes"] == 2 and together["optimizer_steps"] == alone["optimizer_steps"] == 2
-    for name in ("entropy", "reward", "kl"):
+    for name in ("entropy", "reward", "kl", "eval_ndcg@5", "eval_hr@5"):
         np.testing.assert_allclose(curve(together, name), curve(alone, name), rtol=0.05, atol=1e-3)
     a, b = weights(tmp_path / "new"), weights(tmp_path / "two")
     for name in a:
