@@ -128,6 +128,13 @@ def test_what_is_no_history_is_refused(recommender, history):
         recommender.recommend(history)
 
 
+def test_half_a_surrogate_pair_and_too_many_ids_are_refused(recommender):
+    with pytest.raises(BigrecError, match="half a surrogate pair: decode the text again"):
+        recommender.recommend([A, "\ud83d"])
+    with pytest.raises(BigrecError, match="2 example_ids for 1 histories: give one for each"):
+        recommender.recommend([A], example_ids=["a", "b"])
+
+
 @pytest.mark.parametrize("top_k", [0, -1, 2.5, "3", True, None])
 def test_what_is_no_number_of_items_is_refused(recommender, top_k):
     with pytest.raises(BigrecError, match="top_k is"):

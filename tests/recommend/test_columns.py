@@ -11,8 +11,8 @@ import pytest
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
-from bigrec_hf.data.user_tables import as_polars
-from bigrec_hf.recommend.columns import ColumnNames, histories_of, read_table_file
+from bigrec_hf.data.user_tables import as_polars, read_user_table
+from bigrec_hf.recommend.columns import ColumnNames, histories_of
 from bigrec_hf.recommend.rankers import Histories
 from bigrec_hf.recommend.users import Users, describe_unknown, match_items, read_names, why_unknown
 
@@ -48,6 +48,16 @@ def read(frame, named=NONE, **options):
             NONE,
             (["a"], [["5", "7"]], False),
         ),
+        (  # as pandas has ids in a column with gaps
+            {"user": ["a", "a"], "item": [7.0, 5.0]},
+            NONE,
+            (["a"], [["7", "5"]], False),
+        ),
+        (  # zones as `prepare` reads them: 10:00+02:00 is 08:00
+            {"user": ["a", "a"], "item": ["x", "y"], "time": ["2024-01-01T09:00:00Z", "2024-01-01T10:00:00+02:00"]},
+            NONE,
+            (["a"], [["y", "x"]], False),
+        ),
     ],
 )
 def test_layouts_by_hand(frame, named, expected):
@@ -68,7 +78,7 @@ def test_files_and_frames_of_every_kind_are_read_alike(tmp_path):
     frame.write_parquet(tmp_path / "f.parquet")
     expected = (["b", "a"], [['z "w"', "x, y"], ["y"]], False)
     for name in ("f.csv", "f.tsv", "f.jsonl", "f.parquet"):
-        assert read(read_table_file(tmp_path / name)) == expected, name
+        assert read(read_user_table(tmp_path / name)) == expected, name
     for given in (frame, frame.lazy(), frame.to_pandas(), frame.to_arrow()):
         assert read(as_polars(given)) == expected
 
@@ -88,6 +98,7 @@ def test_files_and_frames_of_every_kind_are_read_alike(tmp_path):
             NONE,
             "row 0: date is 'yesterday', neither a number nor",
         ),
+        ({"user": ["u"] * 3, "item": ["x"] * 3, "time": ["2020", "1", "5/6/2020"]}, NONE, "row 2: time is '5/6/2020'"),
     ],
 )
 def test_tables_that_are_refused(frame, named, message):
@@ -97,18 +108,39 @@ def test_tables_that_are_refused(frame, named, message):
 
 def test_files_that_are_refused(tmp_path):
     (tmp_path / "bad.parquet").write_text("no")
+    (tmp_path / "semicolons.csv").write_text("user;title\na;b\n")
+    (tmp_path / "latin.csv").write_bytes("user,title\na,é\n".encode("latin-1"))
+    (tmp_path / "ragged.csv").write_text('user,title\na,"b\nc"\nd,e,f\n')
     for name, message in (
         ("x.xlsx", "is not a table"),
-        ("x.csv", "does not exist"),
+        ("x.csv", "does not exist: give a file of histories"),
         ("bad.parquet", "cannot be read as"),
+        ("semicolons.csv", "the header is one field, 'user;title': separate the columns by commas, not ';'"),
+        ("latin.csv", "is not UTF-8: save it as UTF-8"),
+        ("ragged.csv", r"line 4 has 3 fields, the header 2\): fix the file"),
     ):
         with pytest.raises(BigrecError, match=message):
-            read_table_file(tmp_path / name)
+            read_user_table(tmp_path / name, "histories")
+    with pytest.raises(BigrecError, match=r"cannot read histories \(.*\): give each column one type, ids as text"):
+        as_polars(pd.DataFrame({"user": ["a", 1]}))
+    with pytest.raises(BigrecError, match="does not exist: give a file of items"):
+        read_names(tmp_path / "none.csv", "item")
     with pytest.raises(BigrecError, match="cannot read histories from dict"):
         as_polars({"user": [1]})
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(BigrecError, match="is empty: give at least one user"):
         read_names(tmp_path / "empty.txt", "user")
+
+
+@pytest.mark.parametrize("missing", ["user", "title", "time"])
+def test_nan_is_a_missing_value(missing, tmp_path):
+    columns = {"user": [1.0, 2.0], "title": [3.0, 4.0], "time": [5.0, 6.0]}
+    columns[missing] = [columns[missing][0], float("nan")]
+    frame = pl.DataFrame(columns)
+    frame.write_parquet(tmp_path / "f.parquet")
+    for given in (as_polars(frame), as_polars(frame.to_pandas()), read_user_table(tmp_path / "f.parquet")):
+        with pytest.raises(BigrecError, match=f"row 1: {missing} is (missing|None)"):
+            read(given)
 
 
 CATALOG = Catalog(["1", "2", "3"], ["Emma (1815)", "Persuasion", "2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -144,6 +145,29 @@ def test_frames_in_and_out(dense_run):
     assert recommend_frame(frame.head(0), recommender).shape == (0, 7)
     one = recommend_frame(frame, recommender, ranker="ease", candidates=[TITLES[4]], exclude_seen=False)
     assert one["title"].to_list() == [TITLES[4]] * 10 and one["text"].to_list() == [None] * 10
+
+
+def test_users_for_whom_no_item_is_left_are_counted(dense_run, tmp_path, capsys):
+    frame = pl.DataFrame({"user": ["a", "b"], "history": [[TITLES[0]], [TITLES[1]]]})
+    found = recommend_frame(frame, str(dense_run), ranker="ease", candidates=[TITLES[0]])
+    said = "users without any item: 1 (all candidates are in their history, or the model wrote no title)"
+    assert found["user"].to_list() == ["b"] and said in capsys.readouterr().out
+    frame.write_parquet(tmp_path / "users.parquet")
+    (tmp_path / "one.txt").write_text(TITLES[0])
+    flags = ["--histories", tmp_path / "users.parquet", "--candidates", tmp_path / "one.txt", "--ranker", "ease"]
+    output = ["--run_dir", dense_run, "--output", tmp_path / "recs.csv"]
+    assert cli.main(["recommend", *map(str, [*flags, *output])]) == 0
+    assert said in capsys.readouterr().out
+    assert json.loads((tmp_path / "recs.csv.json").read_text())["users_without_items"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"batch_users": 0}, "batch_users is 0: expected at least 1"), ({"items_are": "title"}, "did you mean 'titles'?")],
+)
+def test_options_of_frames_are_checked(dense_run, options, message):
+    with pytest.raises(BigrecError, match=message):
+        recommend_frame(pl.DataFrame({"user": ["a"], "title": [TITLES[0]]}), str(dense_run), **options)
 
 
 def test_users_without_a_known_title_get_the_popular_items(dense_run, capsys):

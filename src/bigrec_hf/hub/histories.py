@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -16,6 +17,8 @@ from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 if TYPE_CHECKING:
     from bigrec_hf.hub.items import Item
+
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # no tokenizer takes it
 
 
 class Found(NamedTuple):
@@ -120,6 +123,9 @@ def as_histories(history: Any) -> tuple[list[list[str]], bool]:
         wrong = [title for title in titles if not isinstance(title, str)]
         if wrong:
             raise BigrecError(f"a history contains {wrong[0]!r:.80}, which is not a title: titles are strings")
+        broken = [title for title in titles if HALF_PAIR.search(title)]
+        if broken:
+            raise BigrecError(f"a history contains {broken[0]!r:.80}, half a surrogate pair: decode the text again")
     return histories, single
 
 

@@ -163,6 +163,8 @@ class Recommender:
         if not histories:
             return []
         ids = list(example_ids) if example_ids is not None else [history_id(titles) for titles in histories]
+        if len(ids) != len(histories):
+            raise BigrecError(f"{len(ids)} example_ids for {len(histories)} histories: give one for each")
         choice = choose_items(histories, self.catalog, top_k, exclude_seen=exclude_seen, candidates=rows)
         found = self.engine.recommend(histories, ids, choice, quiet=len(histories) < PROGRESS_FROM)
         known = self.catalog.rows_by_title

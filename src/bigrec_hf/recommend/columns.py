@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.data.user_tables import ITEMS, TIMES, TITLES, USERS, plain
-
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+from bigrec_hf.data.user_tables import ITEMS, TIMES, TITLES, USERS, as_text, plain
+from bigrec_hf.prepare.sources.times import iso_moments
 
 
 @dataclass(frozen=True)
@@ -23,23 +21,6 @@ class ColumnNames:
     user: str | None = None
     item: str | None = None
     time: str | None = None
-
-
-def read_table_file(path: Path) -> pl.DataFrame:
-    """A table of any of SUFFIXES; of delimited text every column is text. Raises BigrecError naming the file."""
-    if path.suffix not in SUFFIXES:
-        raise BigrecError(f"{path} is not a table: give {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise BigrecError(f"{path} does not exist: give a file of histories")
-    try:
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path)
-        if path.suffix == ".jsonl":
-            return pl.read_ndjson(path)
-        return pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BigrecError(f"{path} cannot be read as {path.suffix[1:]} ({reason}): fix the file") from error
 
 
 def find_columns(frame: pl.DataFrame, named: ColumnNames, place: str) -> tuple[str, str, str | None]:
@@ -96,7 +77,7 @@ def histories_of(
     if frame[item].null_count():
         row = int(frame[item].is_null().arg_max() or 0)
         raise BigrecError(f"{place}: row {row}: {item} is missing: fill it in, or remove the row")
-    columns = [frame[user].alias("user"), frame[item].cast(pl.String).alias("item")]
+    columns = [frame[user].alias("user"), as_text(frame[item]).alias("item")]
     order = pl.int_range(pl.len()) if time is None else pl.lit(_times(frame[time], place))
     table = pl.DataFrame(columns).with_columns(order.alias("order"))
     grouped = table.group_by("user", maintain_order=True).agg(pl.col("item").sort_by("order", maintain_order=True))
@@ -137,10 +118,8 @@ def _times(values: pl.Series, place: str) -> pl.Series:
     else:
         found = values.cast(pl.Float64, strict=False)
         if found.null_count():
-            text = values.str.replace("T", " ", literal=True).str.strip_suffix("Z")
-            moments = text.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False)
-            moments = moments.fill_null(text.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False))
-            found = moments.to_physical().cast(pl.Float64)
+            moments = iso_moments(values).to_physical().cast(pl.Float64)
+            found = moments if moments.null_count() < found.null_count() else found
     if found.null_count():
         row = int(found.is_null().arg_max() or 0)
         raise BigrecError(

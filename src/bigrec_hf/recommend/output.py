@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bigrec_hf.common.columns import Columns as C
@@ -68,28 +69,40 @@ def is_done(output: Path, key: str, *, overwrite: bool) -> bool:
     raise BigrecError(f"{output} holds recommendations {what}: give another --output, or replace it with --overwrite")
 
 
-def write_rows(output: Path, tables: Iterable[pa.Table]) -> int:
-    """Write tables one after another into one file, completely or not at all; returns the number of rows."""
-    n_rows = 0
+def write_rows(output: Path, tables: Iterable[pa.Table]) -> tuple[int, int]:
+    """Write tables one after another into one file, completely or not at all; returns the number of rows, and of users
+    who have any."""
+    n_rows = n_users = 0
+
+    def count(table: pa.Table) -> None:
+        nonlocal n_rows, n_users
+        n_rows += len(table)
+        n_users += pc.sum(pc.equal(table[C.RANK], 1)).as_py() or 0
 
     def write(path: Path) -> None:
-        nonlocal n_rows
         if output.suffix == ".parquet":
             writer = None
             for table in tables:
                 writer = writer or pq.ParquetWriter(path, table.schema)
                 writer.write_table(table)
-                n_rows += len(table)
+                count(table)
             if writer is not None:
                 writer.close()
             return
         with path.open("wb") as stream:
             for number, table in enumerate(tables):
                 _append(stream, pl.DataFrame(table), output.suffix, header=number == 0)
-                n_rows += len(table)
+                count(table)
 
     write_atomically(output, write)
-    return n_rows
+    return n_rows, n_users
+
+
+def describe_without_items(n_users: int) -> str:
+    """A line about users who have no row; "" if there is none."""
+    if not n_users:
+        return ""
+    return f"users without any item: {n_users:,} (all candidates are in their history, or the model wrote no title)"
 
 
 def _append(stream: BinaryIO, frame: pl.DataFrame, suffix: str, *, header: bool) -> None:

@@ -11,14 +11,17 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.ray_actors import map_on_ray
 from bigrec_hf.data.user_tables import as_polars
 from bigrec_hf.hub.histories import Found, ItemChoice, candidate_rows, check_top_k, choose_items
 from bigrec_hf.hub.recommender import Recommender
 from bigrec_hf.recommend.columns import ColumnNames, histories_of
-from bigrec_hf.recommend.output import rows_table
+from bigrec_hf.recommend.output import describe_without_items, rows_table
 from bigrec_hf.recommend.rankers import Histories, Rank, Rankers
 from bigrec_hf.recommend.users import Users, describe_unknown, match_items
+from bigrec_hf.settings import RecommendSettings
+from bigrec_hf.settings.field import check_value
 from bigrec_hf.settings.ray import NO_ACTORS, RaySettings
 
 BATCH_USERS = 256
@@ -118,8 +121,11 @@ def recommend_frame(
         dataset: prepared set that the other rankers are fitted to (default: the run's).
 
     Returns user, rank (from 1), item_id, title, score, text, fallback (`output.rows_table`), the users in the order in
-    which they first occur. Prints how many items are unknown. Raises BigrecError as `Rankers` and `histories_of`.
+    which they first occur. Prints how many items are unknown, and for how many users there is no item to recommend.
+    Raises BigrecError as `Rankers` and `histories_of`, and for other values of `items_are` or `batch_users`.
     """
+    for key, value in (("items_are", items_are), ("batch_users", batch_users)):
+        check_value(RecommendSettings, key, value, key)
     rankers = Rankers(recommender, dataset)
     names = ColumnNames(user_column, item_column, time_column)
     ids, items, titled = histories_of(as_polars(frame), names, "the frame")
@@ -141,4 +147,6 @@ def recommend_frame(
     )
     empty = rows_table(ids[:0], [], [])
     found = pl.concat([empty, *(pl.DataFrame(table) for table in tables)])
+    without = describe_without_items(len(ids) - found[C.RANK].eq(1).sum())
+    print(without, end="\n" if without else "")
     return found.to_pandas() if type(frame).__module__.startswith("pandas") else found

@@ -24,11 +24,12 @@ from bigrec_hf.common.shards import ShardFolder
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.catalog import catalog_sha256
 from bigrec_hf.data.run_folder import existing_run
+from bigrec_hf.data.user_tables import read_user_table
 from bigrec_hf.hub.bundle import METHOD
 from bigrec_hf.hub.histories import candidate_rows
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.recommend.columns import ColumnNames, histories_of, read_table_file
-from bigrec_hf.recommend.output import check_output, is_done, record_file, shown, write_rows
+from bigrec_hf.recommend.columns import ColumnNames, histories_of
+from bigrec_hf.recommend.output import check_output, describe_without_items, is_done, record_file, shown, write_rows
 from bigrec_hf.recommend.rankers import Rankers
 from bigrec_hf.recommend.serve import recommend_part, recommend_shards
 from bigrec_hf.recommend.users import (
@@ -75,7 +76,7 @@ def main(recommend: RecommendSettings, ray: RaySettings = NO_ACTORS) -> None:
     if output is None:
         rank, seen = rankers.rank(s.ranker), not s.include_seen
         rows = recommend_part(rankers, rank, users, s.recommend_top_k, exclude_seen=seen, candidates=candidates)
-        return print(shown(rows))
+        return print(shown(rows) or describe_without_items(1))
     if s.recommend_engine == "ray" and not ray.num_actors:
         ray = replace(ray, num_actors=1)
     write_file(output, s, ray, rankers, users, candidates, facts | {"items_are": kind})
@@ -133,7 +134,7 @@ def read_users(s: RecommendSettings, rankers: Rankers) -> tuple[Users, str]:
     path = Path(str(s.histories))
     names = ColumnNames(s.histories_user, s.histories_item, s.histories_time)
     separator = s.history_separator if path.suffix in (".csv", ".tsv") else None  # the others have lists
-    ids, items, titled = histories_of(read_table_file(path), names, str(path), separator)
+    ids, items, titled = histories_of(read_user_table(path, "histories"), names, str(path), separator)
     return match_items(ids, items, rankers.catalog, "titles" if titled and s.items_are == "auto" else s.items_are)
 
 
@@ -182,13 +183,14 @@ def write_file(
         seconds = time.perf_counter() - start
         record_file(output).unlink(missing_ok=True)  # never beside rows that it does not describe
         files = (shards.path / name for name in sorted(file.name for file in shards.path.glob("batch-*.parquet")))
-        n_rows = write_rows(output, (pq.read_table(file) for file in files))
+        n_rows, n_with = write_rows(output, (pq.read_table(file) for file in files))
         record = {
             "fingerprint": key,
             "users": len(users.ids),
             "rows": n_rows,
             "bytes": output.stat().st_size,
             "fallback_users": int(users.without_known.sum()),
+            "users_without_items": len(users.ids) - n_with,
             "unknown_entries": users.unknown.total(),
             "unknown_items": len(users.unknown),
             "seconds": seconds,
@@ -198,4 +200,6 @@ def write_file(
         }
         write_json(record_file(output), record)
         shards.remove()
+    if n_with < len(users.ids):
+        print(f"recommend: {describe_without_items(len(users.ids) - n_with)}")
     print(f"recommend: {n_rows:,} rows for {len(users.ids):,} users in {output}, {sum(n_users) / seconds:,.1f} users/s")

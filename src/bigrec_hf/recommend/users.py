@@ -15,9 +15,10 @@ import pyarrow as pa
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.earlier import user_sequences
+from bigrec_hf.data.user_tables import as_text, read_user_table
 from bigrec_hf.hub.histories import did_you_mean
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
-from bigrec_hf.recommend.columns import ITEMS, TITLES, USERS, column_of, read_table_file, split_cell
+from bigrec_hf.recommend.columns import ITEMS, TITLES, USERS, column_of, split_cell
 from bigrec_hf.recommend.rankers import Histories
 
 KINDS = ("auto", "titles", "ids")
@@ -110,10 +111,10 @@ def read_names(path: Path, what: str) -> list[str]:
             raise BigrecError(f"{path} does not exist: give a file with one {what} per line")
         names = [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
     else:
-        frame = read_table_file(path)
+        frame = read_user_table(path, f"{what}s")
         usual = USERS if what == "user" else ("itemid", *ITEMS, *TITLES)
         column = frame.columns[0] if len(frame.columns) == 1 else column_of(frame, None, usual, str(path), what)
-        names = frame[column].drop_nulls().cast(pl.String).to_list()
+        names = as_text(frame[column]).drop_nulls().to_list()
     found = list(dict.fromkeys(name for name in names if name))
     if not found:
         raise BigrecError(f"{path} is empty: give at least one {what}")
@@ -126,7 +127,7 @@ def read_category(path: Path, column: str | None, wanted: Sequence[str]) -> list
     `column`: that of the categories (None: found by its name); a cell holds one, a list, or several separated by |.
     Raises BigrecError for columns that are not found, and for a category that no item has.
     """
-    frame = read_table_file(path)
+    frame = read_user_table(path, "items with their categories")
     place = column_of(frame, column, CATEGORIES, str(path), "category")
     item = column_of(frame.drop(place), None, ("itemid", *ITEMS, *TITLES), str(path), "item")
     cells = [split_cell(cell, "|") for cell in frame[place].to_list()]
@@ -138,7 +139,7 @@ def read_category(path: Path, column: str | None, wanted: Sequence[str]) -> list
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(n for n, _ in known.most_common(10))}"
         raise BigrecError(f"{path}: no item has {missing[0]!r} in the column {place}: {hint}")
     chosen = pl.Series([any(part.strip().casefold() in asked for part in cell) for cell in cells], dtype=pl.Boolean)
-    return list(dict.fromkeys(frame[item].filter(chosen).drop_nulls().cast(pl.String).to_list()))
+    return list(dict.fromkeys(as_text(frame[item]).filter(chosen).drop_nulls().to_list()))
 
 
 def describe_unknown(users: Users, catalog: Catalog, kind: str) -> list[str]:

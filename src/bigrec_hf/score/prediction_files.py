@@ -24,9 +24,8 @@ import polars as pl
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import read_text
-from bigrec_hf.data.user_tables import ITEMS, TITLES, USERS, plain
+from bigrec_hf.data.user_tables import ITEMS, TABLES, TITLES, USERS, as_text, plain, read_user_table
 
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 RUNS = (".run", ".trec", ".txt")
 IDS = ("exampleid", "qid", "queryid", "query", "sessionid")
 TEXTS = ("predict", "prediction", "predictions", "predicted", "generated", "generation", "text", "texts", "response")
@@ -129,16 +128,17 @@ def predictions_of(
         )
     score = _column(frame, named.score, SCORES, "score", place)
     rank = _column(frame, named.rank, RANKS, "rank", place)
-    queries = frame[user].cast(pl.String) if user else pl.Series([f"{stem}#{i}" for i in range(frame.height)])
+    queries = as_text(frame[user]) if user else pl.Series([f"{stem}#{i}" for i in range(frame.height)])
     holes = [name for name in (user, target) if name is not None and frame[name].null_count()]
     if holes:
         raise BigrecError(
             f"{place}: row {int(frame[holes[0]].is_null().arg_max() or 0)}: {holes[0]} is missing: fill it"
         )
-    truth = None if target is None else frame[target].cast(pl.String)
+    truth = None if target is None else as_text(frame[target])
     one_row_each = not queries.is_duplicated().any()
     if one_row_each:
-        entries = [_listed(value, cut=cut) for value in frame[item].to_list()]
+        cells = as_text(frame[item]) if frame[item].dtype.is_float() else frame[item]
+        entries = [_listed(value, cut=cut) for value in cells.to_list()]
         return Predictions(queries.to_list(), entries, None if truth is None else truth.to_list(), text is not None)
     if score is None and rank is None:
         raise BigrecError(
@@ -151,7 +151,7 @@ def predictions_of(
         at = int(order.is_null().arg_max() or 0)
         raise BigrecError(f"{place}: row {at}: {order.name} is not a number: fix the row")
     order = order if rank else -order
-    table = pl.DataFrame({"query": queries, "order": order, "item": frame[item].cast(pl.String).fill_null("")})
+    table = pl.DataFrame({"query": queries, "order": order, "item": as_text(frame[item]).fill_null("")})
     table = table if truth is None else table.with_columns(target=truth)
     grouped = table.sort("order", maintain_order=True).group_by("query").agg(pl.col("*"))
     grouped = pl.DataFrame({"query": queries.unique(maintain_order=True)}).join(
@@ -189,7 +189,7 @@ def targets_of(frame: pl.DataFrame, place: str) -> dict[str, str]:
     target = _column(frame, None, (*TARGETS, *ITEMS, *TITLES), "target", place)
     if user is None or target is None:
         raise BigrecError(f"{place}: expected a column of users and one of targets, found {', '.join(frame.columns)}")
-    return _one_each(list(zip(frame[user].cast(pl.String), frame[target].cast(pl.String), strict=True)), place)
+    return _one_each(list(zip(as_text(frame[user]), as_text(frame[target]), strict=True)), place)
 
 
 def _one_each(pairs: Sequence[tuple[str, str]], place: str) -> dict[str, str]:
@@ -204,16 +204,7 @@ def _one_each(pairs: Sequence[tuple[str, str]], place: str) -> dict[str, str]:
 
 
 def _read_table(path: Path) -> pl.DataFrame:
-    try:
-        if path.suffix == ".parquet":
-            frame = pl.read_parquet(path)
-        elif path.suffix == ".jsonl":
-            frame = pl.read_ndjson(path)
-        else:
-            frame = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BigrecError(f"{path} cannot be read as {path.suffix[1:]} ({reason}): fix the file") from error
+    frame = read_user_table(path, "predictions")
     if frame.height == 0:
         raise BigrecError(f"{path} has no rows: write it again")
     return frame

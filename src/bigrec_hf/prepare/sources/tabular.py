@@ -18,6 +18,7 @@ import polars as pl
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_table, readable
 from bigrec_hf.data.catalog import Catalog
+from bigrec_hf.data.user_tables import as_text
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.prepare.sources.base import (
     RawData,
@@ -240,7 +241,7 @@ def _read_table(
                 raise BigrecError(f"{path}: row {row}: {name} is null: fix or remove the row")
         if frame.height == 0:
             raise BigrecError(f"{path}: the file contains no rows: write it again")
-        texts = [_as_text(frame[name]) for name in wanted if not frame[name].dtype.is_temporal()]
+        texts = [as_text(frame[name]) for name in wanted if not frame[name].dtype.is_temporal()]
         return frame.with_columns(texts), None
     if _is_json(path):
         return read_json_lines(path, dict.fromkeys(wanted, STRING), tuple(required), encoding), None
@@ -259,13 +260,6 @@ def _read_table(
         optional=wanted,
     )
     return frame, 2
-
-
-def _as_text(values: pl.Series) -> pl.Series:
-    """Values as text; whole numbers stored as floats, as pandas does in a column with gaps, without `.0`."""
-    if values.dtype.is_float() and (values.is_null() | (values == values.round())).all():
-        values = values.cast(pl.Int64, strict=False)
-    return values.cast(STRING)
 
 
 def _read_items(

@@ -77,17 +77,23 @@ ISO = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")  # tried in this or
 ISO_WITH_ZONE = ("%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%d %H:%M%:z")
 
 
+def iso_moments(values: pl.Series) -> pl.Series:
+    """(n,) Datetime("ms") in UTC of ISO dates and times as text, null for other texts."""
+    text = values.str.replace("T", " ", literal=True).str.strip_suffix("Z")
+    moments = pl.Series(values.name, [None] * len(text), dtype=pl.Datetime("ms"))
+    for form in (*ISO, *ISO_WITH_ZONE):
+        if moments.null_count():
+            read = text.str.to_datetime(form, time_unit="ms", strict=False)
+            moments = moments.fill_null(read.dt.replace_time_zone(None))
+    return moments
+
+
 def times_of(values: pl.Series, unit: str | None, path: Path, first_line: int | None) -> tuple[np.ndarray, int]:
     """(n,) int64 and how many of its units make a second, from numbers, ISO dates or times (UTC unless they name a
     zone), or temporal columns. Raises BigrecError naming the line of a value that is none of these, and as
     `time_divisor`."""
     if values.dtype == pl.String and values[0].count("-") > 1:
-        text = values.str.replace("T", " ", literal=True).str.strip_suffix("Z")
-        moments = pl.Series(values.name, [None] * len(text), dtype=pl.Datetime("ms"))
-        for form in (*ISO, *ISO_WITH_ZONE):
-            if moments.null_count():
-                read = text.str.to_datetime(form, time_unit="ms", strict=False)
-                moments = moments.fill_null(read.dt.replace_time_zone(None))
+        moments = iso_moments(values)
         if moments.null_count():
             at = int(moments.is_null().arg_max() or 0)
             raise BigrecError(
