@@ -50,14 +50,13 @@ Configurations (`evaluate.load(..., config_name=...)`):
     An empty prediction counts as a miss.
 `embeddings`: predictions: list of vectors. references: catalog row of each target. item_embeddings: (n_items, d) array.
 `rankings`: predictions: list of ranked id lists, best first; ids are whole numbers or texts. references: the target's
-    id. An absent id is a miss, however short the list, an empty list an empty prediction; max(ks) must not exceed the
-    longest list.
+    id. An absent id is a miss at every K, however short the list; an empty list is an empty prediction.
 
 Options:
-    ks: cut-offs, default [1, 3, 5, 10, 20, 50]; none may exceed the catalog (or list).
+    ks: cut-offs, default [1, 3, 5, 10, 20, 50]; none may exceed the catalog (`rankings` has none).
     duplicates: "best" (default) = a target whose title (`embeddings`: vector) occurs in several rows gets the best rank
         among them; "exact" = the rank of its own row (`titles`: of the first row with that title).
-    drop_empty: exclude empty predictions from the mean (as BIGRec's scripts do) instead of counting them as misses.
+    drop_empty: exclude empty predictions from the mean, as Bi-Step-Rec's scripts do; else they are misses.
     bootstrap: resamples for percentile intervals; 0 (default) = none. confidence: their level (0.95). seed: 0.
     memory_mib: working memory of the ranking (256). batch_tokens: tokens encoded together (4096).
 
@@ -285,9 +284,6 @@ def ranks_of_lists(
     """Return ranks of targets in id lists, (n,) int64, max(ks) if absent, and whether each list is empty, (n,) bool."""
     lengths = np.array([len(ids) if ids is not None else 0 for ids in predictions], np.int64)
     empty = lengths == 0
-    if not empty.all():
-        at = int(lengths.argmax())
-        check_ks(ks, int(lengths[at]), f"the longest ranked list, that of example {at}")
     rank = [place_of(target, ids, ks[-1]) for ids, target in zip(predictions, references, strict=True)]
     return np.array(rank, np.int64), empty
 

@@ -18,10 +18,10 @@ def ndcg_per_example(rank: np.ndarray, k: int) -> np.ndarray:
     return np.where(rank < k, 1.0 / np.log2(np.maximum(rank, 0) + 2.0), 0.0)
 
 
-def check_ks(ks: Sequence[int], longest: int | None = None, what: str = "the catalog") -> list[int]:
+def check_ks(ks: Sequence[int], n_items: int | None = None) -> list[int]:
     """Return the cut-offs, ascending and distinct.
 
-    Raises ValueError unless all are whole numbers from 1 to `longest`.
+    Raises ValueError unless all are whole numbers from 1 to `n_items`.
     """
     try:
         checked = sorted({int(k) for k in ks if int(k) == k})
@@ -29,9 +29,9 @@ def check_ks(ks: Sequence[int], longest: int | None = None, what: str = "the cat
         checked = []
     if not checked or len(checked) < len(set(ks)) or checked[0] < 1:
         raise ValueError(f"ks={ks!r} must be a list of whole numbers of at least 1, such as [1, 5, 10]")
-    if longest is not None and checked[-1] > longest:
-        fitting = [k for k in checked if k <= longest] or [longest]
-        raise ValueError(f"K={checked[-1]} is larger than {what} ({longest} items): pass ks={fitting}")
+    if n_items is not None and checked[-1] > n_items:
+        fitting = [k for k in checked if k <= n_items] or [n_items]
+        raise ValueError(f"K={checked[-1]} is larger than the catalog ({n_items} items): pass ks={fitting}")
     return checked
 
 
