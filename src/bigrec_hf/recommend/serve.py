@@ -147,6 +147,6 @@ def recommend_frame(
     )
     empty = rows_table(ids[:0], [], [])
     found = pl.concat([empty, *(pl.DataFrame(table) for table in tables)])
-    without = describe_without_items(len(ids) - found[C.RANK].eq(1).sum())
+    without = describe_without_items(len(ids) - found.filter(pl.col(C.RANK) == 1).height)
     print(without, end="\n" if without else "")
     return found.to_pandas() if type(frame).__module__.startswith("pandas") else found
