@@ -21,6 +21,7 @@ from tests.helpers.tiny_run import make_run, run_histories
 
 FORMULAS, WEIGHTS = ("reweight", "mix", "rrf"), ("sasrec", "popularity", "both")
 MIXES = [f"finetuned_{f}_{w}".replace("reweight_", "") for f in FORMULAS for w in WEIGHTS]
+CONSTRAINED = "finetuned_constrained_hybrid"
 POOLS = ["finetuned_pool_ease_popularity", "ease_popularity_pool"]
 
 
@@ -69,15 +70,34 @@ def distance_run(raw_movies, tiny_model_dir, tmp_path_factory):
         tmp_path_factory.mktemp("distance"),
         raw_movies,
         tiny_model_dir,
-        pipeline={"baselines": ["popularity"], "rankers": ["sasrec", "rerank"]},
+        pipeline={"baselines": ["popularity"], "rankers": ["sasrec", "rerank", "constrained"], "constrained_beams": 3},
         sasrec=sasrec,
         rerank={"formulas": [*FORMULAS], "weights": ["scores", "popularity", "both"], "scores": "sasrec"},
     )
 
 
-@pytest.mark.parametrize("name", ["finetuned", "sasrec", *MIXES])
+@pytest.mark.parametrize("name", ["finetuned", "sasrec", CONSTRAINED, *MIXES])
 def test_a_run_by_distance_with_sasrec(distance_run, name):
     same_as_the_run(Rankers(distance_run), distance_run, name)
+
+
+def test_another_decoding_is_offered_only_for_the_same_model(distance_run, tmp_path):
+    assert Rankers(distance_run).names()[-1] == CONSTRAINED  # not finetuned_constrained, which the run has not ranked
+    run_dir = shutil.copytree(distance_run, tmp_path / "run")
+    record = run_dir / "finetuned_constrained" / "generate.json"
+    facts = json.loads(record.read_text())
+    record.write_text(json.dumps(facts | {"adapter_sha256": "of another"}))
+    assert CONSTRAINED not in Rankers(run_dir).names()
+
+
+def test_titles_of_constrained_beams_come_first(distance_run):
+    histories = as_histories(distance_run)
+    choice = choose_items(histories.titles, Rankers(distance_run).catalog, 20, exclude_seen=True)
+    for one, rows in zip(Rankers(distance_run).rank(CONSTRAINED)(histories, choice), histories.rows, strict=True):
+        beams = [title for title in one.texts if TITLES.index(title) not in rows]
+        assert [item.title for item in one.items][: len(beams)] == beams and len(one.texts) == 3
+        rest = [item.score for item in one.items][len(beams) :]
+        assert rest == sorted(rest, reverse=True)
 
 
 def test_choices_for_the_other_kind_of_run_are_not_served(dense_run, distance_run, tmp_path):
@@ -94,6 +114,7 @@ def test_choices_for_the_other_kind_of_run_are_not_served(dense_run, distance_ru
         ("dense_run", "ease"),
         ("dense_run", POOLS[0]),
         ("distance_run", "finetuned_rrf_both"),
+        ("distance_run", CONSTRAINED),
     ],
 )
 def test_seen_items_and_other_candidates_never_come(run, name, request):

@@ -163,6 +163,18 @@ def _encoder_name(grounding: dict[str, Any]) -> str:
     return grounding["encoder"] if local else f"{grounding['encoder']}@{grounding['revision']}"
 
 
+def config_of_method(bundle: Bundle, folder: Path) -> RecommenderConfig | None:
+    """The configuration of another method folder of the bundle's run: other decoding of titles by the same model and
+    prompt. None if the folder holds something else."""
+    if bundle.run_dir is None:
+        return None
+    facts, own = (read_json(place / GENERATE_FILE) for place in (folder, bundle.run_dir / METHOD))
+    same = ("base_model", "adapter_sha256", "dtype", "quantization", "prompt")
+    if not facts or facts["generate"]["decoding"] in (EXACT, "debiased") or any(facts[k] != own[k] for k in same):
+        return None
+    return dataclasses.replace(bundle.config, **_decoding(facts["generate"], facts["seed"]))
+
+
 def _decoding(generate: dict[str, Any], seed: int) -> dict[str, Any]:
     if generate["decoding"] == "debiased":
         raise BigrecError(

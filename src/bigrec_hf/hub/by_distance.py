@@ -7,6 +7,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bigrec_hf.data.prompts import fit_prompt
@@ -15,6 +16,7 @@ from bigrec_hf.generate.constrained import Constraint, load_constraint
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.ground.distance import embed_texts
+from bigrec_hf.ground.hybrid import first_rows
 from bigrec_hf.ground.index import CatalogIndex
 from bigrec_hf.hub.config import RecommenderConfig
 from bigrec_hf.hub.histories import Found, ItemChoice
@@ -41,12 +43,27 @@ class GroundedTexts:
         self._constraint: Constraint | None = None  # the catalog's titles as a trie, built when first needed
         self._generation_config = copy.deepcopy(model.generation_config)  # the Decoder clears the model's own
 
+    def with_config(self, config: RecommenderConfig) -> GroundedTexts:
+        """The same model and index with another decoding."""
+        other = copy.copy(self)
+        other.config, other._constraint = config, None
+        return other
+
     def recommend(
-        self, histories: Sequence[Sequence[str]], ids: Sequence[str], choice: ItemChoice, *, quiet: bool = True
+        self,
+        histories: Sequence[Sequence[str]],
+        ids: Sequence[str],
+        choice: ItemChoice,
+        *,
+        quiet: bool = True,
+        hybrid: bool = False,
     ) -> list[Found]:
-        """The candidates nearest to the first text written for every history; no items for an empty text."""
+        """The candidates nearest to the first text written for every history; no items for an empty text.
+
+        `hybrid`: first those whose titles are among the texts, in the order of the texts, as `ground.hybrid` ranks.
+        """
         texts, scores = self.generate(histories, ids, quiet=quiet)
-        items = self._ground([row[0] for row in texts], choice)
+        items = self._ground(texts, choice, hybrid)
         return [Found(*one) for one in zip(texts, scores, items, strict=True)]
 
     def generate(
@@ -98,18 +115,27 @@ class GroundedTexts:
         decode_batches(decoder, prompts, ids, batches, range(len(batches)), keep, label="recommend", quiet=quiet)
         return texts, scores
 
-    def _ground(self, texts: list[str], choice: ItemChoice) -> list[list[Item]]:
-        """The nearest candidates for every text; none for an empty one."""
-        full = [i for i, text in enumerate(texts) if clean_title(text)]
+    def _ground(self, texts: list[list[str]], choice: ItemChoice, hybrid: bool) -> list[list[Item]]:
+        """The nearest candidates for every first text; none for an empty one."""
+        full = [i for i, row in enumerate(texts) if clean_title(row[0])]
         found: list[list[Item]] = [[] for _ in texts]
         if not full:
             return found
         own = choice.part(full)
-        vectors = embed_texts([texts[i] for i in full], self.index, self.encode)
+        vectors = embed_texts([texts[i][0] for i in full], self.index, self.encode)
         embeddings = self.index.embeddings if own.candidates is None else self.index.embeddings[own.candidates]
-        ranking = rank_catalog(
-            vectors, embeddings, [0] * len(full), own.top_k, self.config.memory_mib, exclude=own.hidden
-        )
-        for i, rows, distances in zip(full, own.catalog_rows(ranking.top_rows), ranking.top_distances, strict=True):
-            found[i] = ranked_items(self.index.catalog, rows, distances, distances=True)
+        hidden = own.hidden or [[]] * len(full)
+        heads = [
+            own.places(first_rows(texts[i], self.index), left_out) if hybrid else []
+            for i, left_out in zip(full, hidden, strict=True)
+        ]
+        excluded = [[*head, *left_out] for head, left_out in zip(heads, hidden, strict=True)]
+        exclude = excluded if any(excluded) else None
+        targets = [0] * len(full)
+        ranking = rank_catalog(vectors, embeddings, targets, own.top_k, self.config.memory_mib, exclude=exclude)
+        for at, i in enumerate(full):
+            away = np.linalg.norm(embeddings[heads[at]].astype(np.float64) - vectors[at], axis=1)
+            places = np.concatenate([np.array(heads[at], int), ranking.top_rows[at]])[: own.top_k]
+            distances = np.concatenate([away.astype(np.float32), ranking.top_distances[at]])[: own.top_k]
+            found[i] = ranked_items(self.index.catalog, own.catalog_rows(places), distances, distances=True)
         return found

@@ -41,6 +41,15 @@ class ItemChoice:
         """Return the choice for the histories at these positions."""
         return self if self.hidden is None else replace(self, hidden=[self.hidden[i] for i in positions])
 
+    def places(self, rows: Sequence[int], hidden: Sequence[int]) -> list[int]:
+        """Return the positions of catalog rows among the candidates, in order, without those that are `hidden`."""
+        found = list(rows)
+        if self.candidates is not None:
+            place = {int(row): at for at, row in enumerate(self.candidates)}
+            found = [place[row] for row in rows if row in place]
+        left_out = set(hidden)
+        return [place for place in found if place not in left_out]
+
     def catalog_rows(self, places: np.ndarray) -> np.ndarray:
         """Return the catalog rows of positions among the candidates, in the same shape; -1 stays."""
         if self.candidates is None:

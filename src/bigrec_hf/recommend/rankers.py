@@ -1,5 +1,6 @@
-"""The rankers of a run, each as a function from histories to recommendations: the language model, the models that score
-items, and the combinations of both whose weights the run has chosen on validation (`rerank`, `pool`).
+"""The rankers of a run, each as a function from histories to recommendations: the language model (with each decoding
+that the run has ranked), the models that score items, and the combinations of both whose weights the run has chosen on
+validation (`rerank`, `pool`).
 
 For the histories of the run's test examples a ranker gives the run's own rankings.
 """
@@ -21,11 +22,13 @@ from bigrec_hf.common.hub_names import pin_name
 from bigrec_hf.data.catalog import Catalog, read_items_parquet
 from bigrec_hf.data.generations import GENERATE_FILE, Answers
 from bigrec_hf.data.prepared import data_mark
+from bigrec_hf.data.rankings import HYBRID, RANKINGS_FILE
 from bigrec_hf.generate.exact import likeliest_titles
 from bigrec_hf.ground.index import CATALOG_FILE
-from bigrec_hf.hub.bundle import CONFIG_FILE, METHOD, Bundle, locate
+from bigrec_hf.hub.bundle import CONFIG_FILE, METHOD, Bundle, config_of_method, locate
 from bigrec_hf.hub.by_distance import GroundedTexts
 from bigrec_hf.hub.by_score import ScoredTitles, best_items
+from bigrec_hf.hub.config import RecommenderConfig
 from bigrec_hf.hub.histories import Found, ItemChoice
 from bigrec_hf.hub.items import bundle_catalog
 from bigrec_hf.hub.recommender import Recommender, history_id
@@ -116,7 +119,21 @@ class Rankers:
         mixes = [file.parent.name for file in files if self._is_mix(read_json(file))]
         trained = self.run_dir is not None and (self.run_dir / SASREC / "model").is_dir()
         own = [name for name in NAMES if name != SASREC or trained] if self.dataset else []
-        return [*([METHOD] if self.bundle else ()), *own, *mixes]
+        return [*([METHOD] if self.bundle else ()), *own, *mixes, *self.decodings]
+
+    @cached_property
+    def decodings(self) -> dict[str, RecommenderConfig]:
+        """Rankings of the run by titles that the same model writes with another decoding, such as constrained beams;
+        by distance, or (HYBRID) the titles of the beams first."""
+        if self.bundle is None or self.run_dir is None or self.bundle.config.by_score:
+            return {}
+        found = {}
+        for file in sorted(self.run_dir.glob(f"*/{GENERATE_FILE}")):
+            config = config_of_method(self.bundle, file.parent)
+            names = [file.parent.name, file.parent.name + HYBRID] if config is not None else []
+            ranked = [name for name in names if (self.run_dir / name / RANKINGS_FILE).is_file() and name != METHOD]
+            found |= dict.fromkeys(ranked, config)
+        return found
 
     def _is_mix(self, choice: dict[str, Any]) -> bool:
         """Whether `rerank` has chosen this for the texts of the model, or `pool` for its probabilities."""
@@ -132,7 +149,8 @@ class Rankers:
             raise BigrecError(f"{self.name} has no ranker {ranker!r}: choose among {', '.join(self.names())}{more}")
         found: dict[str, Any] = {"ranker": ranker, "dataset": self.dataset}
         if self.bundle is not None and ranker not in NAMES:
-            found |= {"adapter_sha256": adapter_fingerprint(self.bundle.adapter), "config": asdict(self.bundle.config)}
+            config = self.decodings.get(ranker, self.bundle.config)
+            found |= {"adapter_sha256": adapter_fingerprint(self.bundle.adapter), "config": asdict(config)}
         if ranker != METHOD and self.dataset is not None:
             found["data"] = data_mark(DataSettings(dataset=[self.dataset]))
         if ranker != METHOD and self.run_dir is not None:
@@ -155,6 +173,8 @@ class Rankers:
             return self._language_model
         if ranker in NAMES:
             return self._by_model(ranker)
+        if ranker in self.decodings:
+            return self._by_texts(ranker)
         choice = read_json(Path(str(self.run_dir)) / ranker / CHOICE_FILE)
         return self._pool(choice) if "weights" in choice else self._rerank(ranker, choice)
 
@@ -172,6 +192,18 @@ class Rankers:
     def _language_model(self, histories: Histories, choice: ItemChoice) -> list[Found]:
         ids = [history_id(titles) for titles in histories.titles]
         return self.recommender.engine.recommend(histories.titles, ids, choice)
+
+    def _by_texts(self, ranker: str) -> Rank:
+        """Titles by another decoding, nearest items after them."""
+        engine = self.recommender.engine
+        assert isinstance(engine, GroundedTexts)  # see `decodings`
+        other, hybrid = engine.with_config(self.decodings[ranker]), ranker.endswith(HYBRID)
+
+        def rank(histories: Histories, choice: ItemChoice) -> list[Found]:
+            ids = [history_id(titles) for titles in histories.titles]
+            return other.recommend(histories.titles, ids, choice, hybrid=hybrid)
+
+        return rank
 
     def _by_model(self, name: str) -> Rank:
         score = self.models.score(name)

@@ -116,7 +116,7 @@ def recommend_frame(
             (`columns.histories_of`) unless they are given. Items are titles or ids of the catalog (`items_are`).
         recommender: a Recommender, or what `Recommender.from_pretrained` takes.
         ranker: the language model (finetuned), or another ranker of its run: ease, itemknn, popularity, cooccurrence,
-            sasrec, or a method that `rerank` or `pool` wrote.
+            sasrec, a method that `rerank` or `pool` wrote, or another decoding (finetuned_constrained_hybrid).
         candidates: ids or titles to choose from; None = the whole catalog.
         dataset: prepared set that the other rankers are fitted to (default: the run's).
 

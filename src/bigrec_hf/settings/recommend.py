@@ -21,7 +21,8 @@ class RecommendSettings:
     ranker: str = setting(
         "finetuned",
         "finetuned = the language model; ease, itemknn, popularity, cooccurrence (fitted to the prepared set); sasrec "
-        "(if the run has trained it); or a method folder that `rerank` or `pool` wrote, e.g. finetuned_pool_ease",
+        "(if the run has trained it); or a method folder that `rerank` or `pool` wrote, e.g. finetuned_pool_ease, or "
+        "that another decoding has, e.g. finetuned_constrained_hybrid",
     )
     histories: str | None = setting(
         None,
