@@ -137,5 +137,6 @@ class GroundedTexts:
             away = np.linalg.norm(embeddings[heads[at]].astype(np.float64) - vectors[at], axis=1)
             places = np.concatenate([np.array(heads[at], int), ranking.top_rows[at]])[: own.top_k]
             distances = np.concatenate([away.astype(np.float32), ranking.top_distances[at]])[: own.top_k]
-            found[i] = ranked_items(self.index.catalog, own.catalog_rows(places), distances, distances=True)
+            rows = own.catalog_rows(places).tolist()
+            found[i] = ranked_items(self.index.catalog, rows, distances.tolist(), distances=True)
         return found

@@ -127,12 +127,12 @@ class Rankers:
         by distance, or (HYBRID) the titles of the beams first."""
         if self.bundle is None or self.run_dir is None or self.bundle.config.by_score:
             return {}
-        found = {}
+        found: dict[str, RecommenderConfig] = {}
         for file in sorted(self.run_dir.glob(f"*/{GENERATE_FILE}")):
             config = config_of_method(self.bundle, file.parent)
-            names = [file.parent.name, file.parent.name + HYBRID] if config is not None else []
-            ranked = [name for name in names if (self.run_dir / name / RANKINGS_FILE).is_file() and name != METHOD]
-            found |= dict.fromkeys(ranked, config)
+            for name in (file.parent.name, file.parent.name + HYBRID):
+                if config is not None and name != METHOD and (self.run_dir / name / RANKINGS_FILE).is_file():
+                    found[name] = config
         return found
 
     def _is_mix(self, choice: dict[str, Any]) -> bool:
