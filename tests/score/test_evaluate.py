@@ -221,6 +221,9 @@ def test_faults_of_settings(place):
     ):
         with pytest.raises(BigrecError, match=message):
             run(place, generations)
+    (place / "book.xlsx").write_bytes(b"PK")
+    with pytest.raises(BigrecError, match=r"book\.xlsx: predictions are read from files that end in \.json, \.csv"):
+        run(place, [place / "book.xlsx"])
     with pytest.raises(BigrecError, match="no output folder"):
         run(place, [], evaluate=EvaluateSettings(generations=[str(file)]))
     with pytest.raises(BigrecError, match="does not exist"):

@@ -137,6 +137,8 @@ def check_enough_items(protocol: Protocol, n_with: int, n_users: int, place: str
         return
     some = "none" if not n_with else f"only {n_with:,}"
     remedy = f"lower min_history (now {protocol.min_history}), or choose another preset"
+    if protocol.min_history <= 1:
+        remedy = "give more interactions, and check --user_column"
     if n_with:
         remedy = (
             "drop short users with --short_users true or --k_core; where each row is a history with its target, use "

@@ -37,6 +37,7 @@ from bigrec_hf.prepare.read import TABLES, downloaded, read_ready, read_source, 
 from bigrec_hf.prepare.reference_json import export_reference_json
 from bigrec_hf.prepare.replace import check_replaceable, check_same_set, put_in_place, remove_stale, temporary_sibling
 from bigrec_hf.prepare.sources.base import RawData
+from bigrec_hf.prepare.sources.tabular import USUAL_STEMS
 from bigrec_hf.prepare.splits import ExampleRanges, Sequences, build_sequences, split_examples, users_with_example
 from bigrec_hf.settings import PrepareSettings
 from bigrec_hf.settings.field import check_limits
@@ -284,8 +285,11 @@ def _write_atomically(
 def _default_name(settings: PrepareSettings) -> str:
     if settings.hub_dataset:
         return split_revision(settings.hub_dataset)[0].rstrip("/").rsplit("/")[-1]
-    place = settings.raw_dir or str(Path(str(settings.ratings_file)).parent)
-    return Path(place).resolve().name
+    if settings.raw_dir:
+        return Path(settings.raw_dir).resolve().name
+    file = Path(str(settings.ratings_file)).resolve()
+    stem = file.name.split(".")[0]
+    return file.parent.name if stem in USUAL_STEMS or not stem else stem  # books.csv tells more than its folder
 
 
 def _fingerprint(settings: PrepareSettings, sha256: dict[str, str]) -> dict[str, Any]:

@@ -181,6 +181,9 @@ def other_predictions(file: Path, evaluate: EvaluateSettings) -> Predictions | N
         return None if ours else read_prediction_table(file, named)
     if file.suffix in TABLES:
         return read_prediction_table(file, named)
+    if file.suffix not in (".json", ""):
+        kinds = ", ".join((".json", *TABLES, *RUNS))
+        raise BigrecError(f"{file}: predictions are read from files that end in {kinds}: convert it")
     content = read_json_file(file)
     if isinstance(content, dict):
         return read_scored_json(file, content)

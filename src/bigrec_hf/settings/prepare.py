@@ -54,7 +54,9 @@ class PrepareSettings:
     export_reference_json: str | None = setting(
         None, "also write train, valid, test, valid_5000, test_5000.json in the reference's format to this folder"
     )
-    dataset_name: str | None = setting(None, "name of the data set on its card (default: the name of raw_dir)")
+    dataset_name: str | None = setting(
+        None, "name of the data set on its card (default: that of raw_dir or ratings_file)"
+    )
     noun: str | None = setting(None, "what is recommended, plural, e.g. movies (default depends on source and preset)")
     noun_singular: str | None = setting(None, "singular of the noun (default: without the final s)")
     verb: str | None = setting(

@@ -81,6 +81,40 @@ def test_a_time_column_is_never_ignored_silently(tmp_path, capsys, column, value
     assert notes["columns that may hold times, not used"] == column
 
 
+def test_of_two_time_columns_the_other_is_named(tmp_path, capsys):
+    rows = [f"u,{item},2020-01-01,{time}" for item, time in zip("abc", SECONDS, strict=True)]
+    table(tmp_path / "ratings.csv", "user,title,date,timestamp", rows)
+    prepared = prepare_dataset("tabular", tmp_path, tmp_path / "set")
+    assert "time = timestamp (2017 to 2020), not date" in capsys.readouterr().out
+    notes = json.loads((prepared / "facts.json").read_text())["notes"]
+    assert notes["columns that may hold times, not used"] == "date"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv.gz", b"\x1f\x8b\x08\x00", "this is a gzip file: unpack it"),
+        ("x.csv", b"PK\x03\x04\x00", "this is a zip file or a spreadsheet: save it as CSV"),
+        ("x.json", b'[{"user": 1}]', "x.json:1: the file holds a JSON array: write one object per line instead"),
+        ("x.csv", b"user,title\nu,A\nv,B\n", "none of 2 users .*: give more interactions, and check --user_column"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BigrecError, match=message):
+        prepare_dataset("tabular", None, tmp_path / "set", ratings_file=str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("file", "name"), [("books.csv", "books"), ("ratings.csv", "shop"), ("loans.v2.tsv", "loans")])
+def test_a_set_is_named_after_its_table(tmp_path, file, name):
+    (tmp_path / "shop").mkdir()
+    separator = "\t" if file.endswith(".tsv") else ","
+    lines = [separator.join(fields) for fields in (("user", "title"), *(("u", title) for title in "ABC"))]
+    (tmp_path / "shop" / file).write_text("\n".join(lines) + "\n")
+    prepared = prepare_dataset("tabular", None, tmp_path / "set", ratings_file=str(tmp_path / "shop" / file))
+    assert json.loads((prepared / "facts.json").read_text())["name"] == name
+
+
 def test_what_the_columns_are_taken_for_is_printed(tmp_path, capsys):
     rows = [f"u,{item},{time}" for item, time in zip("abc", SECONDS, strict=True)]
     table(tmp_path / "ratings.csv", "user,book,when", rows)

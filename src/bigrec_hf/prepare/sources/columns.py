@@ -111,9 +111,7 @@ def _likeliest(role: str, rest: Sequence[str]) -> str:
 
 
 def possible_times(first: Mapping[str, object], columns: Columns) -> list[str]:
-    """Unused columns whose names or values (of the first row, by column) look like times; [] if there is a time."""
-    if columns.timestamp is not None:
-        return []
+    """Unused columns whose names or values (of the first row, by column) look like times."""
     return [
         name
         for name, value in first.items()

@@ -59,6 +59,8 @@ def first_object(path: Path, encoding: str | None = None) -> dict[str, Any]:
     """The first non-empty line, parsed; it tells a data set's editions apart. Raises BigrecError for an empty file."""
     for chunk in _chunks(path, 1):
         line = _to_utf8(chunk, path, 1, encoding).decode("utf-8", "replace").strip()
+        if line.startswith("["):
+            raise BigrecError(f"{path}:1: the file holds a JSON array: write one object per line instead")
         if line:
             return parse_line(line, path, 1)
     raise BigrecError(f"{path}: the file is empty: replace it")

@@ -41,6 +41,11 @@ from bigrec_hf.prepare.sources.json_lines import first_object, read_json_lines
 from bigrec_hf.prepare.sources.times import numbers_of, place_of, times_of, years_text
 
 WINDOW = re.compile("hist|seq|item|title", re.IGNORECASE)  # names of columns that hold one item an interaction
+USUAL_STEMS = ("interactions", "ratings")  # of the names of tables
+PACKED = {  # first bytes of files that are no text, and what to do with them
+    b"\x1f\x8b": "a gzip file: unpack it",
+    b"PK\x03\x04": "a zip file or a spreadsheet: save it as CSV",
+}
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
@@ -54,7 +59,7 @@ def find_tabular_files(raw_dir: Path | None, ratings: Path | None, items: Path |
         folder = require_folder(raw_dir)
         tables = sorted(file for file in folder.iterdir() if file.name.endswith(ENDINGS) and file.is_file())
         tables = [file for file in tables if file != items]
-        named = [file for file in tables if file.name.split(".")[0] in ("interactions", "ratings")]
+        named = [file for file in tables if file.name.split(".")[0] in USUAL_STEMS]
         with_users = [file for file in named or tables if find(_column_names(file, None, None), "user")]
         found = named if len(named) == 1 else with_users if len(with_users) == 1 else tables
         if len(found) != 1:
@@ -186,7 +191,8 @@ def _described(
     found = {"user": columns.user, "item": columns.item, "title": columns.title, "rating": columns.rating}
     described = {role: name for role, name in found.items() if name is not None} | item_names
     if times is not None:
-        described["time"] = f"{columns.timestamp} ({years_text(times, divisor)})"
+        rest = f", not {' or '.join(unused)}" if unused else ""
+        described["time"] = f"{columns.timestamp} ({years_text(times, divisor)}){rest}"
     elif unused:
         flag = f"--timestamp_column {shlex.quote(unused[0])}"
         described["time"] = f"none, the order of the rows counts ({flag} if that holds times)"
@@ -220,6 +226,11 @@ def _column_names(path: Path, separator: str | None, encoding: str | None) -> li
         return list(_schema(path))
     if _is_json(path):
         return list(first_object(path, encoding))
+    with readable(path, "check its name and permissions"), path.open("rb") as file:
+        first = file.read(4)
+    kind = next((what for start, what in PACKED.items() if first.startswith(start)), None)
+    if kind is not None:
+        raise BigrecError(f"{path}: this is {kind}")
     cut = _separator(path, separator)
     names = read_header(path, cut, encoding or "utf-8")
     other = next((sign for sign in (";", "\t", ",", "|") if len(names) == 1 and sign in names[0]), None)
