@@ -32,6 +32,7 @@ from bigrec_hf.data.prompts import parse_answer
 from bigrec_hf.generate.batches import decode_batches, plan_batches
 from bigrec_hf.generate.decoder import Decoder, common_prefix_length
 from bigrec_hf.generate.inputs import render_prompts
+from bigrec_hf.generate.route import choose_route
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.models.loading import load_generator, load_tokenizer
 from bigrec_hf.settings import GenerateSettings, PromptSettings
@@ -49,7 +50,8 @@ def prompt_ids(n: int, history: int, tokenizer) -> list[list[int]]:
 
 
 def our_texts(prompts: list[list[int]], strategy: str, dtype: str) -> Callable[[], Texts]:
-    """The `generate` stage's decoding, in its default batches. The cache of the common beginning is in the time."""
+    """The `generate` stage's decoding, in its default batches. The cache of the common beginning is in the time; the
+    check of the faster routes, made once for each loaded model, is not."""
     tokenizer = load_tokenizer(str(BASE_MODEL), padding_side="left")
     model = load_generator(
         str(BASE_MODEL), str(trained_adapter()), dtype=dtype, quantization="none", attn_implementation=None
@@ -64,6 +66,7 @@ def our_texts(prompts: list[list[int]], strategy: str, dtype: str) -> Callable[[
         copies=decoding.rows_per_prompt,
     )
     ids = [str(i) for i in range(len(prompts))]
+    choose_route(model, max(prompts, key=len), tokenizer.pad_token_id, beams=strategy == "beam")
 
     def run() -> Texts:
         found: dict[int, list[str]] = {}
