@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ import yaml
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.locks import LOCK_FILE, locked
+from bigrec_hf.pipeline import steps
 from tests.helpers.processes import run_python
 from tests.helpers.tiny import save_tiny_model
 from tests.helpers.tiny_run import make_run
@@ -87,6 +90,59 @@ def test_rankings_and_reports_may_change_freely(place):
     assert adapter() == before
 
 
+# a run that is killed as it comes to the stage that the first argument names
+KILLED_AT = """
+import os, signal, sys
+from bigrec_hf import cli
+from bigrec_hf.pipeline.steps import Steps
+do = Steps.do
+def killed(self, stage, *args, **options):
+    if stage == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return do(self, stage, *args, **options)
+Steps.do = killed
+sys.exit(cli.main(["run", "--config", "recipe.yaml", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("flags", [("--learning_rate", "0.5", "--overwrite"), ("--ks", "1", "3")])
+def test_results_of_another_recipe_are_not_reported_after_a_kill(place, monkeypatch, capsys, flags):
+    script = Path("killed.py")
+    script.write_text(KILLED_AT)
+    monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
+    ended = subprocess.run([sys.executable, script, "prepare", *flags], capture_output=True, text=True)
+    assert ended.returncode == -9, ended.stderr
+    recipe = yaml.safe_load(Path("run/recipe.yaml").read_text())
+    assert recipe["sft"]["learning_rate"] == 0.5 or recipe["score"]["ks"] == [1, 3]
+    assert cli.main(["report", "run"]) == 2
+    assert "'run' contains no results: create them" in capsys.readouterr().err
+    assert not Path("run/report.html").exists() and not Path("run/report.md").exists()
+    by_hand = cli.main(["score", "--config", "run/recipe.yaml"])
+    assert by_hand == (2 if "--overwrite" in flags else 0)  # no rankings of the earlier adapter are left to score
+    run(*flags)
+    after = contents()
+    assert cli.main(["report", "run"]) == 0
+    run("--run_dir", "fresh", *flags)  # never interrupted
+    fresh = {name.replace("fresh/", "run/"): value for name, value in contents("fresh").items()}
+    same = [name for name in after if "results.json" in name or "rankings" in name]
+    assert same and {name: after[name] for name in same} == {name: fresh[name] for name in same}
+
+
+def test_seeds_that_have_not_started_lose_the_results_of_another_recipe(place, monkeypatch):
+    for seed in (0, 1):
+        shutil.copytree("run", f"seeds/seed-{seed}")
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps.Steps, "do", interrupted)
+    flags = ["--run_dir", "seeds", "--seeds", "0", "1", "--learning_rate", "0.5", "--overwrite"]
+    with contextlib.suppress(KeyboardInterrupt):
+        cli.main(["run", "--config", "recipe.yaml", *flags])
+    assert yaml.safe_load(Path("seeds/seed-1/recipe.yaml").read_text())["sft"]["learning_rate"] == 0.5
+    assert not list(Path("seeds").glob("*/*/results.json"))
+
+
 def test_a_folder_without_finished_stages_is_no_run_yet(place):
     shutil.rmtree("run/finetuned")
     Path("run/manifest.json").unlink()
@@ -122,10 +178,10 @@ def test_from_sft_trains_from_the_beginning(place, capsys):
     assert Path("run/adapter/adapter_model.safetensors").read_bytes() != b"broken"
 
 
-def contents() -> dict[str, str]:
+def contents(folder: str = "run") -> dict[str, str]:
     """The files of the run whose bytes depend on nothing but its inputs."""
     kept = ("data/**/*", "index/*", "adapter/*.safetensors", "adapter/tokenizer*", "*/*.parquet", "*/results.json")
-    files = {file for pattern in kept for file in Path("run").glob(pattern) if file.is_file()}
+    files = {file for pattern in kept for file in Path(folder).glob(pattern) if file.is_file()}
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -169,8 +225,6 @@ def test_what_a_run_has_lost_is_made_again(place, name, damage):
 
 
 def test_an_unchanged_file_is_read_once(place, monkeypatch):
-    from bigrec_hf.pipeline import steps
-
     read = []
     monkeypatch.setattr(steps, "file_fingerprint", lambda file: read.append(file))
     run()

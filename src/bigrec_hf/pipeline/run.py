@@ -17,12 +17,11 @@ from bigrec_hf.data.catalog import catalog_source, load_catalog
 from bigrec_hf.data.generations import GENERATIONS_FILE, generated_examples
 from bigrec_hf.data.prepared import FACTS_FILE, PREPARED_FILES, data_mark, describe_data
 from bigrec_hf.data.rankings import RANKINGS_FILE, write_rankings
-from bigrec_hf.data.run_folder import RECIPE_FILE
 from bigrec_hf.ground import stage as ground_stage
 from bigrec_hf.ground.index import INDEX_FILES, index_mark, open_index
 from bigrec_hf.models.encoder import encoder_name
 from bigrec_hf.models.identity import ADAPTER_CONTENT, TRAINING_FILE, adapter_fingerprint, model_revision
-from bigrec_hf.pipeline.protect import PERMITTING, check_replaced
+from bigrec_hf.pipeline.protect import PERMITTING, start_run
 from bigrec_hf.pipeline.rankers import check_rankers, generated_files, ranking_options, run_rankers
 from bigrec_hf.pipeline.seeds import run_seeds
 from bigrec_hf.pipeline.steps import Steps
@@ -33,7 +32,6 @@ from bigrec_hf.rank.model_selection import check_cutoffs
 from bigrec_hf.report import stage as report_stage
 from bigrec_hf.score import stage as score_stage
 from bigrec_hf.settings import RunSections
-from bigrec_hf.settings.recipes import to_yaml
 from bigrec_hf.settings.train import BASELINES
 
 GRPO = "grpo"  # method
@@ -62,12 +60,9 @@ def run_recipe(sections: RunSections) -> None:
     if sections.pipeline.seeds:
         return run_seeds(run_recipe, sections)
     folder = Path(str(sections.run.run_dir))
-    check_replaced(folder, sections)
-    folder.mkdir(parents=True, exist_ok=True)
+    start_run(folder, sections)
     steps = Steps(folder, sections.pipeline.from_stage)
-    if steps.state.is_main_process:
-        print(f"run folder: {folder}", flush=True)
-        (folder / RECIPE_FILE).write_text(to_yaml(vars(sections)), encoding="utf-8")
+    steps.state.print(f"run folder: {folder}", flush=True)
     steps.manifest |= {"seed": sections.run.seed, "seeds": [], "environment": environment()}
     prepare(steps, sections)
     steps.manifest["data"] = describe_data(sections.data)

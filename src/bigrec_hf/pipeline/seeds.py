@@ -14,6 +14,7 @@ from bigrec_hf.common.environment import environment
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_json
 from bigrec_hf.common.processes import process_state
+from bigrec_hf.pipeline.protect import start_run
 from bigrec_hf.report.stage import write_report
 from bigrec_hf.settings import RunSections
 
@@ -59,8 +60,11 @@ def run_seeds(run_one: Callable[[RunSections], None], sections: RunSections) -> 
     if state.is_main_process:
         kept = read_json(folder / "manifest.json")
         write_json(folder / "manifest.json", kept | {"seeds": seeds, "environment": environment()})
-    for seed in seeds:
+    runs = {seed: seed_sections(sections, seed, seeds[0]) for seed in seeds}
+    for one in runs.values():  # all before the first: a report would else mix seeds of two recipes if interrupted
+        start_run(Path(str(one.run.run_dir)), one)
+    for seed, one in runs.items():
         state.print(f"==== seed {seed}", flush=True)
-        run_one(seed_sections(sections, seed, seeds[0]))
+        run_one(one)
     if state.is_main_process:
         print(f"\n{write_report(folder)}")

@@ -32,6 +32,8 @@ from bigrec_hf.report.rows import (
 from bigrec_hf.report.samples import sample_recommendations
 from bigrec_hf.settings import ReportSettings
 
+TEXT = "report.md"
+
 
 def score_tables(rows: Sequence[Row], differences: Differences) -> list[str]:
     """One table per metric (a row per run and method, a column per K, with marks), then one on the generations."""
@@ -223,7 +225,7 @@ def write_report(run_dir: str | Path) -> str:
     rows = load_rows([run_dir])
     compared = compare_rows(rows)
     text = report_text([run_dir], rows, compared, None, differences=False, breakdown=False)
-    file = Path(run_dir) / "report.md"
+    file = Path(run_dir) / TEXT
     write_atomically(file, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     lines = write_page(Path(run_dir) / PAGE, [run_dir], rows, compared, page_facts([run_dir]), cell_notes(rows))
     return "\n".join([text, f"report as text: {file}", *lines])
