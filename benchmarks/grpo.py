@@ -2,11 +2,12 @@
 
     BENCH_CLOCK=processor python -m benchmarks.grpo --adapter runs/study-movielens_dense/adapter
 
-MovieLens-100K, histories of up to ten short titles, SmolLM2-135M (with an adapter if one is given). The plain way to
-get a group is what TRL does without vLLM: `generate` samples as many sequences, or keeps as many beams, of at most the
-tokens of the longest title. It knows no trie, and a model trained with the loss trie seldom ends a title by itself, so
-its sequences run to that length. The plain training pass reads prompt and title anew for every title of a group. Not
-among the benchmarks that run by default: a few minutes on one thread.
+MovieLens-100K, histories of up to ten short titles, SmolLM2-135M (with an adapter if one is given). The plain ways to
+get a group are `generate` as TRL's GRPOTrainer calls it without vLLM (every prompt repeated for each completion, plain
+sampling, at most the tokens of the longest title), and as many free beams. Both know no trie, and a model trained with
+the loss trie seldom ends a title by itself, so their sequences run to that length. The plain training pass reads prompt
+and title anew for every title of a group. Rewards of embeddings get random vectors: their values do not matter for the
+time. Not among the benchmarks that run by default: a few minutes on one thread.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from benchmarks.lm_data import bench_lora
 from bigrec_hf.generate.title_scores import TitleScorer
 from bigrec_hf.grpo.data import GrpoData, load_grpo
 from bigrec_hf.grpo.groups import Groups, draw_groups
-from bigrec_hf.grpo.rewards import load_rewards
+from bigrec_hf.grpo.percentile import ease_scores
+from bigrec_hf.grpo.rewards import NAMES, WeightedRewards, load_rewards
 from bigrec_hf.grpo.tree import TreeBuilder, tree_log_probs
 from bigrec_hf.models.catalog_head import catalog_head
 from bigrec_hf.models.loading import load_base, load_tokenizer, load_trainable
@@ -101,18 +103,24 @@ class Step:
             size=SIZE,
         )
 
-    def generate(self, **options: Any) -> torch.Tensor:
-        """The same number of sequences from the whole vocabulary, (prompts * SIZE, tokens)."""
-        width = max(map(len, self.prompts))
-        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in self.prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in self.prompts])
+    def generate(self, *, sample: bool) -> torch.Tensor:
+        """As many sequences from the whole vocabulary, (prompts * SIZE, tokens): sampled by GRPOTrainer's defaults, or
+        beams."""
+        prompts, options = self.prompts, {"num_beams": SIZE, "num_return_sequences": SIZE}
+        if sample:
+            prompts = [prompt for prompt in prompts for _ in range(SIZE)]
+            options = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         end = self.data.catalog.tokens.lists.end
         with torch.no_grad():
             return self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=self.trie.depth,
-                num_return_sequences=SIZE,
+                do_sample=sample,
+                disable_compile=True,
                 eos_token_id=end,
                 pad_token_id=end,
                 **options,
@@ -139,6 +147,26 @@ def training_pass(plain: bool, adapter: str, n_prompts: int, dataset: str) -> Ca
     return lambda: step.train(rows, plain=plain)
 
 
+def group_of_titles(plain: bool, adapter: str, n_prompts: int, dataset: str) -> Callable[[], Any]:
+    """For `peak_mib_in_child`: groups of the widest beams, or by `generate`."""
+    step = Step(adapter, n_prompts, dataset)
+    if plain:
+        step.open.close()  # the model's own head
+        return lambda: step.generate(sample=True)
+    return lambda: step.rollout(64)
+
+
+def all_rewards(step: Step) -> WeightedRewards:
+    """Every reward of the package, once each; EASE for `percentile`."""
+    n_items = step.data.catalog.tokens.n_items
+    width = step.model.config.hidden_size
+    return load_rewards(
+        dict.fromkeys(NAMES, 1),
+        lambda: ease_scores(step.data.sequences, n_items),
+        lambda: np.random.default_rng(0).normal(size=(n_items, width)).astype(np.float32),
+    )
+
+
 def main() -> None:
     chosen = arguments(__doc__, adapter="", prompts=4, repeats=3)
     logging.set_verbosity_error()
@@ -154,15 +182,11 @@ def main() -> None:
             "rows": lambda: step.train(exact.rows, plain=True),
         }
         taken, found = alternate(ways | passes, chosen.repeats)
-        rewards = load_rewards(
-            dict.fromkeys(("hit", "ranked", "ndcg", "percentile"), 1),
-            step.data.sequences,
-            step.data.catalog.tokens.n_items,
-        )
+        rewards = all_rewards(step)
         reward_s, _ = seconds(lambda: rewards(exact))
     free = {
-        "sampled sequences": lambda: step.generate(do_sample=True),
-        "free beams": lambda: step.generate(do_sample=False, num_beams=SIZE),
+        "sampled sequences": lambda: step.generate(sample=True),
+        "free beams": lambda: step.generate(sample=False),
     }
     free_s, sequences = alternate(free, chosen.repeats)
     end = step.data.catalog.tokens.lists.end
@@ -188,6 +212,10 @@ def main() -> None:
     options = {"adapter": chosen.adapter, "n_prompts": chosen.prompts, "dataset": dataset}
     tree.peak_mib = peak_mib_in_child(training_pass, plain=False, **options)
     tree.baseline_peak_mib = peak_mib_in_child(training_pass, plain=True, **options)
+    for row in rows:
+        if row.stage == "grpo against sampled sequences" and row.work == 64:
+            row.peak_mib = peak_mib_in_child(group_of_titles, plain=False, **options)
+            row.baseline_peak_mib = peak_mib_in_child(group_of_titles, plain=True, **options)
     rows += [tree, Row("grpo, all rewards", size, SIZE, reward_s)]
     write_result("grpo", rows, chosen.out, adapter=bool(chosen.adapter), tokens_of_a_sequence=step.trie.depth)
 
