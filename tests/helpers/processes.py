@@ -47,9 +47,11 @@ def run_python(*arguments: object, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def run_pair(*arguments: object, launcher: list[str] = TORCHRUN) -> subprocess.CompletedProcess[str]:
+def run_pair(
+    *arguments: object, launcher: list[str] = TORCHRUN, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Two processes on the CPU (gloo)."""
-    return run_python(*launcher, *arguments, ACCELERATE_USE_CPU="true")
+    return run_python(*launcher, *arguments, ACCELERATE_USE_CPU="true", **environment)
 
 
 def flags(**values: object) -> list[str]:

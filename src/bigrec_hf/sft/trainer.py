@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -271,6 +272,8 @@ def train_adapter(
         print(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.4%})", flush=True)
     with process_state().main_process_first():
         checkpoint = last_checkpoint(str(config.output_dir))  # the configuration always sets a folder
+    if checkpoint and trainer.is_world_process_zero():
+        print(f"resuming from {Path(checkpoint).name}", flush=True)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     record = {
         "trainable_parameters": trainable,
