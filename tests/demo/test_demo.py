@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import numpy as np
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -18,7 +19,8 @@ from gradio_client.exceptions import AppError
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.demo import stage
-from bigrec_hf.demo.app import answer, build, columns, popular_titles, records
+from bigrec_hf.demo.app import answer, build, popular_titles, records
+from bigrec_hf.demo.table import CSS, table
 from bigrec_hf.recommend.rankers import Rankers
 from bigrec_hf.settings import DemoSettings
 
@@ -33,7 +35,7 @@ def recommenders(dense_run, tiny_run):
 @pytest.fixture(scope="module")
 def url(recommenders):
     page = build(recommenders)
-    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_port=None)
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_port=None, css=CSS)
     yield address
     page.close()
 
@@ -81,7 +83,7 @@ def test_the_documented_requests(url, recommenders, language):
     assert [item["item_id"] for item in found["items"]] == [item.item_id for item in expected.items]
     described = connect(url).view_api(return_format="dict")["named_endpoints"]["/recommend"]["parameters"]
     table = text[text.index("### HTTP API") :]
-    assert [row["parameter_name"] for row in described] == re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)[:5]
+    assert [row["parameter_name"] for row in described] == re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)[:6]
 
 
 def test_wrong_requests_are_one_line(url, history):
@@ -108,12 +110,18 @@ def test_many_clients_lose_nothing(url, recommenders):
 
 def test_tables_show_what_is_known(recommenders, history):
     dense = recommenders["dense"]
-    assert list(columns(dense).values()) == ["#", "title", "score", "times in training"]
-    (first, *_) = records(dense, answer(dense, "finetuned", history, 2, True))
+    found = answer(dense, "finetuned", history, 2, True)
+    (first, *_) = records(dense, "finetuned", found)
+    assert first["probability"] == pytest.approx(np.exp(found.items[0].score), rel=1e-3)
     row = dense.catalog.titles.index(first["title"])
     assert first["train_count"] == dense.train_counts[row]
     popular = popular_titles(dense, 2)
     assert dense.train_counts[dense.catalog.titles.index(popular[0])] == dense.train_counts.max()
+    pairs = recommenders["pairs"]
+    (near, *_) = records(pairs, "finetuned", answer(pairs, "finetuned", history, 2, True))
+    assert near["distance"] == -near["score"] and "probability" not in near
+    (scored, *_) = records(dense, "ease", answer(dense, "ease", history, 2, True))
+    assert not {"probability", "distance"} & set(scored)
     unknown = SimpleNamespace(train_counts=None, catalog=dense.catalog)
     assert popular_titles(unknown, 2) == list(dense.catalog.titles[:2])
     with pytest.raises(gr.Error):
@@ -130,6 +138,39 @@ def test_every_ranker_of_a_run_can_be_chosen(recommenders, history):
     assert [item.title for item in nothing_known.items] == popular[:3]
     with pytest.raises(gr.Error, match="no ranker 'oracle'"):
         answer(dense, "oracle", history, 3, True)
+
+
+def test_an_answer_is_a_table_and_titles_are_text():
+    row = {"rank": 1, "item_id": "1", "title": "<img src=x>", "score": -4.5, "probability": 0.0111, "train_count": 1234}
+    shown = table("<b>", [row])
+    assert "<img" not in shown and "&lt;img src=x&gt;" in shown and "<b>&lt;b&gt;</b>" in shown
+    assert re.findall(r"<th[^>]*>([^<]+)", shown) == ["#", "title", "probability", "in training"]
+    assert re.findall(r"<td>([^<]+)", shown) == ["1", "&lt;img src=x&gt;", "1.1 %", "1,234"]
+    assert "no item is left" in table("", [])
+    assert "not in the catalog: <i>a; &lt;b&gt;</i>" in table("", [row], ["a", "<b>"])
+
+
+@pytest.mark.parametrize("name", ["dense", "pairs"])
+def test_the_weight_of_popularity_moves_the_list(url, recommenders, history, name):
+    """Nothing at 0, as the model alone; the most popular items first where it is large."""
+    rankers = recommenders[name]
+    client = connect(url)
+
+    def ask(weight):
+        found = client.predict(history, 20, False, "finetuned", name, weight, api_name="/recommend")
+        return [item["title"] for item in found["items"]]
+
+    expected = [item.title for item in rankers.recommender.recommend(history, 20, exclude_seen=False).items]
+    assert ask(None) == ask(0) == expected
+    counts = dict(zip(rankers.catalog.titles, rankers.train_counts.tolist(), strict=True))
+    at = 0 if name == "dense" else 1  # Eq. 3 leaves the closest title, whose distance is 0, where it is
+    for titles, sorted_ in ((expected, False), (ask(100), True)):
+        found = [counts[title] for title in titles[at:]]
+        assert (found == sorted(found, reverse=True)) is sorted_
+    with pytest.raises(AppError, match="prior_weight is -1: give a number from 0"):
+        ask(-1)
+    with pytest.raises(AppError, match="the ranker ease mixes nothing with the language model"):
+        client.predict(history, 3, True, "ease", "", 0.5, api_name="/recommend")
 
 
 def test_a_runs_examples_are_its_first_histories(dense_run, recommenders, tmp_path):
@@ -161,11 +202,20 @@ def test_the_command_serves_what_it_is_given(dense_run, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 390])
 def test_a_visitors_way_through_the_page(url, recommenders, width):
-    """Choose a title, recommend, see both tables; no error in the console, nothing wider than the screen."""
+    """Choose a title, recommend, see both tables; then another ranker, weight and rule, each shown at once; no error in
+    the console, nothing wider than the screen or cut."""
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no Chromium on this machine")
+    dense, pairs = recommenders.values()
+    title = dense.catalog.titles[7]
+    history = [*popular_titles(dense, 3), title]
+    first = answer(dense, "finetuned", history, 10, True), answer(pairs, "finetuned", history, 10, True)
+    # before the page computes: a model does one thing at a time
+    with_seen = answer(dense, "finetuned", history, 10, False)
+    with_popularity = answer(dense, "finetuned", history, 10, False, 2.0)
+    by_ease = answer(dense, "ease", history, 10, False)
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width, "height": 900})
@@ -173,16 +223,32 @@ def test_a_visitors_way_through_the_page(url, recommenders, width):
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
-        title = recommenders["dense"].catalog.titles[7]
         box = page.locator("#history input")
         box.press_sequentially(title)
         page.get_by_role("option", name=title).first.wait_for()  # the only one left
         box.press("Enter")
         box.press("Escape")
         page.click("#recommend")
-        history = [*popular_titles(recommenders["dense"], 3), title]
-        for found in (one.recommender.recommend(history, 10) for one in recommenders.values()):
-            page.get_by_text(found.items[0].title).last.wait_for(timeout=60_000)
+
+        def shown(expected, at=0):
+            wanted = "|".join(item.title for item in expected.items)
+            titles = f"[...[...document.querySelectorAll('.answer')][{at}]?.querySelectorAll('td:nth-child(2)') ?? []]"
+            page.wait_for_function(f"{titles}.map(t => t.textContent).join('|') == {json.dumps(wanted)}")
+
+        for at, found in enumerate(first):
+            shown(found, at)
+        page.locator("#exclude_seen input").click()
+        shown(with_seen)
+        weight = page.locator(".prior").first.locator("input[type=number]")
+        weight.fill("2")
+        weight.press("Tab")
+        shown(with_popularity)
+        page.get_by_label("dense: ranked by").click()
+        page.get_by_role("option", name="EASE", exact=True).click()
+        shown(by_ease)
+        assert sum(slider.is_visible() for slider in page.locator(".prior").all()) == 1  # that of pairs
+        cut = "[...document.querySelectorAll('.answer table')].filter(t => t.scrollWidth > t.parentElement.clientWidth)"
+        assert page.evaluate(f"{cut}.length") == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert errors == []
         browser.close()

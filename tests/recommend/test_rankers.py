@@ -15,6 +15,7 @@ from bigrec_hf import Recommender, cli, recommend_frame
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.examples import load_examples
 from bigrec_hf.hub.histories import ItemChoice, choose_items
+from bigrec_hf.recommend.priors import prior_of, with_weight
 from bigrec_hf.recommend.rankers import Histories, Rankers
 from tests.helpers.tiny import TITLES
 from tests.helpers.tiny_run import make_run, run_histories
@@ -135,7 +136,7 @@ def test_unknown_rankers_and_those_without_data(rankers, tiny_run, tmp_path):
         rankers.rank("svd")
     saved = Recommender.from_pretrained(tiny_run).save_pretrained(tmp_path / "saved")
     alone = Rankers(saved)
-    assert alone.names() == ["finetuned"]
+    assert alone.names() == ["finetuned", CONSTRAINED]
     (one,) = alone.popularity(1, ItemChoice(3))
     counts = alone.train_counts
     assert [item.row for item in one.items] == sorted(range(20), key=lambda row: (-counts[row], row))[:3]
@@ -143,6 +144,40 @@ def test_unknown_rankers_and_those_without_data(rankers, tiny_run, tmp_path):
     with_data = Rankers(saved, str(tiny_run / "data"))
     assert "ease" in with_data.names()
     assert len(with_data.rank("ease")(Histories([[TITLES[0]]], [[0]]), ItemChoice(3))[0].items) == 3
+
+
+@pytest.mark.parametrize(("run", "name"), [("dense_run", POOLS[0]), ("distance_run", MIXES[0])])
+def test_the_chosen_weight_of_the_prior_gives_the_chosen_ranking(run, name, request):
+    run_dir = request.getfixturevalue(run)
+    rankers, histories = Rankers(run_dir), as_histories(run_dir)
+    choice = choose_items(histories.titles, rankers.catalog, 20, exclude_seen=False)
+
+    def ranked(ranker, weight=None):
+        return [[item.row for item in one.items] for one in rankers.rank(ranker, weight)(histories, choice)]
+
+    chosen = rankers.prior(name).chosen
+    assert ranked(name, chosen) == ranked(name)
+    assert ranked(name, 0.0) == ranked("finetuned")
+    assert ranked(name, chosen + 50.0) != ranked(name, 0.0)
+    assert ranked("finetuned", 0.0) == ranked("finetuned")
+
+
+def test_weights_of_priors():
+    pool = {"weights": {"finetuned": 0.5, "ease": 6.0, "popularity": 2.0}}
+    assert prior_of(pool) == ("ease + popularity", 8.0, 16.0, float("inf"))
+    assert with_weight(pool, 4.0) == {"weights": {"finetuned": 0.5, "ease": 3.0, "popularity": 1.0}}
+    useless = {"weights": {"finetuned": 0.5, "ease": 0.0, "popularity": 0.0}}
+    assert with_weight(useless, 4.0)["weights"] == {"finetuned": 0.5, "ease": 2.0, "popularity": 2.0}
+    mix = {"weighted_by": "both", "validation_scores": {"model": "sasrec"}, "formula": "mix"}
+    mix["parameters"] = {"ndcg@10": 0.3, "hr@1": 0.1}
+    assert prior_of(mix) == ("sasrec + popularity", 0.3, 1.0, 1.0)
+    assert with_weight(mix, 0.2)["parameters"] == {"ndcg@10": 0.2}
+    assert prior_of({"weights": {"ease": 1.0, "popularity": 1.0}}) is None
+    for weight in (-0.1, 1.1, float("nan")):
+        with pytest.raises(BigrecError, match="give a number from 0 to 1 "):
+            with_weight(mix, weight)
+    with pytest.raises(BigrecError, match="prior_weight is inf"):
+        with_weight(pool, float("inf"))
 
 
 def test_frames_in_and_out(dense_run):

@@ -11,6 +11,7 @@ from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.generations import GENERATIONS_FILE
 from bigrec_hf.data.run_folder import existing_run, run_name
+from bigrec_hf.demo.table import CSS
 
 if TYPE_CHECKING:
     from bigrec_hf.recommend.rankers import Rankers
@@ -45,7 +46,7 @@ def main(demo: DemoSettings) -> None:
     for run in demo.demo_runs:
         existing_run(run)
     try:
-        from bigrec_hf.demo.app import CSS, build
+        from bigrec_hf.demo.app import build
     except ModuleNotFoundError as error:
         raise BigrecError("the demo needs gradio: pip install 'bigrec_hf[demo]'") from error
     from bigrec_hf.recommend.rankers import Rankers

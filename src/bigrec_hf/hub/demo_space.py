@@ -17,7 +17,8 @@ from bigrec_hf.metrics.ndcg_hr.names import split_revision
 GRADIO = "6.31.0"  # of the Space, where none is installed here
 APP = '''"""Demo of {name}, made by `bigrec-hf publish demo`."""
 
-from bigrec_hf.demo.app import CSS, build
+from bigrec_hf.demo.app import build
+from bigrec_hf.demo.table import CSS
 from bigrec_hf.recommend.rankers import Rankers
 
 if __name__ == "__main__":

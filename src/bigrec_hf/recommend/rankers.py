@@ -2,13 +2,14 @@
 that the run has ranked), the models that score items, and the combinations of both whose weights the run has chosen on
 validation (`rerank`, `pool`).
 
-For the histories of the run's test examples a ranker gives the run's own rankings.
+For the histories of the run's test examples a ranker gives the run's own rankings. Another weight of what is combined
+with the language model can be asked for (`priors.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from bigrec_hf.data.generations import GENERATE_FILE, Answers
 from bigrec_hf.data.prepared import data_mark
 from bigrec_hf.data.rankings import HYBRID, RANKINGS_FILE
 from bigrec_hf.generate.exact import likeliest_titles
+from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.ground.index import CATALOG_FILE
 from bigrec_hf.hub.bundle import CONFIG_FILE, METHOD, Bundle, config_of_method, locate
 from bigrec_hf.hub.by_distance import GroundedTexts
@@ -38,10 +40,12 @@ from bigrec_hf.rank.pool.fit import pooled
 from bigrec_hf.rank.pool.stage import level_unwritten
 from bigrec_hf.rank.rerank.apply import text_split, weight_rows
 from bigrec_hf.rank.rerank.formulas import combine, parts
-from bigrec_hf.recommend.models import NAMES, POPULARITY, SASREC, ItemModels
-from bigrec_hf.settings import DataSettings
+from bigrec_hf.recommend.models import NAMES, POPULARITY, SASREC, ItemModels, Score
+from bigrec_hf.recommend.priors import Prior, plain_choice, prior_of, with_weight
+from bigrec_hf.settings import DataSettings, PipelineSettings
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
+CONSTRAINED = f"{METHOD}_constrained"  # as the ranker of `run` names it
 
 
 class Histories(NamedTuple):
@@ -72,6 +76,7 @@ class Rankers:
         self.run_dir = self.bundle.run_dir if self.bundle else Path(str(name)) if name else None
         self.options = options
         self.ranks: dict[str, Rank] = {}
+        self.fitted: dict[str, Score] = {}
         self.dataset = dataset or (self.bundle.dataset if self.bundle else None)
 
     @cached_property
@@ -123,16 +128,22 @@ class Rankers:
 
     @cached_property
     def decodings(self) -> dict[str, RecommenderConfig]:
-        """Rankings of the run by titles that the same model writes with another decoding, such as constrained beams;
-        by distance, or (HYBRID) the titles of the beams first."""
-        if self.bundle is None or self.run_dir is None or self.bundle.config.by_score:
+        """Rankings by titles that the same model writes with another decoding, such as constrained beams; by distance,
+        or (HYBRID) the titles of the beams first. Those of the run, and constrained beams for any such model."""
+        if self.bundle is None or self.bundle.config.by_score:
             return {}
         found: dict[str, RecommenderConfig] = {}
-        for file in sorted(self.run_dir.glob(f"*/{GENERATE_FILE}")):
+        for file in sorted(self.run_dir.glob(f"*/{GENERATE_FILE}")) if self.run_dir is not None else ():
             config = config_of_method(self.bundle, file.parent)
             for name in (file.parent.name, file.parent.name + HYBRID):
                 if config is not None and name != METHOD and (self.run_dir / name / RANKINGS_FILE).is_file():
                     found[name] = config
+        decoding = Decoding(**self.bundle.config.decoding)
+        made = self.run_dir is not None and (self.run_dir / CONSTRAINED).is_dir()  # by this model or another
+        if not made and not decoding.is_constrained:
+            beams = {"strategy": "constrained", "num_beams": PipelineSettings().constrained_beams}
+            decoding = replace(decoding, **beams, num_return_sequences=0)
+            found[CONSTRAINED + HYBRID] = replace(self.bundle.config, decoding=asdict(decoding))
         return found
 
     def _is_mix(self, choice: dict[str, Any]) -> bool:
@@ -158,11 +169,34 @@ class Rankers:
             found["chosen"] = {file.parent.name: file_fingerprint(file) for file in files}
         return found
 
-    def rank(self, ranker: str) -> Rank:
+    def prior(self, ranker: str) -> Prior | None:
+        """What a ranker mixes with the language model; None for one of which that is not known, or nothing."""
+        choice = self._choice(ranker)
+        return prior_of(choice) if choice else None
+
+    def _choice(self, ranker: str) -> dict[str, Any]:
+        if ranker == METHOD and self.bundle is not None:
+            known = self.train_counts is not None
+            return plain_choice(by_score=self.bundle.config.by_score) if known else {}
+        if ranker in NAMES or self.run_dir is None:
+            return {}
+        return read_json(self.run_dir / ranker / CHOICE_FILE)
+
+    def rank(self, ranker: str, prior_weight: float | None = None) -> Rank:
         """The function of a ranker, one of `names`; fitted or read when it is first asked for.
 
-        Raises BigrecError for another, and for one that needs what is known of the run's examples only.
+        `prior_weight`: of what it mixes with the language model (None = the run's choice; without a mix, popularity is
+        given this weight). Raises BigrecError for another ranker, for one that needs what is known of the run's
+        examples only, and for a weight out of range or of nothing.
         """
+        if prior_weight is not None:
+            self.facts(ranker)
+            choice = self._choice(ranker)
+            if not choice:
+                raise BigrecError(f"prior_weight: the ranker {ranker} mixes nothing with the language model")
+            chosen = with_weight(choice, prior_weight)
+            if (ranker, prior_weight) != (METHOD, 0.0):
+                return self._pool(chosen) if "weights" in chosen else self._rerank(ranker, chosen)
         if ranker not in self.ranks:
             self.ranks[ranker] = self._rank(ranker)
         return self.ranks[ranker]
@@ -175,19 +209,22 @@ class Rankers:
             return self._by_model(ranker)
         if ranker in self.decodings:
             return self._by_texts(ranker)
-        choice = read_json(Path(str(self.run_dir)) / ranker / CHOICE_FILE)
+        choice = self._choice(ranker)
         return self._pool(choice) if "weights" in choice else self._rerank(ranker, choice)
 
     def popularity(self, n: int, choice: ItemChoice) -> list[Found]:
         """The most popular items, for `n` users without a known item. BigrecError if no counts are known."""
-        counts = self.train_counts
-        if counts is None:
+        counts = self._counts()
+        scores = np.broadcast_to(counts.astype(np.float64), (n, len(counts)))
+        return [Found([], [], items) for items in best_items(scores, self.catalog, choice)]
+
+    def _counts(self) -> np.ndarray:
+        if self.train_counts is None:
             raise BigrecError(
                 f"{self.name} says nothing of popularity, which users without a known title get: name the prepared set "
                 "with --dataset"
             )
-        scores = np.broadcast_to(counts.astype(np.float64), (n, len(counts)))
-        return [Found([], [], items) for items in best_items(scores, self.catalog, choice)]
+        return self.train_counts
 
     def _language_model(self, histories: Histories, choice: ItemChoice) -> list[Found]:
         ids = [history_id(titles) for titles in histories.titles]
@@ -205,8 +242,14 @@ class Rankers:
 
         return rank
 
+    def _score(self, name: str) -> Score:
+        """The score function of a model of items, fitted when it is first needed."""
+        if name not in self.fitted:
+            self.fitted[name] = self.models.score(name)
+        return self.fitted[name]
+
     def _by_model(self, name: str) -> Rank:
-        score = self.models.score(name)
+        score = self._score(name)
 
         def rank(histories: Histories, choice: ItemChoice) -> list[Found]:
             return [Found([], [], items) for items in best_items(score(histories.rows), self.catalog, choice)]
@@ -222,8 +265,8 @@ class Rankers:
                 f"the ranker {ranker} is made of {choice['base_method']} and scores of {facts.get('model')!r}, which "
                 f"are known for the run's examples only: choose another of {', '.join(self.names())}"
             )
-        counts = self.models.counts.tolist() if weights != "scores" else None
-        score = self.models.score(facts["model"]) if weights != POPULARITY else None
+        counts = self._counts().tolist() if weights != "scores" else None
+        score = self._score(facts["model"]) if weights != POPULARITY else None
         value = choice["parameters"][PRIMARY]
 
         def rank(histories: Histories, chosen: ItemChoice) -> list[Found]:
@@ -253,7 +296,7 @@ class Rankers:
     def _pool(self, choice: dict[str, Any]) -> Rank:
         """The weighted sum of log-probabilities and other models' scores, as `pool` fitted it."""
         weights = choice["weights"]
-        others = {name: self.models.score(name) for name in weights if name not in (METHOD, POPULARITY)}
+        others = {name: self._score(name) for name in weights if name not in (METHOD, POPULARITY)}
 
         def rank(histories: Histories, chosen: ItemChoice) -> list[Found]:
             n, scores, answers = len(histories.titles), [], None
@@ -266,7 +309,7 @@ class Rankers:
                     level_unwritten(own, self.catalog)
                     scores.append(own)
                 elif name == POPULARITY:
-                    scores.append(np.log1p(self.models.counts.astype(np.float32)))
+                    scores.append(np.log1p(self._counts().astype(np.float32)))
                 else:
                     scores.append(others[name](histories.rows))
             total = pooled(

@@ -46,14 +46,19 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The method's label; that of a derived method (`finetuned_popularity`) begins with the known method's."""
-        base = max((name for name in METHODS if f"{self.method}_".startswith(f"{name}_")), key=len, default="")
-        rest = self.method.removeprefix(base).strip("_").replace("_", " ")
-        return ", ".join(filter(None, [METHODS.get(base), rest]))
+        """The method's label (`method_label`)."""
+        return method_label(self.method)
 
     def values(self, key: str) -> list[float]:
         """The value of each seed that has one."""
         return [results[key] for results in self.results if results.get(key) is not None]
+
+
+def method_label(method: str) -> str:
+    """The label of a method; that of a derived one (`finetuned_popularity`) begins with the known method's."""
+    base = max((name for name in METHODS if f"{method}_".startswith(f"{name}_")), key=len, default="")
+    rest = method.removeprefix(base).strip("_").replace("_", " ")
+    return ", ".join(filter(None, [METHODS.get(base), rest]))
 
 
 def load_rows(run_dirs: Sequence[str | Path]) -> list[Row]:
