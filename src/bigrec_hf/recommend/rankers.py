@@ -133,16 +133,17 @@ class Rankers:
         if self.bundle is None or self.bundle.config.by_score:
             return {}
         found: dict[str, RecommenderConfig] = {}
-        for file in sorted(self.run_dir.glob(f"*/{GENERATE_FILE}")) if self.run_dir is not None else ():
+        run_dir = self.run_dir
+        for file in sorted(run_dir.glob(f"*/{GENERATE_FILE}")) if run_dir is not None else ():
             config = config_of_method(self.bundle, file.parent)
             for name in (file.parent.name, file.parent.name + HYBRID):
-                if config is not None and name != METHOD and (self.run_dir / name / RANKINGS_FILE).is_file():
+                if config is not None and name != METHOD and (file.parents[1] / name / RANKINGS_FILE).is_file():
                     found[name] = config
         decoding = Decoding(**self.bundle.config.decoding)
-        made = self.run_dir is not None and (self.run_dir / CONSTRAINED).is_dir()  # by this model or another
+        made = run_dir is not None and (run_dir / CONSTRAINED).is_dir()  # by this model or another
         if not made and not decoding.is_constrained:
-            beams = {"strategy": "constrained", "num_beams": PipelineSettings().constrained_beams}
-            decoding = replace(decoding, **beams, num_return_sequences=0)
+            beams = PipelineSettings().constrained_beams
+            decoding = replace(decoding, strategy="constrained", num_beams=beams, num_return_sequences=0)
             found[CONSTRAINED + HYBRID] = replace(self.bundle.config, decoding=asdict(decoding))
         return found
 
