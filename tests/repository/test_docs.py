@@ -214,6 +214,20 @@ def test_evaluate_reads_the_references_json(tiny_model_dir, tmp_path, monkeypatc
     assert json.loads(Path("results/results.json").read_text())["hr@1"] == 1.0
 
 
+def test_the_readme_is_short_and_in_order():
+    """A sentence, a picture, two commands, from a table to recommendations, one small table of results, then links."""
+    lines = page("README.md").splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+    begins = ("![", "make quickstart ", "bigrec-hf prepare ", "bigrec-hf run ", "bigrec-hf recommend ", "|", "- ")
+    at = [next(n for n, line in enumerate(lines) if line.startswith(begin)) for begin in begins]
+    assert at == sorted(at)
+    assert at[4] - at[2] < 10
+    table = [n for n, line in enumerate(lines) if line.startswith("|")]
+    assert len(table) <= 8 and table == list(range(table[0], table[0] + len(table)))
+    assert "**" in lines[table[2]]  # what works comes first
+
+
 # --- links ----------------------------------------------------------------------------------------------------------
 
 
