@@ -17,6 +17,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.generate import stage as generate
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.generate.vllm_engine import VllmDecoder, check_vllm
+from bigrec_hf.settings.ray import RaySettings
 from bigrec_hf.settings.recipes import build_settings
 from tests.helpers.tiny import save_tiny_model, tiny_tokenizer, write_tiny_catalog, write_tiny_json
 
@@ -175,6 +176,12 @@ def test_how_the_model_is_loaded(calls, base, tmp_path):
 def test_what_it_cannot_do_is_said_before_a_model_is_loaded(calls, decoding, quantization, n, words):
     with pytest.raises(BigrecError, match=words):
         check_vllm(decoding, quantization, n)
+
+
+def test_actors_ask_ray_for_a_gpu(calls):
+    with pytest.raises(BigrecError, match=r"vLLM needs a GPU: --resources '\{GPU: 1\}'"):
+        check_vllm(BEAM, "none", 1, RaySettings(num_actors=2))
+    assert check_vllm(BEAM, "none", 1, RaySettings(num_actors=2, resources={"GPU": 1})) == {"vllm": "0.0-stand-in"}
 
 
 def test_a_missing_package_is_named(monkeypatch):

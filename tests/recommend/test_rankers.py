@@ -94,11 +94,14 @@ def test_another_decoding_is_offered_only_for_the_same_model(distance_run, tmp_p
 def test_titles_of_constrained_beams_come_first(distance_run):
     histories = as_histories(distance_run)
     choice = choose_items(histories.titles, Rankers(distance_run).catalog, 20, exclude_seen=True)
-    for one, rows in zip(Rankers(distance_run).rank(CONSTRAINED)(histories, choice), histories.rows, strict=True):
+    found = Rankers(distance_run).rank(CONSTRAINED)(histories, choice)
+    for one, rows in zip(found, histories.rows, strict=True):
         beams = [title for title in one.texts if TITLES.index(title) not in rows]
         assert [item.title for item in one.items][: len(beams)] == beams and len(one.texts) == 3
         rest = [item.score for item in one.items][len(beams) :]
         assert rest == sorted(rest, reverse=True)
+    scores = {str(item.score) for one in found for item in one.items}
+    assert "0.0" in scores and "-0.0" not in scores  # a first text that is a title is at distance 0
 
 
 def test_choices_for_the_other_kind_of_run_are_not_served(dense_run, distance_run, tmp_path):

@@ -63,7 +63,7 @@ def main(
     state = process_state()
     facts = settings_facts(run, data, model, prompt, generate, torch.device(ray.device or state.device))
     if generate.engine == "vllm":
-        facts["versions"] |= check_vllm(decoding, model.quantization, state.num_processes)
+        facts["versions"] |= check_vllm(decoding, model.quantization, state.num_processes, ray)
     with state.main_process_first():
         examples, titles = load_evaluation(data)
         tokenizer = load_tokenizer(model.base_model, padding_side="left")

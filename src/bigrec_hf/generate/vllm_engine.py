@@ -19,6 +19,7 @@ from bigrec_hf.common.hub_names import fetch_folder, hub_errors
 from bigrec_hf.generate.decoder import answer_text, cut_answer
 from bigrec_hf.generate.strategy import Decoding, end_token_ids, line_break_ids, uniforms
 from bigrec_hf.models.loading import find_model
+from bigrec_hf.settings.ray import NO_ACTORS, RaySettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,9 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # possible values of vLLM's ma
 QUANTIZATIONS = {"none": None, "4bit": "bitsandbytes"}  # 4bit: NF4 while loading, as in the built-in engine
 
 
-def check_vllm(decoding: Decoding, quantization: str, n_processes: int) -> dict[str, str]:
+def check_vllm(
+    decoding: Decoding, quantization: str, n_processes: int, cluster: RaySettings = NO_ACTORS
+) -> dict[str, str]:
     """Return the version of vLLM. Raises BigrecError, before a model is loaded, for what this engine cannot do."""
     if decoding.strategy not in STRATEGIES:
         names = ", ".join(STRATEGIES)
@@ -42,6 +45,8 @@ def check_vllm(decoding: Decoding, quantization: str, n_processes: int) -> dict[
         raise BigrecError(
             "vLLM uses several GPUs in one process: start one process, with --vllm_args '{tensor_parallel_size: 2}'"
         )
+    if cluster.num_actors and cluster.device != "cuda":
+        raise BigrecError("Ray gives its actors only what they ask for, and vLLM needs a GPU: --resources '{GPU: 1}'")
     try:
         import vllm
     except ImportError as error:

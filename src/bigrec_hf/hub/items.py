@@ -41,7 +41,7 @@ def ranked_items(catalog: Catalog, rows: Sequence[int], costs: Sequence[float], 
             int(row),
             catalog.item_ids[row],
             catalog.titles[row],
-            -float(cost),
+            0.0 - float(cost),  # no -0.0
             float(cost) if distances else None,
         )
         for row, cost in zip(rows, costs, strict=True)
