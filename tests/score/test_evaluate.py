@@ -91,6 +91,33 @@ def test_a_folder_of_files_and_a_run_give_a_table(place, capsys):
     assert (place / "out/finetuned/rankings.parquet").is_file()
 
 
+def test_a_run_names_its_own_catalog_and_base_model(place, capsys):
+    for name, catalog in (("run", "id2name.txt"), ("other", "more.txt")):
+        write_generations(place / name / "finetuned/generations.parquet", (0, 3), ("a b", "f"), (["a b"], [""]))
+        facts = {"base_model": str(place / "lm"), "data": {"catalog": str(place / catalog), "dataset": []}}
+        write_json(place / name / "finetuned/generate.json", facts)
+    nothing = {"data": DataSettings(), "ground": GroundSettings()}
+    for generations in (place / "run", place / "run/finetuned/generations.parquet"):
+        run(place, [generations], **nothing)
+        assert f"catalog: {place / 'id2name.txt'} (of the run)" in capsys.readouterr().out
+        assert json.loads((place / "out/results.json").read_text())["hr@1"] == 0.5
+    with pytest.raises(BigrecError, match="were generated for different data"):
+        run(place, [place / "run", place / "other"], **nothing)
+    with pytest.raises(BigrecError, match="no catalog given"):
+        run(place, [write_json(place / "p.json", RECORDS)], **nothing)
+
+
+def test_a_run_that_was_moved_brings_its_data(place):
+    recorded = {"base_model": "lm", "data": {"catalog": None, "dataset": ["old/run/data"]}}
+    write_json(place / "run/finetuned/generate.json", recorded)
+    (place / "run/data").mkdir()
+    files = [place / "run/finetuned/generations.parquet"]
+    data, model = evaluation.recorded_settings(files, DataSettings(), ModelSettings(base_model="mine"))
+    assert (data.dataset, model.base_model) == ([str(place / "run/data")], "mine")
+    given = DataSettings(catalog="mine.csv")
+    assert evaluation.recorded_settings(files, given, ModelSettings())[0] == given
+
+
 @pytest.mark.parametrize(("content", "message"), [(b"[{", "not valid JSON"), (b'["\xe9"]', "not UTF-8")])
 def test_a_file_of_a_folder_that_cannot_be_read_is_not_left_out_in_silence(place, content, message):
     write_json(place / "preds/epoch1.json", RECORDS)

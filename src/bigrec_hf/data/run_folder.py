@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, write_json
+from bigrec_hf.common.hub_names import is_hub_id
 from bigrec_hf.data.prepared import describe_data
+from bigrec_hf.metrics.ndcg_hr.names import split_revision
 
 if TYPE_CHECKING:
     from bigrec_hf.settings import DataSettings, RunSettings
@@ -49,6 +51,13 @@ def record_data(run_dir: str | Path, data: DataSettings) -> None:
     manifest = read_json(Path(run_dir) / MANIFEST)
     if "stages" not in manifest:
         write_json(Path(run_dir) / MANIFEST, manifest | {"data": describe_data(data)})
+
+
+def recorded_place(name: str, run_dir: Path, folder: str) -> str:
+    """A recorded name; if it was a folder that no longer exists, the run's own `folder`, if there is one."""
+    if Path(split_revision(name)[0]).exists() or is_hub_id(name) or not (run_dir / folder).is_dir():
+        return name
+    return str(run_dir / folder)
 
 
 def existing_run(run_dir: str | Path) -> str:

@@ -22,7 +22,7 @@ from bigrec_hf.common.hub_names import fetch_file, fetch_folder, is_hub_id
 from bigrec_hf.data.catalog import catalog_source
 from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.data.prompts import TITLE_LIST
-from bigrec_hf.data.run_folder import RECIPE_FILE
+from bigrec_hf.data.run_folder import RECIPE_FILE, recorded_place
 from bigrec_hf.generate.exact import N_TEXTS
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.ground.index import INDEX_FILES, CatalogIndex, load_index
@@ -94,13 +94,6 @@ def _published(name: str) -> Bundle:
     return Bundle(config, name, index)
 
 
-def _place(name: str, run_dir: Path, folder: str) -> str:
-    """A recorded name; if it was a folder that no longer exists, the run's own `folder`, if there is one."""
-    if Path(split_revision(name)[0]).exists() or is_hub_id(name) or not (run_dir / folder).is_dir():
-        return name
-    return str(run_dir / folder)
-
-
 def from_run(run_dir: Path, adapter: Path | None = None) -> Bundle:
     """The recommender of a run's fine-tuned model. Raises BigrecError unless generate and ground are done, and if their
     records are damaged."""
@@ -131,7 +124,7 @@ def _from_run(run_dir: Path, adapter: Path | None) -> Bundle:
     by_score = facts["generate"]["decoding"] == EXACT
     encoder = None if by_score or grounding["encoder"] == split_revision(base)[0] else _encoder_name(grounding)
     data = facts["data"]
-    datasets = [_place(name, run_dir, "data") for name in data["dataset"][:1]]
+    datasets = [recorded_place(name, run_dir, "data") for name in data["dataset"][:1]]
     config = RecommenderConfig(
         base_model=base,
         dtype=facts["dtype"],
@@ -204,7 +197,7 @@ def _task(data: dict[str, Any], run_dir: Path) -> tuple[str, str, dict[str, str]
     if data["test_json"]:
         first = load_json_examples(data["test_json"][0])[0]
         return first[C.INSTRUCTION], first[C.INPUT_PREFIX], None
-    facts = load_facts(_place(data["dataset"][0], run_dir, "data"))
+    facts = load_facts(recorded_place(data["dataset"][0], run_dir, "data"))
     instruction = build_instruction(facts["noun"], facts["verb"], facts.get("noun_singular"))
     return instruction, build_input_prefix(facts["noun"], facts["verb"]), facts.get("licence")
 
@@ -221,7 +214,7 @@ def _of_training(folder: Path) -> Bundle:
         raise BigrecError(
             f"{folder} has neither {CONFIG_FILE} nor a training.json that names its data: give a run folder"
         )
-    dataset = _place(training["dataset"][0], folder.parent, "data")
+    dataset = recorded_place(training["dataset"][0], folder.parent, "data")
     instruction, prefix, licence = _task({"test_json": [], "dataset": [dataset]}, folder.parent)
     ground = GroundSettings()
     by_score = training["train_prompt"] == TITLE_LIST

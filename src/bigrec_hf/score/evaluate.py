@@ -12,7 +12,8 @@ such records have no history, and their number is printed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,20 @@ import pyarrow as pa
 
 from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.common.files import read_json_file
+from bigrec_hf.common.files import read_json, read_json_file, readable
 from bigrec_hf.data.catalog import Catalog, catalog_source, load_catalog, semantic_ids
 from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import read_input
-from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, read_generations, read_texts, resolve_targets
+from bigrec_hf.data.generations import (
+    GENERATE_FILE,
+    GENERATIONS_FILE,
+    Answers,
+    read_generations,
+    read_texts,
+    resolve_targets,
+)
 from bigrec_hf.data.rankings import write_rankings
+from bigrec_hf.data.run_folder import recorded_place
 from bigrec_hf.ground.distance import ground_answers
 from bigrec_hf.ground.hybrid import hybrid_rankings
 from bigrec_hf.ground.index import open_index
@@ -79,6 +88,40 @@ def find_generations(paths: Sequence[str]) -> dict[str, Path]:
             name, number = f"{base}-{number}", number + 1
         named[name] = file
     return named
+
+
+def recorded_settings(
+    files: Iterable[Path], data: DataSettings, model: ModelSettings
+) -> tuple[DataSettings, ModelSettings]:
+    """Return the settings with the catalog, data sets and base model that are not given taken from the records of the
+    runs that generated the files (generate.json beside them). What no file has a record of stays as it is.
+
+    Raises BigrecError if the files were generated for different data.
+    """
+    found: dict[str, tuple[str | None, list[str]]] = {}
+    bases = set()
+    for file in files:
+        record = file.with_name(GENERATE_FILE)
+        facts = read_json(record) if file.name == GENERATIONS_FILE else {}
+        with readable(record):
+            if facts:
+                run_dir, named = file.absolute().parent.parent, facts["data"]
+                sets = [recorded_place(name, run_dir, "data") for name in named["dataset"]]
+                found[str(file)] = named["catalog"], sets
+                bases.add(str(facts["base_model"]))
+    if not (data.catalog or data.dataset) and found:
+        (first, (catalog, dataset)), *others = found.items()
+        for other, names in others:
+            if names != (catalog, dataset):
+                raise BigrecError(
+                    f"{first} and {other} were generated for different data: evaluate them one by one, or name the "
+                    "catalog with --catalog or --dataset"
+                )
+        data = replace(data, catalog=catalog, dataset=dataset)
+        print(f"catalog: {catalog_source(catalog, dataset)} (of the run)")
+    if model.base_model is None and len(bases) == 1:
+        model = replace(model, base_model=bases.pop())
+    return data, model
 
 
 def has_predict(file: Path) -> bool:
@@ -220,6 +263,7 @@ def main(
         raise BigrecError("ranking scores needs a run's item scores: use `bigrec-hf ground`, then `bigrec-hf score`")
     output = Path(evaluate.output_dir)
     files = find_generations(evaluate.generations)
+    data, model = recorded_settings(files.values(), data, model)
     catalog = load_catalog(catalog_source(data.catalog, data.dataset), evaluate.catalog_encoding)
     semantic = semantic_ids(data.catalog, evaluate.catalog_encoding)
     truth = read_targets(Path(evaluate.targets_file)) if evaluate.targets_file else None
