@@ -40,11 +40,21 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+PAIRS = ["--sample", "16", "--validation_sample", "4", "--global_batch_size", "8"]
+DENSE = ["--objective", "dense", "--train_prompt", "titles", "--short_titles", "true", "--max_length", "64"]
+DENSE += ["--sample", "0", "--validation_sample", "8", "--global_batch_size", "12"]
+
+
 @pytest.mark.slow
-def test_two_processes_with_fsdp_train_the_adapter_of_one(tmp_path, tiny_model_dir, tiny_prepared):
-    flags = ["--dataset", tiny_prepared, "--base_model", tiny_model_dir, "--dtype", "float32", "--sample", "16"]
-    flags += ["--validation_sample", "4", "--epochs", "2", "--learning_rate", "0.01", "--warmup_steps", "0"]
-    flags += ["--global_batch_size", "8", "--micro_batch_size", "2", "--lora_dropout", "0"]
+@pytest.mark.parametrize(
+    "objective",
+    [PAIRS, [*DENSE, "--loss", "trie"], [*DENSE, "--loss", "full"]],
+    ids=["pairs", "dense-trie", "dense-full"],
+)
+def test_two_processes_with_fsdp_train_the_adapter_of_one(tmp_path, tiny_model_dir, tiny_prepared, objective):
+    flags = ["--dataset", tiny_prepared, "--base_model", tiny_model_dir, "--dtype", "float32", *objective]
+    flags += ["--epochs", "2", "--learning_rate", "0.01", "--warmup_steps", "0", "--lora_dropout", "0"]
+    flags += ["--micro_batch_size", "2", "--trainer_args", "{logging_steps: 1}"]
     assert cli.main(["sft", *flags, "--run_dir", str(tmp_path / "one"), "--debug"]) == 0
     script = tmp_path / "fsdp.py"
     script.write_text(SCRIPT)
@@ -60,8 +70,12 @@ def test_two_processes_with_fsdp_train_the_adapter_of_one(tmp_path, tiny_model_d
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
-    record = json.loads((tmp_path / "two" / "adapter" / "training.json").read_text())
+    alone, record = (json.loads((tmp_path / n / "adapter" / "training.json").read_text()) for n in ("one", "two"))
     assert (record["n_processes"], record["optimizer_steps"]) == (2, 4)
+    for measure in ("loss", "eval_loss", "eval_nats_per_target"):
+        expected, found = ([entry[measure] for entry in run["history"] if measure in entry] for run in (alone, record))
+        assert len(expected) == (4 if measure == "loss" else 2)
+        assert found == pytest.approx(expected, rel=1e-4), measure
     loaded = PeftModel.from_pretrained(load_base(tiny_model_dir, dtype="float32"), str(tmp_path / "two" / "adapter"))
     assert any(bool((value != 0).any()) for name, value in loaded.named_parameters() if "lora_B" in name)
 
