@@ -1,5 +1,6 @@
 """BIGRec on the Hugging Face stack: an LM generates the next item's title, the title is grounded to the catalog."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from bigrec_hf.common.version import __version__
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from bigrec_hf.prepare.frames import prepare_frame
     from bigrec_hf.recommend.serve import recommend_frame
     from bigrec_hf.score.frames import evaluate_frame
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns on import how it could be faster on a CPU
 
 __all__ = ["Recommender", "__version__", "evaluate_frame", "prepare_frame", "recommend_frame"]
 

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import difflib
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -247,7 +246,6 @@ def main(argv: list[str] | None = None) -> int:
     settle_bars()
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # how it could be faster on a CPU
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn and deadlock otherwise
     from bigrec_hf.common.files import remove_leftovers
     from bigrec_hf.common.hub_names import pin, redact

@@ -263,4 +263,4 @@ def test_hits_and_misses_fill_up_each_other(tmp_path):
 
 def test_shown_cut_offs():
     assert page.shown_ks([1, 3, 5, 10, 20, 50]) == [1, 10, 50]
-    assert page.shown_ks([3, 5]) == [3, 5] and page.shown_ks([7]) == [7]
+    assert page.shown_ks([3, 5]) == [3, 5] and page.shown_ks([1, 5]) == [1, 5] and page.shown_ks([7]) == [7]

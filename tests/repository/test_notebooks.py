@@ -17,12 +17,14 @@ def cells(name: str, kind: str = "code") -> list[str]:
     return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == kind]
 
 
-def run(name: str, old: str, new: str) -> dict[str, Any]:
-    """Run the code cells in one namespace, with `old` replaced by `new`; returns what they have defined."""
+def run(name: str, old: str, new: str, **given: str) -> dict[str, Any]:
+    """Run the code cells in one namespace, with `old` replaced by `new`; returns what they have defined. `given`: names
+    that hold these values whatever the first cell says."""
     code = cells(name)
     assert sum(cell.count(old) for cell in code) == 1
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(code):
+        names |= given
         exec(compile(cell.replace(old, new), f"{name}, code cell {number}", "exec"), names)
     return names
 
@@ -47,6 +49,9 @@ def test_own_data_in_ten_cells(tiny_model_dir, tmp_path, monkeypatch):
     assert found["user"].nunique() == 24 and list(found["rank"][:3]) == [1, 2, 3]
     read = names["table"].groupby("user")["title"].agg(set)
     assert not any(title in read[user] for user, title in zip(found["user"], found["title"], strict=True))
+    # and again for another table, as somebody does who has tried it on the invented one
+    again = run("own_data.ipynb", "for user in range(24)", "for user in range(20)", MODEL=tiny_model_dir)
+    assert again["recommendations"]["user"].nunique() == 20
 
 
 @pytest.mark.slow

@@ -184,10 +184,11 @@ def build(shown: Mapping[str, Rankers], examples: Sequence[Sequence[str]] = ()) 
         inputs, outputs = [history, top_k, exclude_seen, *choices, *weights], tables
         private: dict[str, Any] = {"api_visibility": "private"}
         gr.on(
-            [button.click, top_k.release, exclude_seen.change, *(weight.release for weight in weights)],
+            [button.click, history.change, top_k.release, exclude_seen.change, *(weight.release for weight in weights)],
             show,
             inputs,
             outputs,
+            trigger_mode="always_last",  # of changes that come while the model computes, the last
             **private,
             **ONE_AT_A_TIME,
         )

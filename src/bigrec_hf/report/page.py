@@ -88,8 +88,9 @@ def build_page(
 
 
 def shown_ks(ks: Sequence[int]) -> list[int]:
-    """SHOWN_KS as far as they are scored; if none is, the first and the last cut-off."""
-    return [k for k in SHOWN_KS if k in ks] or sorted({ks[0], ks[-1]})
+    """SHOWN_KS as far as they are scored; if fewer than two are, the first and the last cut-off."""
+    found = [k for k in SHOWN_KS if k in ks]
+    return found if len(found) > 1 else sorted({ks[0], ks[-1]})
 
 
 def table(rows: Sequence[Row], labels: dict[str, str], compared: Differences, keys: Sequence[str]) -> dict[str, Any]:
