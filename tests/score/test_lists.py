@@ -116,6 +116,14 @@ def test_equal_to_the_peers_own_metric(data):
         assert results[f"ndcg@{k}"] == pytest.approx(ndcg, abs=1e-9)
 
 
+def test_the_output_of_recommend_is_ranked_items(tmp_path):
+    rows = {"user": ["u", "u"], "rank": [2, 1], "item_id": ["i0", "i1"], "title": ["Zelda", "Mario"]}
+    pl.DataFrame(rows | {"score": [0.1, 0.2], "text": ["Mario", "Mario"]}).write_csv(tmp_path / "recs.csv")
+    found = read_prediction_table(tmp_path / "recs.csv", PredictionColumns())
+    assert found == Predictions(["u"], [["i1", "i0"]], None)
+    assert read_prediction_table(tmp_path / "recs.csv", PredictionColumns(text="text")).texts
+
+
 def test_titles_of_several_rows_count_as_duplicates_say():
     catalog = Catalog(["a", "b"], ["Zelda", "Zelda"])
     by_title = Predictions(["x"], [["Zelda"]], ["Zelda"])

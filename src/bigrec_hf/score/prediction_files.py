@@ -116,7 +116,11 @@ def predictions_of(
     user = _column(frame, named.user, (*IDS, *USERS), "user", place)
     target = _column(frame, named.target, TARGETS, "target", place)
     text = None if named.item is not None else _column(frame, named.text, TEXTS, "text", place)
-    item = text or _column(frame, named.item, (*ITEMS, *TITLES), "item", place)
+    item = _column(frame, named.item, (*ITEMS, *TITLES), "item", place)
+    ranked = {"rank", "score"} <= {plain(name) for name in frame.columns}  # as `recommend` writes; its text is a remark
+    if text is not None and named.text is None and item is not None and ranked:
+        text = None
+    item = text or item
     if item is None:
         raise BigrecError(
             f"{place}: which of the columns {', '.join(frame.columns)} holds the predictions is not clear: name it "
