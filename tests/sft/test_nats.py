@@ -84,11 +84,6 @@ def test_where_trl_computes_the_loss_the_number_is_the_same(tmp_path, monkeypatc
     assert pairs["eval_nats_per_target"] == pytest.approx(sum(plain()) / len(TARGETS), abs=1e-4)
 
 
-def test_a_loss_on_prompts_too_is_not_reported_as_the_titles(tmp_path):
-    metrics = evaluated(tmp_path, CompletionLossTrainer, pair_rows(), titles_only=False)
-    assert "eval_loss" in metrics and "eval_nats_per_target" not in metrics
-
-
 def test_the_best_evaluation_is_recorded():
     history = [{"loss": 1.0}, {"eval_loss": 2.0, "eval_nats_per_target": 20.0}]
     history += [{"eval_loss": 1.5, "eval_nats_per_target": 15.0}, {"eval_loss": 1.6, "eval_nats_per_target": 14.0}]

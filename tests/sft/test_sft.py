@@ -316,6 +316,16 @@ def test_options_train(tmp_path, tiny_model_dir, tiny_prepared, option):
     assert losses[-1] < losses[0]
 
 
+def test_a_training_loss_on_prompts_too_leaves_the_validation_loss_on_titles(tmp_path, tiny_model_dir, tiny_prepared):
+    frozen = {"learning_rate": 1e-12, "epochs": 1, "warmup_steps": 0}
+    plain, whole = (
+        train(tmp_path / str(only), tiny_model_dir, tiny_prepared, completion_only=only, **frozen) for only in (True, False)
+    )
+    assert whole["train_loss"] != pytest.approx(plain["train_loss"], rel=1e-2)
+    for name in ("best_eval_loss", "best_nats_per_target"):
+        assert whole[name] == pytest.approx(plain[name], rel=1e-5)
+
+
 def test_packing_takes_the_same_steps_and_does_not_leak_between_examples(tmp_path, tiny_model_dir, tiny_prepared):
     """All examples in one step, packed or not: the same losses, warm-up and evaluations."""
     changes = {"epochs": 4, "global_batch_size": 16, "micro_batch_size": 2, "warmup_steps": 2, "patience": 0}

@@ -158,7 +158,9 @@ class SftSettings:
     patience: int = setting(
         5, "early stopping: evaluations (evals_per_epoch) without a better validation loss; 0 = never", least=0
     )
-    completion_only: bool = setting(True, "compute the loss on the title only; false = on prompt and title (BIGRec)")
+    completion_only: bool = setting(
+        True, "compute the training loss on the title only; false = on prompt and title (BIGRec)"
+    )
     lora_r: int = setting(8, "LoRA rank", least=1)
     lora_alpha: int = setting(16, "LoRA scale (alpha / r multiplies the update)", least=1)
     lora_dropout: float = setting(0.05, "LoRA dropout probability", least=0, below=1)

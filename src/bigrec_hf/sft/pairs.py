@@ -71,7 +71,6 @@ def load_pairs(
         "folder": folder / TOKENS_DIR,
         "max_history": prompt.max_history,
         "max_length": prompt.max_length,
-        "completion_only": sft.completion_only,
     }
     template, validation, shown = prompt.train_prompt, None, None
     if (data.dataset or data.validation_json) and sft.evals_per_epoch > 0:
@@ -79,9 +78,17 @@ def load_pairs(
         example = first_example(data, seed=seed, folder=folder / TOKENS_DIR)
         shown = text_sample(example, template, tokenizer, max_history=prompt.max_history, max_length=prompt.max_length)
         validation = tokenize_split(
-            data.dataset, files, "validation", template, tokenizer, sample=sft.validation_sample, **shared
+            *(data.dataset, files, "validation", template, tokenizer),
+            sample=sft.validation_sample,
+            completion_only=True,  # whatever training counts: -log p(title), as with the objective dense
+            **shared,
         )
-    train = tokenize_split(data.dataset, data.train_json, "train", template, tokenizer, sample=sft.sample, **shared)
+    train = tokenize_split(
+        *(data.dataset, data.train_json, "train", template, tokenizer),
+        sample=sft.sample,
+        completion_only=sft.completion_only,
+        **shared,
+    )
     n_tokens, n_dropped = count_tokens(train)
     return train, validation, {"n_train_tokens": n_tokens, "n_history_titles_dropped": n_dropped}, shown
 

@@ -7,7 +7,6 @@ are too long lose their oldest titles (TRL would cut the completion), and the lo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from bigrec_hf.sft.config import check_launcher, count_rows, trainer_config
 from bigrec_hf.sft.dense_data import load_dense
 from bigrec_hf.sft.pairs import load_pairs
 from bigrec_hf.sft.temperature import read_temperature
-from bigrec_hf.sft.trainer import CompletionLossTrainer, train_adapter
+from bigrec_hf.sft.trainer import train_adapter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,8 +89,7 @@ def training_rows(
         dense = load_dense(data.dataset[0], tokenizer, prompt, sft, seed=seed)
         return TrainingRows(dense.train, dense.validation, dense.counts, dense.all_epochs(sft), dense.trainer_options())
     train, validation, counts, sample = load_pairs(data, tokenizer, prompt, sft, seed=seed, folder=folder)
-    trainer_class = partial(CompletionLossTrainer, titles_only=sft.completion_only)
-    return TrainingRows(train, validation, counts, sft, {"trainer_class": trainer_class, "sample": sample})
+    return TrainingRows(train, validation, counts, sft, {"sample": sample})
 
 
 def load_start(model: ModelSettings, sft: SftSettings) -> tuple[PreTrainedModel, Factors | None]:

@@ -56,11 +56,9 @@ class CompletionLossTrainer(NatsPerTarget, ExactResume, SFTTrainer):
     train_dataset: Dataset
     eval_dataset: Dataset | None
 
-    def __init__(self, model: PreTrainedModel, *args: Any, titles_only: bool = True, **options: Any):
-        """`titles_only`: the labels are those of the title alone, so that its loss is -log p(title)."""
+    def __init__(self, model: PreTrainedModel, *args: Any, **options: Any):
         mend_names(model)
         super().__init__(model, *args, **options)
-        self.titles_only = titles_only
         keep_trainable_precise(self.model)
         self.draws = draws_at_random(self.base())
         self.lean, self.shares = False, False
@@ -146,7 +144,7 @@ class CompletionLossTrainer(NatsPerTarget, ExactResume, SFTTrainer):
         """The loss of a batch, as of SFTTrainer, with the outputs if `return_outputs`."""
         if not self.lean:
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            if self._sums is not None and self.titles_only and self.has_plain_loss():
+            if self._sums is not None and self.has_plain_loss():
                 mean = found[0] if return_outputs else found
                 self.add_nats(mean * (inputs["labels"][:, 1:] != IGNORED).sum(), n_examples(inputs))
             return found
@@ -154,8 +152,7 @@ class CompletionLossTrainer(NatsPerTarget, ExactResume, SFTTrainer):
         if self.shares and set(inputs) == BATCH_KEYS and not (self.model.training and self.draws):
             merged = merge_batch(**inputs, ignored=IGNORED)
         loss, count, outputs = lean_loss(model, inputs, merged)
-        if self.titles_only:
-            self.add_nats(loss, n_examples(inputs))
+        self.add_nats(loss, n_examples(inputs))
         loss = loss / torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is over all processes
