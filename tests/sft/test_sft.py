@@ -318,8 +318,9 @@ def test_options_train(tmp_path, tiny_model_dir, tiny_prepared, option):
 
 def test_a_training_loss_on_prompts_too_leaves_the_validation_loss_on_titles(tmp_path, tiny_model_dir, tiny_prepared):
     frozen = {"learning_rate": 1e-12, "epochs": 1, "warmup_steps": 0}
+    folders = ((tmp_path / str(only), only) for only in (True, False))
     plain, whole = (
-        train(tmp_path / str(only), tiny_model_dir, tiny_prepared, completion_only=only, **frozen) for only in (True, False)
+        train(folder, tiny_model_dir, tiny_prepared, completion_only=only, **frozen) for folder, only in folders
     )
     assert whole["train_loss"] != pytest.approx(plain["train_loss"], rel=1e-2)
     for name in ("best_eval_loss", "best_nats_per_target"):
