@@ -129,7 +129,7 @@ def test_what_is_no_history_is_refused(recommender, history):
 
 
 def test_half_a_surrogate_pair_and_too_many_ids_are_refused(recommender):
-    with pytest.raises(BigrecError, match="half a surrogate pair: decode the text again"):
+    with pytest.raises(BigrecError, match="half of a character: correct that text"):
         recommender.recommend([A, "\ud83d"])
     with pytest.raises(BigrecError, match="2 example_ids for 1 histories: give one for each"):
         recommender.recommend([A], example_ids=["a", "b"])

@@ -13,7 +13,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.data.user_tables import as_polars, read_user_table
 from bigrec_hf.recommend.columns import ColumnNames, histories_of
-from bigrec_hf.recommend.rankers import Histories
+from bigrec_hf.recommend.mixes import Histories
 from bigrec_hf.recommend.users import Users, describe_unknown, match_items, read_names, why_unknown
 
 NONE = ColumnNames()

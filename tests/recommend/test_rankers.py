@@ -15,8 +15,9 @@ from bigrec_hf import Recommender, cli, recommend_frame
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.examples import load_examples
 from bigrec_hf.hub.histories import ItemChoice, choose_items
+from bigrec_hf.recommend.mixes import Histories
 from bigrec_hf.recommend.priors import prior_of, with_weight
-from bigrec_hf.recommend.rankers import Histories, Rankers
+from bigrec_hf.recommend.rankers import Rankers
 from tests.helpers.tiny import TITLES
 from tests.helpers.tiny_run import make_run, run_histories
 

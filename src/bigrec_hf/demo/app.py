@@ -23,8 +23,9 @@ from bigrec_hf.hub.bundle import METHOD
 from bigrec_hf.hub.histories import as_histories, check_top_k, choose_items
 from bigrec_hf.hub.recommender import Recommendation
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
+from bigrec_hf.recommend.mixes import Histories
 from bigrec_hf.recommend.priors import Prior
-from bigrec_hf.recommend.rankers import CONSTRAINED, Histories, Rankers
+from bigrec_hf.recommend.rankers import CONSTRAINED, Rankers
 from bigrec_hf.report.rows import method_label
 
 MOST_ITEMS = 50  # of one answer

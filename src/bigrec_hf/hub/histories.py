@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.common.files import check_characters
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 
 if TYPE_CHECKING:
     from bigrec_hf.hub.items import Item
-
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # no tokenizer takes it
 
 
 class Found(NamedTuple):
@@ -132,9 +130,8 @@ def as_histories(history: Any) -> tuple[list[list[str]], bool]:
         wrong = [title for title in titles if not isinstance(title, str)]
         if wrong:
             raise BigrecError(f"a history contains {wrong[0]!r:.80}, which is not a title: titles are strings")
-        broken = [title for title in titles if HALF_PAIR.search(title)]
-        if broken:
-            raise BigrecError(f"a history contains {broken[0]!r:.80}, half a surrogate pair: decode the text again")
+        for title in titles:
+            check_characters(title, f"a history's title {title!r:.80}")  # no tokenizer takes it
     return histories, single
 
 

@@ -8,11 +8,10 @@ with the language model can be asked for (`priors.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,41 +20,26 @@ from bigrec_hf.common.files import read_json
 from bigrec_hf.common.fingerprints import file_fingerprint
 from bigrec_hf.common.hub_names import pin_name
 from bigrec_hf.data.catalog import Catalog, read_items_parquet
-from bigrec_hf.data.generations import GENERATE_FILE, Answers
+from bigrec_hf.data.generations import GENERATE_FILE
 from bigrec_hf.data.prepared import data_mark
 from bigrec_hf.data.rankings import HYBRID, RANKINGS_FILE
-from bigrec_hf.generate.exact import likeliest_titles
 from bigrec_hf.generate.strategy import Decoding
 from bigrec_hf.ground.index import CATALOG_FILE
 from bigrec_hf.hub.bundle import CONFIG_FILE, METHOD, Bundle, config_of_method, locate
-from bigrec_hf.hub.by_distance import GroundedTexts
-from bigrec_hf.hub.by_score import ScoredTitles, best_items
+from bigrec_hf.hub.by_score import best_items
 from bigrec_hf.hub.config import RecommenderConfig
 from bigrec_hf.hub.histories import Found, ItemChoice
 from bigrec_hf.hub.items import bundle_catalog
-from bigrec_hf.hub.recommender import Recommender, history_id
+from bigrec_hf.hub.recommender import Recommender
 from bigrec_hf.models.identity import TRAINING_FILE, adapter_fingerprint
-from bigrec_hf.rank.model_selection import CHOICE_FILE, PRIMARY
-from bigrec_hf.rank.pool.fit import pooled
-from bigrec_hf.rank.pool.stage import level_unwritten
-from bigrec_hf.rank.rerank.apply import text_split, weight_rows
-from bigrec_hf.rank.rerank.formulas import combine, parts
+from bigrec_hf.rank.model_selection import CHOICE_FILE
+from bigrec_hf.recommend.mixes import Engine, Histories, Rank, by_texts, in_pool, reranked
 from bigrec_hf.recommend.models import NAMES, POPULARITY, SASREC, ItemModels, Score
 from bigrec_hf.recommend.priors import Prior, plain_choice, prior_of, with_weight
 from bigrec_hf.settings import DataSettings, PipelineSettings
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 CONSTRAINED = f"{METHOD}_constrained"  # as the ranker of `run` names it
-
-
-class Histories(NamedTuple):
-    """Histories of some users, oldest item first."""
-
-    titles: Sequence[Sequence[str]]
-    rows: Sequence[Sequence[int]]  # catalog rows of the same; -1 for a title that is not in the catalog
-
-
-Rank = Callable[[Histories, ItemChoice], list[Found]]
 
 
 class Rankers:
@@ -209,7 +193,7 @@ class Rankers:
         if ranker in NAMES:
             return self._by_model(ranker)
         if ranker in self.decodings:
-            return self._by_texts(ranker)
+            return by_texts(self._engine(), self.decodings[ranker], hybrid=ranker.endswith(HYBRID))
         choice = self._choice(ranker)
         return self._pool(choice) if "weights" in choice else self._rerank(ranker, choice)
 
@@ -227,21 +211,11 @@ class Rankers:
             )
         return self.train_counts
 
+    def _engine(self) -> Engine:
+        return self.recommender.engine
+
     def _language_model(self, histories: Histories, choice: ItemChoice) -> list[Found]:
-        ids = [history_id(titles) for titles in histories.titles]
-        return self.recommender.engine.recommend(histories.titles, ids, choice)
-
-    def _by_texts(self, ranker: str) -> Rank:
-        """Titles by another decoding, nearest items after them."""
-        engine = self.recommender.engine
-        assert isinstance(engine, GroundedTexts)  # see `decodings`
-        other, hybrid = engine.with_config(self.decodings[ranker]), ranker.endswith(HYBRID)
-
-        def rank(histories: Histories, choice: ItemChoice) -> list[Found]:
-            ids = [history_id(titles) for titles in histories.titles]
-            return other.recommend(histories.titles, ids, choice, hybrid=hybrid)
-
-        return rank
+        return self._engine().recommend(histories.titles, histories.ids(), choice)
 
     def _score(self, name: str) -> Score:
         """The score function of a model of items, fitted when it is first needed."""
@@ -259,69 +233,22 @@ class Rankers:
 
     def _rerank(self, ranker: str, choice: dict[str, Any]) -> Rank:
         """Distances combined with popularity or a model's scores, as `rerank` chose."""
-        weights, formula = choice["weighted_by"], choice["formula"]
-        facts = choice.get("validation_scores", {})
+        weights, facts = choice["weighted_by"], choice.get("validation_scores", {})
         if choice["base_method"] != METHOD or (weights != POPULARITY and facts.get("model") not in NAMES):
             raise BigrecError(
                 f"the ranker {ranker} is made of {choice['base_method']} and scores of {facts.get('model')!r}, which "
                 f"are known for the run's examples only: choose another of {', '.join(self.names())}"
             )
-        counts = self._counts().tolist() if weights != "scores" else None
         score = self._score(facts["model"]) if weights != POPULARITY else None
-        value = choice["parameters"][PRIMARY]
-
-        def rank(histories: Histories, chosen: ItemChoice) -> list[Found]:
-            engine, n = self.recommender.engine, len(histories.titles)
-            assert isinstance(engine, GroundedTexts)  # see `_is_mix`
-            ids = [history_id(titles) for titles in histories.titles]
-            texts, text_scores = engine.generate(histories.titles, ids)
-            answers = Answers(ids, [row[0] for row in texts], [0] * n, [[] for _ in ids])
-            split = text_split(answers, engine.index, engine.encode)
-            other = None if score is None else score(histories.rows)
-            costs, weight = split.costs(0, n), weight_rows(weights, n, counts, other)(0, n)
-            if chosen.candidates is not None:
-                costs, weight = costs[:, chosen.candidates], weight[:, chosen.candidates]
-            cost = combine(formula, *parts(formula, costs, weight, chosen.hidden), value)
-            if chosen.candidates is not None:  # back to the catalog's columns; the others are never ranked
-                full = np.zeros((n, len(self.catalog)))
-                full[:, chosen.candidates] = cost
-                cost = full
-            items = best_items(-cost, self.catalog, chosen)
-            return [
-                Found(text, scores, [] if empty else own)
-                for text, scores, own, empty in zip(texts, text_scores, items, split.empty, strict=True)
-            ]
-
-        return rank
+        counts = self._counts() if weights != "scores" else None
+        return reranked(choice, self._engine, self.catalog, counts=counts, score=score)
 
     def _pool(self, choice: dict[str, Any]) -> Rank:
         """The weighted sum of log-probabilities and other models' scores, as `pool` fitted it."""
         weights = choice["weights"]
-        others = {name: self._score(name) for name in weights if name not in (METHOD, POPULARITY)}
-
-        def rank(histories: Histories, chosen: ItemChoice) -> list[Found]:
-            n, scores, answers = len(histories.titles), [], None
-            for name in weights:
-                if name == METHOD:
-                    engine = self.recommender.engine
-                    assert isinstance(engine, ScoredTitles)  # see `_is_mix`
-                    own = engine.scores(histories.titles)
-                    answers = likeliest_titles(own, self.catalog.titles, engine.config.decoding["n_texts"])
-                    level_unwritten(own, self.catalog)
-                    scores.append(own)
-                elif name == POPULARITY:
-                    scores.append(np.log1p(self._counts().astype(np.float32)))
-                else:
-                    scores.append(others[name](histories.rows))
-            total = pooled(
-                [np.broadcast_to(s, (n, len(self.catalog))) for s in scores], np.array([*weights.values()]), 0, n
-            )
-            items = best_items(total.astype(np.float32), self.catalog, chosen)
-            if answers is None:
-                return [Found([], [], own) for own in items]
-            return [Found(*one) for one in zip(*answers, items, strict=True)]
-
-        return rank
+        scores = {name: self._score(name) for name in weights if name not in (METHOD, POPULARITY)}
+        counts = self._counts() if POPULARITY in weights else None
+        return in_pool(weights, self._engine, self.catalog, counts=counts, scores=scores)
 
 
 def has_no_language_model(folder: Path) -> bool:

@@ -17,8 +17,9 @@ from bigrec_hf.data.user_tables import as_polars
 from bigrec_hf.hub.histories import Found, ItemChoice, candidate_rows, check_top_k, choose_items
 from bigrec_hf.hub.recommender import Recommender
 from bigrec_hf.recommend.columns import ColumnNames, histories_of
+from bigrec_hf.recommend.mixes import Histories, Rank
 from bigrec_hf.recommend.output import describe_without_items, rows_table
-from bigrec_hf.recommend.rankers import Histories, Rank, Rankers
+from bigrec_hf.recommend.rankers import Rankers
 from bigrec_hf.recommend.users import Users, describe_unknown, match_items
 from bigrec_hf.settings import RecommendSettings
 from bigrec_hf.settings.field import check_value

@@ -19,7 +19,7 @@ from bigrec_hf.data.user_tables import as_text, read_user_table
 from bigrec_hf.hub.histories import did_you_mean
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.recommend.columns import ITEMS, TITLES, USERS, column_of, split_cell
-from bigrec_hf.recommend.rankers import Histories
+from bigrec_hf.recommend.mixes import Histories
 
 KINDS = ("auto", "titles", "ids")
 CATEGORIES = ("category", "categories", "genre", "genres", "tags", "type", "department")  # usual names, as `plain`
