@@ -32,6 +32,33 @@ def test_every_recipe_has_a_tiny_twin():
 
 
 @pytest.mark.slow
+def test_tiny_twin_of_written_titles_runs(raw_movies, tmp_path):
+    recipe = ROOT / "recipes" / "movie" / "qwen2.5-0.5b-instruct" / "sft_grpo.yaml"
+    model = save_tiny_model(tmp_path / "model", "qwen2", spread=0.05)
+    own = {
+        "extends": str(recipe),
+        "run": {"run_dir": str(tmp_path / "run")},
+        "data": {"eval_sample": 6},
+        "model": {"base_model": model, "dtype": "float32"},
+        "prepare": {"raw_dir": str(raw_movies), "prepared_dir": str(tmp_path / "data"), "download": None},
+        "sft": {"sample": 16, "epochs": 1, "validation_sample": 4},
+        "generate": {"num_beams": 2, "max_new_tokens": 8},
+        "grpo": {"grpo_sample": 16},
+        "score": {"ks": [1, 10], "bootstrap": 20},
+    }
+    (tmp_path / "twin.yaml").write_text(yaml.safe_dump(own))
+    assert cli.main(["run", "--config", str(tmp_path / "twin.yaml"), "--debug"]) == 0
+    used = json.loads((tmp_path / "run" / "grpo_adapter" / "training.json").read_text())
+    assert used["optimizer_steps"] == 1 and used["settings"]["grpo_rollout"] == "text"
+    for key in ("group_size", "rewards", "grpo_batch_size", "grpo_micro_batch_size", "train_prompt"):
+        section = "prompt" if key == "train_prompt" else "grpo"
+        assert used["settings"][key] == getattr(build_settings(recipe, {})[section], key), key
+    assert (tmp_path / "run" / "reward_index" / "fingerprint.json").is_file()
+    for method in ("finetuned", "grpo"):
+        assert json.loads((tmp_path / "run" / method / "results.json").read_text())["n_examples"] == 6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_tiny_twin_runs(name, raw_movies, tmp_path):
     model = save_tiny_model(tmp_path / "model", FAMILIES[name], spread=0.05)

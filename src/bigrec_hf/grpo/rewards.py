@@ -77,12 +77,17 @@ class WeightedRewards:
 
 
 def load_rewards(
-    weights: Mapping[str, Any], item_scores: Callable[[], ItemScores], vectors: Callable[[], np.ndarray]
+    weights: Mapping[str, Any],
+    item_scores: Callable[[], ItemScores],
+    vectors: Callable[[], np.ndarray],
+    *,
+    ndcg: Reward = ndcg,
 ) -> WeightedRewards:
     """Return the rewards that a recipe names.
 
     `item_scores` gives those of `percentile`; `vectors` the embeddings of the titles, (n_items, d), of the rewards in
-    EMBEDDED. Each is called only if needed. Raises BigrecError for an unknown name, or a weight that is not a number.
+    EMBEDDED. Each is called only if needed. `ndcg`: the reward of that name. Raises BigrecError for an unknown name, or
+    a weight that is not a number.
     """
     if not weights:
         raise BigrecError(f"no reward is named: give at least one of {', '.join(NAMES)}")
@@ -90,7 +95,7 @@ def load_rewards(
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise BigrecError(f"the weight of reward {name!r} is {weight!r}: give a number")
     found: dict[str, Reward] = {name: _own_function(name) for name in weights if name not in NAMES}
-    found |= REWARDS
+    found |= REWARDS | {"ndcg": ndcg}
     if PERCENTILE in weights:
         found[PERCENTILE] = Percentile(item_scores())
     if needs_vectors(weights):

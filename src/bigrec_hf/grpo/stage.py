@@ -15,15 +15,18 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from bigrec_hf.common.environment import measured
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
-from bigrec_hf.data.catalog import load_catalog
+from bigrec_hf.data.catalog import Catalog, load_catalog
+from bigrec_hf.data.examples import load_config
 from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
-from bigrec_hf.ground.index import open_index
+from bigrec_hf.data.sequences import training_sequences
+from bigrec_hf.ground.index import CatalogIndex, open_index
 from bigrec_hf.grpo.data import GrpoData, load_grpo
 from bigrec_hf.grpo.percentile import item_scores, model_mark
 from bigrec_hf.grpo.rewards import PERCENTILE, WeightedRewards, load_rewards, needs_vectors
+from bigrec_hf.grpo.text import Grounding, grounded_ndcg, load_texts, train_texts
 from bigrec_hf.grpo.trainer import EXPECTED, SDPO, GrpoTrainer, Objective
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
-from bigrec_hf.models.encoder import encoder_fingerprint, encoder_name
+from bigrec_hf.models.encoder import Encode, encoder_fingerprint, encoder_name
 from bigrec_hf.models.identity import adapter_fingerprint, check_same_base
 from bigrec_hf.models.loading import find_model, launched_with_fsdp, load_base, load_tokenizer, load_trainable
 from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
@@ -33,10 +36,9 @@ from bigrec_hf.sft.config import check_launcher, trainer_config
 from bigrec_hf.sft.trainer import train_adapter
 
 if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PreTrainedTokenizerBase
-    from trl import SFTTrainer
+    from transformers import PreTrainedTokenizerBase, Trainer
 
+TEXT = "text"
 INDEX_FOLDER = "reward_index"  # beside the new adapter's folder
 
 
@@ -58,6 +60,8 @@ def main(
 
     def learn(checkpoints: Path) -> Trained:
         tokenizer = load_tokenizer(model.base_model)
+        if grpo.grpo_rollout == TEXT:
+            return learn_texts(data.dataset[0], tokenizer, model, prompt, grpo, seed=run.seed, checkpoints=checkpoints)
         loaded = load_grpo(data.dataset[0], tokenizer, prompt, grpo, seed=run.seed)
         n_validation = 0 if loaded.validation is None else len(loaded.validation)
         state.print(f"learning from {len(loaded.train):,} examples, validating on {n_validation:,}")
@@ -69,15 +73,50 @@ def main(
     return train_once(Path(str(grpo.grpo_adapter_dir)), training_settings(run, data, model, prompt, grpo), learn)
 
 
+def learn_texts(
+    dataset: str,
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelSettings,
+    prompt: PromptSettings,
+    grpo: GrpoSettings,
+    *,
+    seed: int,
+    checkpoints: Path,
+) -> Trained:
+    """Train on sampled texts, which are grounded to the catalog by embeddings of `reward_encoder`."""
+    catalog = load_catalog(dataset)
+    examples = load_texts(dataset, tokenizer, prompt, grpo.grpo_sample, seed=seed, titles=catalog.titles)
+    process_state().print(f"learning from {len(examples.rows):,} examples")
+    index, encode = reward_index(catalog, model, grpo)
+    sequences = training_sequences(load_config(dataset, "default", "train").data.table)
+    rewards = load_rewards(
+        grpo.rewards,
+        lambda: item_scores(grpo.percentile_by, dataset, sequences),
+        lambda: index.embeddings,
+        ndcg=grounded_ndcg,
+    )
+    reward = Grounding(index, encode, rewards, examples.targets, examples.histories)
+    trainer, result = train_texts(
+        examples, reward, tokenizer, model, prompt, grpo, seed=seed, checkpoints=str(checkpoints)
+    )
+    facts = {"n_train": len(examples.rows), **prompt_facts(prompt.train_prompt, tokenizer), **result}
+    return Trained(trainer, tokenizer, facts)
+
+
+def reward_index(catalog: Catalog, model: ModelSettings, grpo: GrpoSettings) -> tuple[CatalogIndex, Encode]:
+    """The embeddings of the catalog's titles by `reward_encoder`, beside the new adapter, and the encoder."""
+    folder = Path(str(grpo.grpo_adapter_dir)).parent / INDEX_FOLDER
+    return open_index(catalog, model, GroundSettings(encoder=grpo.reward_encoder), folder, process_state())
+
+
 def find_rewards(dataset: str, loaded: GrpoData, model: ModelSettings, grpo: GrpoSettings) -> WeightedRewards:
     """Return the rewards of a training, made of the catalog and the training split of `dataset`."""
 
-    def vectors() -> np.ndarray:
-        folder = Path(str(grpo.grpo_adapter_dir)).parent / INDEX_FOLDER
-        encoder = GroundSettings(encoder=grpo.reward_encoder)
-        return open_index(load_catalog(dataset), model, encoder, folder, process_state())[0].embeddings
-
-    return load_rewards(grpo.rewards, lambda: item_scores(grpo.percentile_by, dataset, loaded.sequences), vectors)
+    return load_rewards(
+        grpo.rewards,
+        lambda: item_scores(grpo.percentile_by, dataset, loaded.sequences),
+        lambda: reward_index(load_catalog(dataset), model, grpo)[0].embeddings,
+    )
 
 
 def train(
@@ -90,7 +129,7 @@ def train(
     *,
     seed: int,
     checkpoints: Path,
-) -> tuple[SFTTrainer, dict[str, Any]]:
+) -> tuple[Trainer, dict[str, Any]]:
     """Train from the starting adapter, or from the last of `checkpoints`; return the trainer and what to record.
 
     `rewards`: None for the method sdpo.
@@ -194,10 +233,12 @@ def check_settings(data: DataSettings, prompt: PromptSettings, grpo: GrpoSetting
     """Raise BigrecError for settings that do not go together, or a launcher that this stage cannot work with."""
     if len(data.dataset) != 1 or data.train_json:
         raise BigrecError("grpo needs one prepared data set (dataset): prepare JSON files and tables first")
-    if prompt.train_prompt != TITLE_LIST:
+    if grpo.grpo_rollout == TEXT:
+        check_text_settings(prompt, grpo)
+    elif prompt.train_prompt != TITLE_LIST:
         raise BigrecError(
             f"grpo trains an adapter of the objective dense, whose prompt is titles, not {prompt.train_prompt!r}: set "
-            "train_prompt titles (section prompt)"
+            "train_prompt titles (section prompt), or grpo_rollout text for one of the objective pairs"
         )
     if grpo.grpo_method == EXPECTED and grpo.group_titles != "beams":
         raise BigrecError("grpo_method expected sums over the likeliest titles, none is drawn: set group_titles beams")
@@ -208,6 +249,24 @@ def check_settings(data: DataSettings, prompt: PromptSettings, grpo: GrpoSetting
         raise BigrecError(
             f"start_adapter and grpo_adapter_dir are both {grpo.grpo_adapter_dir!r}: give the new one another folder"
         )
+
+
+def check_text_settings(prompt: PromptSettings, grpo: GrpoSettings) -> None:
+    """Raise BigrecError for settings that groups of catalog titles have and sampled texts do not."""
+    if prompt.train_prompt == TITLE_LIST:
+        raise BigrecError(
+            "grpo_rollout text samples after the prompts of the objective pairs, not titles: set another train_prompt "
+            "(section prompt), or grpo_rollout titles"
+        )
+    plain = GrpoSettings()
+    for name in ("grpo_method", "group_titles", "target_in_group", "curriculum_top", "grpo_eval_k"):
+        if getattr(grpo, name) != getattr(plain, name):
+            raise BigrecError(
+                f"{name} is {getattr(grpo, name)!r}, which needs groups of catalog titles: leave it at "
+                f"{getattr(plain, name)!r}, or set grpo_rollout titles"
+            )
+    if "ranked" in grpo.rewards:
+        raise BigrecError("the reward ranked needs groups of different titles: use hit or ndcg, or grpo_rollout titles")
 
 
 def training_settings(
@@ -221,10 +280,12 @@ def training_settings(
     left_out = {"grpo_adapter_dir", "start_adapter", "percentile_by", "reward_encoder"}
     if not grpo.grpo_eval_k:
         left_out.add("grpo_eval_k")
+    texts = grpo.grpo_rollout == TEXT
+    left_out |= {"group_width", "grpo_validation_sample"} if texts else {"grpo_rollout"}
     used: dict[str, Any] = {}
     if grpo.grpo_method != SDPO and PERCENTILE in grpo.rewards:
         used |= model_mark(grpo.percentile_by)
-    if grpo.grpo_method != SDPO and needs_vectors(grpo.rewards):
+    if texts or (grpo.grpo_method != SDPO and needs_vectors(grpo.rewards)):
         used["reward_encoder"] = encoder_fingerprint(encoder_name(grpo.reward_encoder, model.base_model))
     return {
         **input_settings(run.seed, data, model, prompt),

@@ -110,8 +110,12 @@ def check_sections(sections: RunSections) -> None:
             f"decoding {sections.generate.decoding} (section generate) and ranking {sections.ground.ranking} (section "
             "ground) do not go together: exact writes the scores that the ranking scores reads; set both or neither"
         )
-    if sections.pipeline.with_grpo and sections.generate.decoding != "exact":
-        raise BigrecError("with_grpo trains the probabilities of all titles: set `decoding: exact` (section generate)")
+    texts = sections.grpo.grpo_rollout == "text"
+    if sections.pipeline.with_grpo and not texts and sections.generate.decoding != "exact":
+        raise BigrecError(
+            "with_grpo trains the probabilities of all titles: set `decoding: exact` (section generate), or "
+            "`grpo_rollout: text` (section grpo)"
+        )
     check_rankers(sections)
 
 

@@ -25,6 +25,7 @@ GROUP_FIGURES = {  # of the log of the stage grpo: field -> label
     "reward": "reward",
     "hit_rate": "target in the group",
     "zero_advantage": "groups without advantage",
+    "frac_reward_zero_std": "groups without advantage (TRL)",
 }
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 MARKS = "osD^vP"

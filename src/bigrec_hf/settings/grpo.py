@@ -10,7 +10,7 @@ from bigrec_hf.settings.field import setting
 
 @dataclass(frozen=True)
 class GrpoSettings:
-    """Reinforcement learning from an adapter of the objective dense; experimental."""
+    """Reinforcement learning from an adapter; experimental."""
 
     start_adapter: str | None = setting(
         None, "adapter to start from: folder or Hub id, `@revision` allowed (default: <run_dir>/adapter)", hub="model"
@@ -21,6 +21,13 @@ class GrpoSettings:
         "differentiated exactly, with none outside the group; sdpo = the target preferred to the model's own likeliest "
         "other titles (S-DPO)",
         choices=("grpo", "expected", "sdpo"),
+    )
+    grpo_rollout: str = setting(
+        "titles",
+        "titles = groups of catalog titles under the exact probabilities of an adapter of the objective dense; text = "
+        "TRL's GRPOTrainer samples texts from an adapter of the objective pairs, which are grounded to the catalog; "
+        "with vLLM by grpo_trainer_args: {use_vllm: true, vllm_mode: colocate} (grpo_method: grpo)",
+        choices=("titles", "text"),
     )
     group_size: int = setting(16, "titles per example", least=2)
     group_titles: str = setting(

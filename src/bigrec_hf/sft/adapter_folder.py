@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
-from trl import SFTTrainer
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from bigrec_hf.common.environment import environment
 from bigrec_hf.common.errors import BigrecError
@@ -30,7 +29,7 @@ CHECKPOINTS = "checkpoints"  # in the adapter's folder, until the training is do
 class Trained:
     """What a training leaves: the trainer that saves the adapter, the tokenizer, and what to record."""
 
-    trainer: SFTTrainer
+    trainer: Trainer
     tokenizer: PreTrainedTokenizerBase
     facts: dict[str, Any]
     start: Factors | None = None  # of the adapter that is merged into the base

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from transformers import TrainingArguments
 from trl import SFTConfig, pack_dataset
 
 from bigrec_hf.common.errors import BigrecError
@@ -64,15 +65,15 @@ def batch_sizes(sft: SftSettings, examples_per_row: float, n_processes: int) -> 
     return sft.micro_batch_size, sft.global_batch_size // per_pass
 
 
-def checked_trainer_args(given: dict[str, Any]) -> dict[str, Any]:
+def checked_trainer_args(given: dict[str, Any], config: type[TrainingArguments] = SFTConfig) -> dict[str, Any]:
     """Return `trainer_args` with text converted to numbers (YAML reads 1e-4 as text); dataclasses check nothing.
 
-    Raises BigrecError for a field that SFTConfig does not have, and for a value of the wrong type.
+    Raises BigrecError for a field that `config` does not have, and for a value of the wrong type.
     """
-    types, checked = get_type_hints(SFTConfig), {}
+    types, checked = get_type_hints(config), {}
     for name, value in given.items():
         if name not in types:
-            raise BigrecError(f"trainer_args {name!r} is not a field of trl.SFTConfig: see its documentation")
+            raise BigrecError(f"trainer_args {name!r} is not a field of trl.{config.__name__}: see its documentation")
         expected = set(get_args(types[name]) or (types[name],)) - {NoneType}
         if expected == {bool} and not isinstance(value, bool | None):
             raise BigrecError(f"trainer_args {name}: {value!r} is neither true nor false")
@@ -87,6 +88,26 @@ def checked_trainer_args(given: dict[str, Any]) -> dict[str, Any]:
             value = int(value)
         checked[name] = value
     return checked
+
+
+def shared_arguments(checkpoints: str, *, dtype: torch.dtype, quantized: bool, seed: int) -> dict[str, Any]:
+    """Return the arguments that every trainer gets: folder, precision, device, seeds, logging and checkpoints."""
+    on_cpu = process_state().device.type == "cpu"
+    return {
+        "output_dir": checkpoints,
+        "bf16": dtype == torch.bfloat16 and not (quantized and on_cpu),
+        "fp16": dtype == torch.float16 and not on_cpu,
+        "use_cpu": on_cpu,
+        "seed": seed,
+        "data_seed": seed,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "report_to": "none",
+        "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,
+        "dataloader_pin_memory": not on_cpu,
+        "ddp_find_unused_parameters": False,
+    }
 
 
 def trainer_config(
@@ -107,7 +128,6 @@ def trainer_config(
     SFTConfig refuses.
     """
     state = process_state()
-    on_cpu = state.device.type == "cpu"
     trainer_args = checked_trainer_args(sft.trainer_args)
     n_rows = n_train if n_rows is None else n_rows
     rows, accumulation = batch_sizes(sft, n_train / max(n_rows, 1), state.num_processes)
@@ -122,7 +142,7 @@ def trainer_config(
         interval["eval_strategy"] = "no"
     evaluates = interval["eval_strategy"] != "no"
     options: dict[str, Any] = {
-        "output_dir": checkpoints,
+        **shared_arguments(checkpoints, dtype=dtype, quantized=quantized, seed=seed),
         "num_train_epochs": sft.epochs,
         "learning_rate": sft.learning_rate,
         "lr_scheduler_type": "linear",
@@ -134,22 +154,10 @@ def trainer_config(
         "packing": sft.packing,
         "eval_packing": False,
         "activation_checkpointing": sft.activation_checkpointing,
-        "bf16": dtype == torch.bfloat16 and not (quantized and on_cpu),
-        "fp16": dtype == torch.float16 and not on_cpu,
-        "use_cpu": on_cpu,
-        "seed": seed,
-        "data_seed": seed,
-        "logging_steps": 1,
-        "logging_first_step": True,
-        "report_to": "none",
-        "save_total_limit": 2,
-        "restore_callback_states_from_checkpoint": True,
         "load_best_model_at_end": evaluates,
         "metric_for_best_model": "eval_loss" if evaluates else None,
         "greater_is_better": False if evaluates else None,
         "remove_unused_columns": True,
-        "dataloader_pin_memory": not on_cpu,
-        "ddp_find_unused_parameters": False,
         **interval,
     }
     if sft.length_grouping:

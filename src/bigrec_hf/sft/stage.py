@@ -27,8 +27,7 @@ from bigrec_hf.sft.trainer import train_adapter
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTTrainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 
 def main(
@@ -112,7 +111,7 @@ def train_rows(
     *,
     seed: int,
     checkpoints: Path,
-) -> tuple[SFTTrainer, dict[str, Any], Factors | None]:
+) -> tuple[Trainer, dict[str, Any], Factors | None]:
     """Train an adapter, from the last of `checkpoints` if there is one.
 
     Returns the trainer, what to record, and the factors of the adapter to start from, if there is one.

@@ -18,11 +18,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
+    Trainer,
     TrainerCallback,
     set_seed,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import SFTConfig, SFTTrainer
+from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
@@ -224,17 +225,17 @@ def train_adapter(
     tokenizer: PreTrainedTokenizerBase,
     train: Dataset,
     validation: Dataset | None,
-    config: SFTConfig,
+    config: SFTConfig | GRPOConfig,
     *,
     lora: LoraConfig | None,
     patience: int,
     n_targets: int,
     n_tokens: int = 0,
     max_minutes: float = 0.0,
-    trainer_class: Callable[..., SFTTrainer] = CompletionLossTrainer,
+    trainer_class: Callable[..., Trainer] = CompletionLossTrainer,
     collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
     sample: Sample | None = None,
-) -> tuple[SFTTrainer, dict[str, Any]]:
+) -> tuple[Trainer, dict[str, Any]]:
     """Train (or resume from the last checkpoint in `config.output_dir`) and return the trainer and its record.
 
     `lora`: the adapter to add to the model; None if it has one.
@@ -263,7 +264,7 @@ def train_adapter(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(OneLine(n_targets, n_tokens))
     if sample is not None:
-        trainer.add_callback(ShowSample(trainer, sample))
+        trainer.add_callback(ShowSample(cast(SFTTrainer, trainer), sample))
     trainable, total = cast(PeftModel, trainer.model).get_nb_trainable_parameters()
     if trainer.is_world_process_zero():
         print(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.4%})", flush=True)
