@@ -94,7 +94,7 @@ def test_titles_that_are_the_same_are_one_row():
 def test_only_empty_answers_have_no_reward():
     logged: dict[str, float] = {}
     assert grounding()(["p"], [' "" \n'], example_id=["x"], log_metric=logged.__setitem__) == [0.0]
-    assert logged == {"in_catalog": 0.0}
+    assert logged == {"in_catalog": 0, "hit_rate": 0, "reward_hit": 0, "reward_ndcg": 0}
 
 
 def test_prompts_are_those_of_generate_and_leave_room_for_a_title(tiny_prepared):

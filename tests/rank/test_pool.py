@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.rank.pool.fit import _likelihood, cross_fitted_nats, fit_weights, nats_per_example, pooled
-from bigrec_hf.rank.pool.stage import method_names, pool_scores
+from bigrec_hf.rank.pool.stage import Sample, gated, method_names, pool_scores
 
 
 def some_scores(seed: int, n: int = 40, n_items: int = 7, m: int = 2) -> tuple[list[np.ndarray], np.ndarray]:
@@ -103,6 +103,45 @@ def test_an_example_is_judged_by_other_users_weights():
 def test_no_example_is_an_error():
     with pytest.raises(BigrecError, match="no validation example"):
         fit_weights([np.empty((0, 3))], np.empty(0, np.int64))
+
+
+def two_kinds(n_first: int, n_middle: int, loss: float, gain: float) -> Sample:
+    """30 items, the target is item 0. `n_first` examples: EASE has it first, the language model `loss` below the rest.
+    `n_middle`: both have it in the middle, the language model more surely."""
+    n = n_first + n_middle
+    ease, own = np.zeros((n, 30), np.float32), np.zeros((n, 30), np.float32)
+    ease[:n_first, 0], own[:n_first, 0] = 3, -loss
+    ease[n_first:, 1:16], own[n_first:, 1:16] = 1, gain
+    ease[n_first:, 0], own[n_first:, 0] = 0.5, gain - 0.1
+    return Sample({"finetuned": own, "ease": ease}, np.zeros(n, np.int64), np.arange(n), None)
+
+
+def test_a_language_model_that_lowers_the_top_of_the_list_takes_no_part():
+    sample = two_kinds(n_first=2, n_middle=20, loss=4, gain=3)
+    weights = dict(zip(sample.models, fit_weights(*sample.arguments).tolist(), strict=True))
+    assert weights["finetuned"] > 0.4  # likelier, but no target is among the first ten
+    kept, gate = gated(weights, sample, "finetuned")
+    assert gate == {
+        "ndcg@10": {"with_finetuned": 0.0, "without_finetuned": pytest.approx(2 / 22)},
+        "closed": True,
+    }
+    assert kept["finetuned"] == 0 and kept["ease"] > 0 and list(kept) == list(weights)
+
+
+def test_a_language_model_that_keeps_the_top_of_the_list_takes_part():
+    sample = two_kinds(n_first=2, n_middle=8, loss=1, gain=3)
+    weights = dict(zip(sample.models, fit_weights(*sample.arguments).tolist(), strict=True))
+    assert gated(weights, sample, "finetuned") == (
+        weights,
+        {"ndcg@10": {"with_finetuned": pytest.approx(0.2), "without_finetuned": pytest.approx(0.2)}, "closed": False},
+    )
+
+
+def test_others_that_say_nothing_do_not_close_the_gate():
+    sample = two_kinds(n_first=2, n_middle=20, loss=4, gain=3)
+    sample.models["ease"][:] = 0
+    weights = {"finetuned": 1.0, "ease": 0.0}
+    assert not gated(weights, sample, "finetuned")[1]["closed"]
 
 
 def test_folders():

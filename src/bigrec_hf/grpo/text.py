@@ -99,15 +99,17 @@ class Grounding:
         titles = [parse_answer(text) for text in completions]
         full = [i for i, title in enumerate(titles) if title]
         known = self.index.catalog.rows_by_title
-        log_metric("in_catalog", float(np.mean([title in known for title in titles])))
-        values = np.zeros(len(titles))
+        values, sums = (
+            np.zeros(len(titles)),
+            dict.fromkeys(["hit_rate", *map("reward_{}".format, self.rewards.parts)], 0.0),
+        )
         if full:
             groups = self.groups([example_id[i] for i in full], [titles[i] for i in full])
             total, parts = self.rewards(groups)
             values[full] = total[:, 0]
-            log_metric("hit_rate", float(groups.is_target.sum() / len(titles)))
-            for name, own in parts.items():
-                log_metric(f"reward_{name}", float(own.sum() / len(titles)))
+            sums = {"hit_rate": groups.is_target.sum(), **{f"reward_{name}": own.sum() for name, own in parts.items()}}
+        for name, value in {"in_catalog": sum(title in known for title in titles), **sums}.items():
+            log_metric(name, float(value) / len(titles))
         return [*values.tolist()]
 
 
@@ -163,14 +165,17 @@ def load_texts(
     seed: int,
     titles: Sequence[str],
 ) -> TextExamples:
-    """Return `sample` (0 = all) examples of the training split with their prompts.
+    """Return `sample` (0 = all) examples of the training split with their prompts, but those whose target has no title.
 
-    A prompt and the longest title have at most `max_length` tokens. Raises BigrecError if an example id occurs twice or
-    a prompt does not fit.
+    A prompt and the longest title have at most `max_length` tokens. Raises BigrecError if no example is left, if an
+    example id occurs twice, or if a prompt does not fit.
     """
     answers = [build_output(title) for title in titles]
     longest = END + max(map(len, tokenizer(answers, add_special_tokens=False)["input_ids"]))
     examples = load_examples(dataset, "train", sample=sample, seed=seed)
+    examples = examples.select([i for i, title in enumerate(examples[C.TARGET_TITLE][:]) if clean_title(title)])
+    if not len(examples):
+        raise BigrecError("the training split has no example whose target has a title: prepare more data")
     ids = examples[C.EXAMPLE_ID][:]
     if len(set(ids)) < len(ids):
         raise BigrecError("an example id occurs twice in the training split: prepare the data set again")
@@ -191,7 +196,7 @@ def load_texts(
     return TextExamples(
         examples.map(render, remove_columns=dropped, load_from_cache_file=False, desc="prompts"),
         dict(zip(ids, examples[C.TARGET][:], strict=True)),
-        dict(zip(ids, examples[C.HISTORY][:], strict=True)),
+        {name: [row for row in rows if row >= 0] for name, rows in zip(ids, examples[C.HISTORY][:], strict=True)},
         longest,
     )
 

@@ -4,7 +4,8 @@ Reads `scores.safetensors` of `<run_dir>/<method>/` (`generate --decoding exact`
 same of `<run_dir>/validation/`; weights are fitted to the validation examples (`fit.py`). Writes the method
 `<method>_pool_<models>`: rankings, scores.safetensors, choice.json, and what `score` writes. With several models also
 `<models>_pool`, the same without the language model: only the difference is what the language model adds. (One model
-pooled with nothing ranks as it does alone.)
+pooled with nothing ranks as it does alone.) If the validation examples are ranked better without the language model,
+its weight in the ranking is 0.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, Examples, read
 from bigrec_hf.data.item_scores import SCORES_FILE, find_scores, read_scores, write_scores
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
-from bigrec_hf.ground.from_scores import baseline_rankings
+from bigrec_hf.ground.from_scores import baseline_rankings, rank_scores
+from bigrec_hf.metrics.ndcg_hr.scores import ndcg_per_example
 from bigrec_hf.rank.model_selection import check_cutoffs, check_disjoint, check_same_adapter, check_validation
 from bigrec_hf.rank.pool.fit import CHUNK, cross_fitted_nats, fit_weights, nats_per_example, pooled
 from bigrec_hf.score.stage import results_table, score_folder
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     )
 
 CHOICE_FILE = "choice.json"
+GATE_K = 10  # NDCG@10 on validation decides whether the language model takes part
 POPULARITY = "popularity"  # among the models: the log of 1 + train count
 
 
@@ -111,6 +114,25 @@ def sample(models: dict[str, np.ndarray], answers: Answers, options: RankOptions
     return Sample(models, np.asarray(answers.targets), users, options.excluded(answers))
 
 
+def gated(weights: dict[str, float], validation: Sample, method: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return `weights`, or those without `method` if with it the validation examples have a lower NDCG@10; and both
+    figures.
+
+    Weights of maximum likelihood need not keep the top of the list, where few of the targets are.
+    """
+    rest = validation.without(method)
+    without = dict(zip(rest.models, fit_weights(*rest.arguments).tolist(), strict=True))
+    figures = {}
+    for name, own, used in (("with", validation, weights), ("without", rest, without)):
+        total = pool_scores(list(own.models.values()), np.array(list(used.values())))
+        targets = [[row] for row in own.targets.tolist()]
+        rank = rank_scores(rows_of(total), targets, total.shape[1], top_k=0, exclude=own.hidden).rank
+        figures[name] = float(ndcg_per_example(rank, GATE_K).mean())
+    closed = figures["with"] < figures["without"] and any(without.values())
+    found = {f"{name}_{method}": value for name, value in figures.items()}
+    return {method: 0.0, **without} if closed else weights, {f"ndcg@{GATE_K}": found, "closed": closed}
+
+
 def fit(validation: Sample, test: Sample, *, confidence: float, seed: int) -> dict[str, Any]:
     """Fit the weights to validation examples; say what each model adds there and on test examples, in nats per target.
 
@@ -171,6 +193,9 @@ def main(
     for name, left_out in zip(method_names(run.method, models), (None, run.method), strict=False):
         used = {split: own.without(left_out) for split, own in samples.items()}
         choice = fit(used["validation"], used["test"], confidence=score.confidence, seed=run.seed)
+        if left_out is None:
+            choice["likeliest"] = choice["weights"]
+            choice["weights"], choice["gate"] = gated(choice["weights"], used["validation"], run.method)
         print(summary(name, choice))
         weights = np.array(list(choice["weights"].values()))
         total = pool_scores(list(used["test"].models.values()), weights)
@@ -210,4 +235,9 @@ def summary(name: str, choice: dict[str, Any]) -> str:
             if model in own["added_by"]
         ]
         lines.append(f"  {model}: weight {weight:.3g}" + (f", adds {' and '.join(added)}" if added else ""))
+    if choice.get("gate", {}).get("closed"):
+        figures = ", ".join(
+            f"{name.replace('_', ' ')} {value:.4f}" for name, value in choice["gate"][f"ndcg@{GATE_K}"].items()
+        )
+        lines.append(f"  the language model takes no part: validation NDCG@{GATE_K} {figures}")
     return "\n".join(lines)
