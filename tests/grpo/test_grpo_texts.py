@@ -6,20 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from trl import GRPOConfig
 
+from bigrec_hf.common.columns import Columns as C
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.data.catalog import Catalog
 from bigrec_hf.ground.index import CatalogIndex
 from bigrec_hf.grpo import stage
+from bigrec_hf.grpo.grounded import Grounding, grounded_ndcg
 from bigrec_hf.grpo.rewards import WeightedRewards, hit, load_rewards
-from bigrec_hf.grpo.text import Grounding, TextTrainer, grounded_ndcg, grpo_config, in_order, load_texts
+from bigrec_hf.grpo.text import TextTrainer, grpo_config, in_order, keep_base, load_texts
+from bigrec_hf.models.loading import load_base, load_trainable
 from bigrec_hf.settings import DataSettings, GrpoSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.sft import stage as sft
+from tests.grpo.test_grpo_training import split_file, with_marked_labels
 from tests.helpers.tiny import tiny_tokenizer
 
 PAIRS = PromptSettings(max_length=512)
@@ -67,10 +72,13 @@ def grounding(**changes) -> Grounding:
     """Four titles at 0, 1, 3 and 3 on a line, the last two alike; an unknown text is where its number says."""
     catalog = Catalog(["a", "b", "c", "d"], ["A", "B", "C", "C"])
     index = CatalogIndex(catalog, np.array([[0.0], [1], [3], [3]], np.float32), {})
-    options = {"targets": {"x": 1, "y": 3}, "histories": {"x": [0], "y": [0, 1]}}
-    rewards = WeightedRewards({"hit": (1.0, hit), "ndcg": (10.0, grounded_ndcg)})
+    options = {
+        "targets": {"x": 1, "y": 3},
+        "histories": {"x": [0], "y": [0, 1]},
+        "rewards": WeightedRewards({"hit": (1.0, hit), "ndcg": (10.0, grounded_ndcg)}),
+    }
     encode = lambda texts: np.array([[float(text)] for text in texts], np.float32)  # noqa: E731
-    return Grounding(index, encode, rewards, **(options | changes))
+    return Grounding(index=index, encode=encode, **(options | changes))
 
 
 def test_rewards_of_texts_by_hand():
@@ -83,6 +91,43 @@ def test_rewards_of_texts_by_hand():
     assert values == pytest.approx([11, 11, 10 * third, 0, 11, 11])
     assert logged["in_catalog"] == pytest.approx(3 / 6) and logged["hit_rate"] == pytest.approx(4 / 6)
     assert logged["reward_hit"] == pytest.approx(4 / 6) and logged["reward_ndcg"] == pytest.approx((4 + third) / 6)
+
+
+def test_to_write_nothing_is_never_the_best():
+    penalty = WeightedRewards({"hit": (-3.0, hit)})
+    values = grounding(rewards=penalty)(
+        ["p"] * 3, ["B", "A", '" " "'], example_id=["x"] * 3, log_metric=lambda name, value: None
+    )
+    assert values == [-3.0, 0.0, -3.0]
+
+
+def test_merging_for_another_engine_leaves_the_base_as_it_was(start, tiny_model_dir):
+    model = load_trainable(load_base(tiny_model_dir, dtype="bfloat16", for_training=True), str(start))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def sync():
+        model.merge_adapter()
+        model.unmerge_adapter()
+
+    sync()
+    rounded = model.state_dict()
+    assert any(not torch.equal(rounded[name], value) for name, value in before.items())
+    model.load_state_dict(before)
+    keep_base(model, sync)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_log_probabilities_that_are_not_the_models_are_refused(
+    start, tiny_model_dir, tiny_prepared, tmp_path, monkeypatch
+):
+    found = TextTrainer._get_per_token_logps_and_entropies
+    monkeypatch.setattr(
+        TextTrainer,
+        "_get_per_token_logps_and_entropies",
+        lambda *args, **options: (1.1 * found(*args, **options)[0], None, None),
+    )
+    with pytest.raises(BigrecError, match=r"mean log-probability .* take another base model"):
+        learn(tmp_path, start, tiny_model_dir, tiny_prepared)
 
 
 def test_titles_that_are_the_same_are_one_row():
@@ -116,7 +161,7 @@ def test_the_adapter_learns_and_the_parts_of_the_reward_are_logged(start, tiny_m
     assert any(not torch.equal(before[name], after[name]) for name in before)
     parts = [2 * np.array(curve(record, "reward_hit")) + np.array(curve(record, "reward_ndcg"))]
     np.testing.assert_allclose(parts[0], curve(record, "reward"), atol=1e-5)
-    assert record["optimizer_steps"] == 3 and record["n_train"] == 4
+    assert record["optimizer_steps"] == 3 and record["n_train"] == 4 and record["epochs_done"] == 1.5
 
 
 def test_all_epochs_are_rows_in_an_order_of_the_seed():
@@ -137,6 +182,26 @@ def test_a_learning_rate_of_zero_changes_nothing_and_no_reference_is_written(
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert curve(record, "kl") == pytest.approx([0] * 4, abs=1e-6)
     assert not [path for path in (tmp_path / "new").iterdir() if path.is_dir()]
+
+
+def test_no_reward_sees_a_label_of_validation_or_test(start, tiny_model_dir, tiny_prepared, tmp_path, monkeypatch):
+    prepared, marker = with_marked_labels(tiny_prepared, tmp_path)
+    train = pq.read_table(split_file(Path(prepared), "train"))
+    truth = dict(zip(train[C.EXAMPLE_ID].to_pylist(), train[C.TARGET].to_pylist(), strict=True))
+    seen, call = [], WeightedRewards.__call__
+
+    def watched(self, groups):
+        seen.append(groups)
+        return call(self, groups)
+
+    monkeypatch.setattr(WeightedRewards, "__call__", watched)
+    names = ["hit", "ndcg", "percentile", "similarity", "relevance_diversity_novelty"]
+    record = learn(tmp_path, start, tiny_model_dir, prepared, rewards=dict.fromkeys(names, 1.0), grpo_epochs=1)
+    assert all(len(curve(record, f"reward_{name}")) == 2 for name in names)
+    assert seen
+    for groups in seen:
+        assert [truth[name] for name in groups.example_ids] == groups.targets.tolist()
+        assert marker not in groups.targets and not any(marker in history for history in groups.histories)
 
 
 @pytest.mark.slow
@@ -170,7 +235,9 @@ def test_an_interrupted_training_ends_with_the_same_adapter(
         (PAIRS, {"target_in_group": True}, "target_in_group is True.*leave it at False"),
         (PAIRS, {"rewards": {"ranked": 1}}, "the reward ranked needs groups"),
         (PAIRS, {"grpo_trainer_args": {"no_such": 1}}, "'no_such' is not a field of trl.GRPOConfig"),
-        (PAIRS, {"grpo_trainer_args": {"num_generations": 3}}, "trl.GRPOConfig refuses these settings"),
+        (PAIRS, {"dpo_beta": 2.0}, "dpo_beta is 2.0.*leave it at 1.0"),
+        (PAIRS, {"grpo_trainer_args": {"num_generations": 3}}, "num_generations: it follows from the settings"),
+        (PAIRS, {"grpo_trainer_args": {"beta": "high"}}, "beta: 'high' is not a number"),
     ],
 )
 def test_settings_that_do_not_go_together(prompt, changes, message, start, tiny_model_dir, tiny_prepared, tmp_path):
@@ -185,12 +252,14 @@ def test_settings_reach_trl(tmp_path):
     assert isinstance(config, GRPOConfig)
     assert (config.num_generations, config.per_device_train_batch_size, config.gradient_accumulation_steps) == (4, 8, 1)
     assert config.beta == 0.1 and config.temperature == 0.7 and config.scale_rewards == "none"
+    with pytest.raises(BigrecError, match="use 16 bits"):
+        stage_config(tmp_path, quantized=True, grpo_trainer_args={"use_vllm": True})
     assert config.max_completion_length == 9 and not config.use_vllm
 
 
-def stage_config(folder: Path, **changes) -> GRPOConfig:
+def stage_config(folder: Path, quantized: bool = False, **changes) -> GRPOConfig:
     settings = replace(GRPO, **changes)
-    return grpo_config(str(folder), settings, dtype=torch.float32, quantized=False, seed=0, tokens=9, n_examples=8)
+    return grpo_config(str(folder), settings, dtype=torch.float32, quantized=quantized, seed=0, tokens=9, n_examples=8)
 
 
 def test_the_name_ndcg_stands_for_the_grounded_list():

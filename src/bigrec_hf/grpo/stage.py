@@ -21,9 +21,10 @@ from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
 from bigrec_hf.data.sequences import training_sequences
 from bigrec_hf.ground.index import CatalogIndex, open_index
 from bigrec_hf.grpo.data import GrpoData, load_grpo
+from bigrec_hf.grpo.grounded import Grounding, grounded_ndcg
 from bigrec_hf.grpo.percentile import item_scores, model_mark
 from bigrec_hf.grpo.rewards import PERCENTILE, WeightedRewards, load_rewards, needs_vectors
-from bigrec_hf.grpo.text import Grounding, grounded_ndcg, load_texts, train_texts
+from bigrec_hf.grpo.text import load_texts, train_texts
 from bigrec_hf.grpo.trainer import EXPECTED, SDPO, GrpoTrainer, Objective
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.models.encoder import Encode, encoder_fingerprint, encoder_name
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
 TEXT = "text"
+OF_TITLES = (  # settings that groups of catalog titles have and sampled texts do not
+    *("grpo_method", "group_titles", "group_width", "target_in_group", "curriculum_top"),
+    *("dpo_beta", "grpo_validation_sample", "grpo_eval_k"),
+)
 INDEX_FOLDER = "reward_index"  # beside the new adapter's folder
 
 
@@ -259,7 +264,7 @@ def check_text_settings(prompt: PromptSettings, grpo: GrpoSettings) -> None:
             "(section prompt), or grpo_rollout titles"
         )
     plain = GrpoSettings()
-    for name in ("grpo_method", "group_titles", "target_in_group", "curriculum_top", "grpo_eval_k"):
+    for name in OF_TITLES:
         if getattr(grpo, name) != getattr(plain, name):
             raise BigrecError(
                 f"{name} is {getattr(grpo, name)!r}, which needs groups of catalog titles: leave it at "
@@ -281,7 +286,7 @@ def training_settings(
     if not grpo.grpo_eval_k:
         left_out.add("grpo_eval_k")
     texts = grpo.grpo_rollout == TEXT
-    left_out |= {"group_width", "grpo_validation_sample"} if texts else {"grpo_rollout"}
+    left_out |= set(OF_TITLES) if texts else {"grpo_rollout"}
     used: dict[str, Any] = {}
     if grpo.grpo_method != SDPO and PERCENTILE in grpo.rewards:
         used |= model_mark(grpo.percentile_by)

@@ -1,8 +1,6 @@
 """Reinforcement learning of written titles: TRL's GRPOTrainer samples texts after the prompts of the objective pairs.
 
-Each text is grounded as in evaluation: the catalog is ranked by distance to its embedding. Its catalog row is the
-nearest item, and rewards are those of rows, with targets looked up by example id. vLLM samples if
-`grpo_trainer_args` say so: `{use_vllm: true, vllm_mode: colocate}`.
+Their rewards: `grounded.py`. vLLM samples if `grpo_trainer_args` say so: `{use_vllm: true, vllm_mode: colocate}`.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,20 +22,15 @@ from bigrec_hf.common.environment import measured
 from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import own_precision, process_state
 from bigrec_hf.data.examples import load_examples
-from bigrec_hf.data.prompts import build_output, fit_prompt, parse_answer, prompt_token_ids
-from bigrec_hf.ground.distance import embed_texts
-from bigrec_hf.ground.index import CatalogIndex
-from bigrec_hf.grpo.groups import Groups
-from bigrec_hf.grpo.rewards import WeightedRewards
+from bigrec_hf.data.prompts import build_output, fit_prompt, prompt_token_ids
+from bigrec_hf.grpo.grounded import Grounding
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
-from bigrec_hf.metrics.ndcg_hr.ranking import rank_catalog
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.checkpoints import ExactResume
-from bigrec_hf.models.encoder import Encode
-from bigrec_hf.models.loading import keep_trainable_precise, load_base, load_trainable
+from bigrec_hf.models.loading import keep_trainable_precise, load_base, load_trainable, mend_names
 from bigrec_hf.settings import SftSettings
 from bigrec_hf.sft.config import batch_sizes, checked_trainer_args, shared_arguments
-from bigrec_hf.sft.trainer import train_adapter
+from bigrec_hf.sft.trainer import ROUNDED_TOLERANCE, train_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -46,71 +40,11 @@ if TYPE_CHECKING:
 
 PROMPT = "prompt"  # TRL's name of the column
 REFERENCE = "ref"  # TRL's name of its copy of the adapter
+OWN = {  # fields of GRPOConfig that other settings determine, or that would round the adapter
+    *("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"),
+    *("steps_per_generation", "generation_batch_size", "shuffle_dataset", "use_transformers_continuous_batching"),
+}
 END = 2  # tokens after a title: EOS, and one more where the tokenizer merges
-
-
-def grounded_ndcg(groups: Groups) -> np.ndarray:
-    """NDCG of the list that grounds the text: 1 / log2(r + 1) with the target at rank r, from 1."""
-    return 1 / np.log2(groups.target_ranks[:, None] + 1)
-
-
-@dataclass(frozen=True)
-class Grounding:
-    """Rewards of texts; targets and histories are catalog rows, by example id."""
-
-    index: CatalogIndex
-    encode: Encode
-    rewards: WeightedRewards
-    targets: dict[str, int]
-    histories: dict[str, list[int]]
-
-    def groups(self, ids: Sequence[str], texts: Sequence[str]) -> Groups:
-        """Return the nearest item of each of n texts that are not empty, each as a group of its own, (n, 1)."""
-        vectors = embed_texts(texts, self.index, self.encode)
-        catalog = self.index.catalog
-        same = [catalog.rows_by_title[clean_title(catalog.titles[self.targets[name]])] for name in ids]
-        try:
-            ranking = rank_catalog(vectors, self.index.embeddings, same, top_k=1)
-        except ValueError as error:
-            raise BigrecError(f"grounding: {error}") from error
-        nearest = ranking.top_rows[:, 0].tolist()
-        one = np.ones((len(ids), 1))
-        return Groups(
-            ids,
-            [self.histories[name] for name in ids],
-            np.array([rows[0] for rows in same], np.int64),
-            ranking.rank + 1,
-            np.array([[catalog.rows_by_title[clean_title(catalog.titles[row])][0]] for row in nearest], np.int64),
-            one.astype(np.int64),
-            0 * one,
-            one,
-        )
-
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        *,
-        example_id: Sequence[str],
-        log_metric: Callable[[str, float], None],
-        **others: Any,
-    ) -> list[float | None]:
-        """Return the reward of each completion, as TRL asks for it; 0 for one without a title."""
-        titles = [parse_answer(text) for text in completions]
-        full = [i for i, title in enumerate(titles) if title]
-        known = self.index.catalog.rows_by_title
-        values, sums = (
-            np.zeros(len(titles)),
-            dict.fromkeys(["hit_rate", *map("reward_{}".format, self.rewards.parts)], 0.0),
-        )
-        if full:
-            groups = self.groups([example_id[i] for i in full], [titles[i] for i in full])
-            total, parts = self.rewards(groups)
-            values[full] = total[:, 0]
-            sums = {"hit_rate": groups.is_target.sum(), **{f"reward_{name}": own.sum() for name, own in parts.items()}}
-        for name, value in {"in_catalog": sum(title in known for title in titles), **sums}.items():
-            log_metric(name, float(value) / len(titles))
-        return [*values.tolist()]
 
 
 class TextTrainer(ExactResume, GRPOTrainer):
@@ -122,9 +56,35 @@ class TextTrainer(ExactResume, GRPOTrainer):
         self, *, reward: Grounding, template: str, data_collator: None, peft_config: None, **options: Any
     ) -> None:
         """`template`: of the prompts; the others are what `train_adapter` gives every trainer."""
+        start = {name: p.detach().clone() for name, p in options["model"].named_parameters() if p.requires_grad}
         super().__init__(reward_funcs=reward_function(reward), **options)
         keep_trainable_precise(self.model)
+        for name, parameter in self.model.named_parameters():
+            if name in start:  # TRL rounds those of a quantized base
+                parameter.data.copy_(start[name])
         self.template = template
+        self.check_log_probs()
+        if self.use_vllm:
+            engine: Any = self.vllm_generation
+            engine.sync_weights = partial(keep_base, self.model, engine.sync_weights)
+
+    def check_log_probs(self) -> None:
+        """Raise BigrecError if TRL's log-probabilities are not those of the model's logits: its fused head ignores what
+        some models do between their last layer and the logits."""
+        with torch.no_grad():
+            ids = torch.tensor(
+                [self._tokenize_prompts([cast(Dataset, self.train_dataset)[0][PROMPT]])[0][0]], device=self.args.device
+            )
+            found, *_ = self._get_per_token_logps_and_entropies(
+                self.model, ids, torch.ones_like(ids), logits_to_keep=ids.shape[1] - 1
+            )
+            logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float() / self.temperature
+            wanted = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).mean().item()
+        if abs(found.mean().item() - wanted) > ROUNDED_TOLERANCE * abs(wanted):
+            raise BigrecError(
+                f"TRL's mean log-probability of a prompt's tokens is {found.mean().item():.6g}, that of the model's "
+                f"logits {wanted:.6g}: take another base model, or grpo_rollout titles"
+            )
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         tokenizer = cast("PreTrainedTokenizerBase", self.processing_class)
@@ -135,6 +95,16 @@ class TextTrainer(ExactResume, GRPOTrainer):
         if not _internal_call and REFERENCE in self.model.peft_config:
             self.model.delete_adapter(REFERENCE)
         super().save_model(output_dir, _internal_call)
+
+
+def keep_base(model: torch.nn.Module, sync: Callable[[], None]) -> None:
+    """Call `sync`, which merges the adapter into the base and takes it out again, and restore the base's weights:
+    the two roundings would change them a little at every step."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    kept = [p.detach().clone() for p in frozen]
+    sync()
+    for parameter, value in zip(frozen, kept, strict=True):
+        parameter.data.copy_(value)
 
 
 def reward_function(reward: Grounding) -> Callable[..., list[float | None]]:
@@ -230,6 +200,7 @@ def train_texts(
         attn_implementation=model.attn_implementation,
         for_training=True,
     )
+    mend_names(base)
     timing: dict[str, Any] = {}
     with measured(timing):
         trainer, result = train_adapter(
@@ -244,6 +215,7 @@ def train_texts(
             max_minutes=grpo.grpo_max_minutes,
             trainer_class=lambda **options: TextTrainer(reward=reward, template=prompt.train_prompt, **options),
         )
+    result["epochs_done"] *= grpo.grpo_epochs  # all epochs are rows of one
     return trainer, {"dtype": str(dtype).removeprefix("torch."), **timing, **result}
 
 
@@ -281,6 +253,10 @@ def grpo_config(
     sizes = SftSettings(global_batch_size=grpo.grpo_batch_size, micro_batch_size=grpo.grpo_micro_batch_size)
     rows, accumulation = batch_sizes(sizes, 1.0, state.num_processes)
     given = checked_trainer_args(grpo.grpo_trainer_args, GRPOConfig)
+    for name in OWN.intersection(given):
+        raise BigrecError(f"grpo_trainer_args {name}: it follows from the settings of the section grpo: remove it")
+    if given.get("use_vllm") and quantized:
+        raise BigrecError("use_vllm merges the adapter into the weights, which rounds quantized ones: use 16 bits")
     options: dict[str, Any] = {
         **shared_arguments(checkpoints, dtype=dtype, quantized=quantized, seed=seed),
         "num_train_epochs": 1,  # `in_order` has the rows of all

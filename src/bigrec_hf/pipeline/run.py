@@ -31,7 +31,7 @@ from bigrec_hf.rank.baselines.by_name import baseline_table
 from bigrec_hf.rank.model_selection import check_cutoffs
 from bigrec_hf.report import stage as report_stage
 from bigrec_hf.score import stage as score_stage
-from bigrec_hf.settings import RunSections
+from bigrec_hf.settings import GrpoSettings, RunSections
 from bigrec_hf.settings.train import BASELINES
 
 GRPO = "grpo"  # method
@@ -116,7 +116,18 @@ def check_sections(sections: RunSections) -> None:
             "with_grpo trains the probabilities of all titles: set `decoding: exact` (section generate), or "
             "`grpo_rollout: text` (section grpo)"
         )
+    if sections.pipeline.with_grpo:
+        from bigrec_hf.grpo import stage as grpo_stage
+
+        settings = grpo_stage.with_start(sections.run, rewards_from(sections))
+        grpo_stage.check_settings(sections.data, sections.prompt, settings)
     check_rankers(sections)
+
+
+def rewards_from(sections: RunSections) -> GrpoSettings:
+    """The settings of the stage grpo: it starts from the run's adapter unless another is named."""
+    start = sections.grpo.start_adapter or sections.generate.adapter or str(sections.sft.adapter_dir)
+    return replace(sections.grpo, start_adapter=start)
 
 
 def hub_names(*sections: Any) -> dict[str, Any]:
@@ -191,8 +202,7 @@ def train_by_rewards(steps: Steps, sections: RunSections, adapter: str | None) -
     from bigrec_hf.grpo import stage as grpo_stage
     from bigrec_hf.sft.adapter_folder import CHECKPOINTS
 
-    start = sections.grpo.start_adapter or sections.generate.adapter or str(sections.sft.adapter_dir)
-    grpo = replace(sections.grpo, start_adapter=start)
+    grpo = rewards_from(sections)
     settings = (sections.run, sections.data, sections.model, sections.prompt, grpo)
     folder = Path(str(grpo.grpo_adapter_dir))
     return steps.do(

@@ -52,7 +52,8 @@ class GrpoSettings:
     reward_encoder: str = setting(
         "base",
         "encoder whose title embeddings the rewards similarity and relevance_diversity_novelty compare: base = the "
-        "base model (last token), or a causal LM or sentence-transformers name",
+        "base model (last token), or a causal LM or sentence-transformers name; with grpo_rollout text it "
+        "also grounds the texts",
         hub="model",
         words=("base",),
     )
