@@ -375,6 +375,16 @@ def test_what_a_chat_template_does_not_say_itself_is_recorded(assets, tmp_path):
     assert "prompt_date" not in facts and "system_message" not in facts
 
 
+def test_answers_of_one_split_never_replace_those_of_another(assets, tmp_path):
+    validation = {"split": "validation", "validation_json": assets["test_json"]}
+    before, _ = run_generate({**assets, **validation}, tmp_path)
+    with pytest.raises(BigrecError, match="holds answers for the validation split, which those for the test split"):
+        run_generate(assets, tmp_path)
+    again, facts = run_generate({**assets, **validation, "max_new_tokens": 4}, tmp_path)  # other settings may
+    assert facts["data"]["split"] == "validation" and len(again) == len(before)
+    run_generate(assets, tmp_path / "other")
+
+
 def command(assets, run_dir):
     return flags(**assets, output_dir=run_dir)
 

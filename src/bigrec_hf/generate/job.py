@@ -15,12 +15,14 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_record, write_json
 from bigrec_hf.common.fingerprints import fingerprint
 from bigrec_hf.common.ray_actors import map_on_ray
 from bigrec_hf.common.shards import ShardFolder, Shards, ShardsInMemory, processes
 from bigrec_hf.common.version import __version__
 from bigrec_hf.data.generations import GENERATE_FILE, print_summary
+from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.models.identity import adapter_fingerprint, check_same_base, model_revision
 from bigrec_hf.models.loading import find_model, load_generator
@@ -120,6 +122,12 @@ class Job:
         facts = {**self.facts, "prompts_sha256": questions}
         key = fingerprint(facts)
         record = self.folder / GENERATE_FILE
+        there, wanted = (each.get("data", {}).get("split") for each in (read_record(record), facts))
+        if there not in (None, wanted):
+            raise BigrecError(
+                f"{self.folder} holds answers for the {there} split, which those for the {wanted} split would replace: "
+                f"delete that folder or choose another run folder, for validation {self.folder.parent / VALIDATION_DIR}"
+            )
         if read_record(record).get("fingerprint") == key and all(
             (self.folder / name).is_file() for name in self.outputs
         ):
