@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from bigrec_hf.models.loading import load_base, load_trainable
 from bigrec_hf.settings import DataSettings, GrpoSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.sft import stage as sft
 from tests.grpo.test_grpo_training import split_file, with_marked_labels
+from tests.helpers.processes import flags, run_pair
 from tests.helpers.tiny import tiny_tokenizer
 
 PAIRS = PromptSettings(max_length=512)
@@ -265,3 +267,21 @@ def stage_config(folder: Path, quantized: bool = False, **changes) -> GRPOConfig
 def test_the_name_ndcg_stands_for_the_grounded_list():
     rewards = load_rewards({"ndcg": 1}, lambda: None, lambda: None, ndcg=grounded_ndcg)
     assert rewards.parts["ndcg"][1] is grounded_ndcg
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_examples(start, tiny_model_dir, tiny_prepared, tmp_path):
+    arguments = flags(
+        dataset=tiny_prepared, base_model=tiny_model_dir, dtype="float32", train_prompt="alpaca-basic", max_length=512,
+        start_adapter=start, output_dir=tmp_path / "two" / "new", grpo_rollout="text", group_size=4, grpo_sample=4,
+        rewards="{hit: 1, similarity: 1}", grpo_epochs=1, grpo_learning_rate=3e-3, grpo_batch_size=2,
+        grpo_micro_batch_size=1, kl_beta=0.1,
+    )  # fmt: skip
+    done = run_pair("-m", "bigrec_hf.grpo", *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "two" / "new" / "training.json").read_text())
+    assert record["n_processes"] == 2 and record["optimizer_steps"] == 2
+    assert curve(record, "kl")[0] == pytest.approx(0, abs=1e-6) and len(curve(record, "reward_similarity")) == 2
+    before, after = weights(start), weights(tmp_path / "two" / "new")
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+    assert not (tmp_path / "two" / "new" / "ref").exists()
