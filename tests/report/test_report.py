@@ -217,6 +217,40 @@ def test_readme_faults(run, tmp_path, capsys):
     assert "'hr@2', which no row has: choose from hr@1, hr@10" in capsys.readouterr().err
 
 
+def test_a_table_of_some_rows_tests_only_these(run, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results:study -->\n<!-- /results -->")
+    command = [
+        "report",
+        str(run),
+        "--update_readme",
+        str(readme),
+        "--readme_columns",
+        "hr@1",
+        "--compare_to",
+        "popularity",
+    ]
+    assert cli.main([*command, "--readme_rows", "our_method", "popularity"]) == 0
+    lines = readme.read_text().splitlines()
+    assert "NDCG@10 less that of popularity" in lines[1] and len([line for line in lines if line[:1] == "|"]) == 4
+    assert (
+        lines[3].startswith("| our method ")
+        and lines[4].startswith("| popularity ")
+        and lines[4].split("|")[3] == " - "
+    )
+    assert "Holm's correction over these 2 tests" in readme.read_text()
+    assert "--readme_rows our_method popularity" in readme.read_text()
+    difference = lines[3].split("|")[3].split()[0]
+    ours, theirs = (
+        json.loads((run / name / "results.json").read_text())["ndcg@10"] for name in ("our_method", "popularity")
+    )
+    assert float(difference) == pytest.approx(ours - theirs, abs=1e-4)
+    capsys.readouterr()
+    assert cli.main([*command, "--readme_rows", "our_method"]) == 2  # the reference is not among them
+    assert cli.main([*command, "--readme_rows", "nobody"]) == 2
+    assert "readme_rows names 'nobody', which is not a row: choose from" in capsys.readouterr().err
+
+
 def test_only_the_named_block_changes():
     text = "<!-- results:a -->\n1\n<!-- /results -->\n<!-- results:b -->\n2\n<!-- /results -->\n"
     changed = replace_block(text, "b", "x\ny", "README")

@@ -30,6 +30,11 @@ class Differences:
         comparison = self.comparisons.get((row.key, metric))
         return comparison.mark(self.alpha) if comparison else ""
 
+    def interval(self, row: Row, metric: str) -> str:
+        """The difference of a row to the reference with its interval, `-` if there is none."""
+        found = self.comparisons.get((row.key, metric))
+        return interval(found) if found else "-"
+
 
 def find_reference(rows: Sequence[Row], compare_to: str | None) -> Row | None:
     """The row that `compare_to` names: METHOD (of the first run that has it), RUN/METHOD, or `none`.
@@ -139,8 +144,13 @@ def differences_tables(rows: Sequence[Row], differences: Differences) -> list[st
     return tables
 
 
+def interval(comparison: Comparison) -> str:
+    """A difference with its interval."""
+    return f"{comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]"
+
+
 def _difference(comparison: Comparison, alpha: float) -> str:
-    text = f"{comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]"
+    text = interval(comparison)
     if math.isnan(comparison.p):
         return text
     p = "p < 0.0001" if comparison.p_corrected < 1e-4 else f"p = {comparison.p_corrected:.4f}"

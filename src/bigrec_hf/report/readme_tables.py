@@ -38,7 +38,8 @@ def replace_block(text: str, name: str, content: str, place: str) -> str:
 
 
 def readme_table(rows: Sequence[Row], differences: Differences, columns: Sequence[str]) -> str:
-    """One table of a run: the metrics in `columns` ("hr@10"), the rate of catalog titles, distinct generations.
+    """One table of a run: the metrics in `columns` ("hr@10"), the rate of catalog titles, distinct generations, and
+    if rows are compared, the difference to the reference in the first metric that is tested.
 
     Raises BigrecError for a column that no row has.
     """
@@ -47,11 +48,16 @@ def readme_table(rows: Sequence[Row], differences: Differences, columns: Sequenc
         if column not in known or column.partition("@")[0] not in METRICS:
             have = sorted(key for key in known if key.partition("@")[0] in METRICS and key[-1].isdigit())
             raise BigrecError(f"readme_columns names {column!r}, which no row has: choose from {', '.join(have)}")
-    header = ["", *(column.upper() for column in columns), "titles in the catalog", "distinct answers"]
+    header = ["", *(column.upper() for column in columns)]
+    metric = differences.tested[0] if differences.comparisons else None
+    if metric is not None and differences.reference is not None:
+        header.append(f"{metric.upper()} less that of {differences.reference.label}")
+    header += ["titles in the catalog", "distinct answers"]
     body = [
         [
             row.label,
             *(format_score(row, column, differences.mark(row, column)) for column in columns),
+            *([] if metric is None else [differences.interval(row, metric)]),
             format_number(row, "in_catalog", "{:.1%}"),
             format_number(row, "n_distinct"),
         ]

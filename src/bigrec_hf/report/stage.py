@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.files import read_json, whole_records, write_atomically
 from bigrec_hf.data.run_folder import MANIFEST, run_name, seed_folders
 from bigrec_hf.report.breakdown import break_down_rows, breakdown_tables
@@ -32,6 +33,7 @@ from bigrec_hf.report.rows import (
 from bigrec_hf.report.samples import sample_recommendations
 from bigrec_hf.settings import ReportSettings
 
+README = ("readme_columns", "readme_rows", "update_readme")  # settings of the tables in Markdown files
 TEXT = "report.md"
 
 
@@ -176,11 +178,20 @@ def command_line(report: ReportSettings) -> list[str]:
     """The command that makes a README's tables: the runs, and every setting that affects them if not the default."""
     command = ["bigrec-hf", "report", *report.runs]
     usual = asdict(ReportSettings())
-    for name in ("compare_to", "significance_level", "permutations", "test_metrics", "readme_columns", "update_readme"):
+    for name in ("compare_to", "significance_level", "permutations", "test_metrics", *README):
         value = getattr(report, name)
         if value != usual[name]:
             command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return command
+
+
+def chosen_rows(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
+    """The rows of these methods, in their order. Raises BigrecError for a method without a row."""
+    known = dict.fromkeys(row.method for row in rows)
+    for method in methods:
+        if method not in known:
+            raise BigrecError(f"readme_rows names {method!r}, which is not a row: choose from {', '.join(known)}")
+    return [row for method in methods for row in rows if row.method == method]
 
 
 def main(report: ReportSettings) -> None:
@@ -192,9 +203,8 @@ def main(report: ReportSettings) -> None:
 def show_report(report: ReportSettings) -> None:
     """`main`, whose records may be damaged."""
     rows = load_rows(report.runs)
-    compared = compare_rows(
-        rows, report.compare_to, report.significance_level, report.permutations, report.test_metrics
-    )
+    tests = (report.significance_level, report.permutations, report.test_metrics)
+    compared = compare_rows(rows, report.compare_to, *tests)
     if report.report_format == "markdown":
         table = published_table(report.published, report.published_rows) if report.published else None
         text = report_text(report.runs, rows, compared, table, report.differences, report.breakdown)
@@ -208,7 +218,11 @@ def show_report(report: ReportSettings) -> None:
             for line in plot_learning(run_dir, learning_history(run_dir), learning_history(run_dir, REWARDED)):
                 print(line)
     if report.update_readme:
-        update_readme(report.update_readme, rows, compared, report.readme_columns, command_line(report))
+        shown, own = rows, compared
+        if report.readme_rows:
+            shown = chosen_rows(rows, report.readme_rows)
+            own = compare_rows(shown, report.compare_to, *tests)
+        update_readme(report.update_readme, shown, own, report.readme_columns, command_line(report))
         print(f"updated {report.update_readme}")
     if report.report_format == "html":
         path = report.report_path or Path(report.runs[0]) / PAGE

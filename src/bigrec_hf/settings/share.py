@@ -50,6 +50,9 @@ class ReportSettings:
         "Markdown file; the text between <!-- results:RUN --> and <!-- /results --> becomes the table of the run",
     )
     readme_columns: list[str] = setting(["hr@1", "hr@10", "hr@50", "ndcg@10", "ndcg@50"], "metrics of that table")
+    readme_rows: list[str] = setting(
+        [], "methods of that table, in this order; only these are tested for it (default: all)"
+    )
 
 
 @dataclass(frozen=True)
