@@ -105,6 +105,26 @@ def test_what_is_less_likely_than_chance_is_not_followed_by_a_narrow_walk():
     assert changed.any() and (narrow[changed] < chance).all()
 
 
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_narrow_walk_is_checked_on_a_title_that_was_visited(width, monkeypatch):
+    checked, check = [], TitleScorer._check
+
+    def watched(self, prompt, log_p):
+        checked.append(log_p)
+        check(self, prompt, log_p)
+
+    monkeypatch.setattr(TitleScorer, "_check", watched)
+    model = tiny()
+    popular = np.ones(len(TITLES))
+    popular[::3] = 1e9  # a share of an unvisited node is mostly that of one title, often the likeliest of all
+    narrow, wide = scorer_log_probs(model, width=width, popularity=popular), scorer_log_probs(model)
+    given = checked[0].numpy()[build_trie(TITLES)[1]]
+    known = np.isfinite(given)
+    assert 0 < known.sum() < len(TITLES)
+    np.testing.assert_allclose(given[known], wide[0][known], atol=1e-4)
+    assert (np.abs(narrow[0][~known] - wide[0][~known]) > 1e-3).any()
+
+
 def test_the_model_has_its_own_head_again_afterwards():
     model = tiny()
     head = model.lm_head

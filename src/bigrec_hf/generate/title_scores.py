@@ -37,6 +37,7 @@ class _Walk:
     prompt_mask: torch.Tensor  # (B, P) bool, real prompt tokens
     slots: torch.Tensor  # (B, M) int64 nodes, -1 = empty
     log_p: torch.Tensor  # (B, n_leaves) float32
+    shared: torch.Tensor  # (B, n_leaves) bool, whether log_p is a share of a node that was not visited
 
 
 class TitleScorer:
@@ -90,6 +91,7 @@ class TitleScorer:
             mask.to(device),
             torch.empty(len(prompts), 0, dtype=torch.long, device=device),
             torch.full((len(prompts), self.trie.n_leaves), -torch.inf, device=device),
+            torch.zeros(len(prompts), self.trie.n_leaves, dtype=torch.bool, device=device),
         )
         self.head.positions = torch.arange(1, len(prompts) + 1, device=device) * width - 1
         output = self.model(
@@ -109,7 +111,7 @@ class TitleScorer:
         if walk.log_p.isnan().any():
             raise BigrecError(NOT_NUMBERS)
         if not self.checked:
-            self._check(prompts[0], walk.log_p[0])
+            self._check(prompts[0], walk.log_p[0].masked_fill(walk.shared[0], -torch.inf))
         return walk.log_p.float().cpu().numpy()
 
     def _expand(
@@ -202,16 +204,19 @@ class TitleScorer:
         leaf = torch.arange(len(row), device=n.device) - (n.cumsum(0) - n)[row] + first[row]
         share = self.shares[leaf] / (self.cumulative[stop] - self.cumulative[first])[row]
         walk.log_p[owner[row], leaf] = log_p[row] + share.log().float()
+        walk.shared[owner[row], leaf] = True
 
     def _check(self, prompt: Sequence[int], log_p: torch.Tensor) -> None:
         """Compare one title's log p with that of a plain forward pass, once: below the deepest node with a choice, or
-        the likeliest title where not all nodes were visited.
+        where not all nodes were visited, the likeliest title that was; `log_p` (n_leaves,), -inf for the others.
 
         Raises BigrecError if they differ: the model's attention does not follow the mask it is given.
         """
         span, first_child = self.trie.leaf_range.cpu(), self.trie.first_child.cpu()
         deepest = (self.n_children > 1).nonzero()[-1]
         leaf = int(log_p.argmax()) if self.width else int(self.trie.leaf_range[deepest, 0])
+        if log_p[leaf] == -torch.inf:  # only where hardly a node is followed
+            return
         node, nodes, children = 0, [], []
         while first_child[node + 1] > first_child[node]:
             below = span[first_child[node] : first_child[node + 1]]
