@@ -33,7 +33,7 @@ def test_every_recipe_has_a_tiny_twin():
 
 @pytest.mark.slow
 def test_tiny_twin_of_written_titles_runs(raw_movies, tmp_path):
-    recipe = ROOT / "recipes" / "movie" / "qwen2.5-0.5b-instruct" / "sft_grpo.yaml"
+    recipe = ROOT / "recipes" / "study" / "movielens_written_qwen2.5-0.5b.yaml"
     model = save_tiny_model(tmp_path / "model", "qwen2", spread=0.05)
     own = {
         "extends": str(recipe),

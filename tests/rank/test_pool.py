@@ -116,32 +116,42 @@ def two_kinds(n_first: int, n_middle: int, loss: float, gain: float) -> Sample:
     return Sample({"finetuned": own, "ease": ease}, np.zeros(n, np.int64), np.arange(n), None)
 
 
-def test_a_language_model_that_lowers_the_top_of_the_list_takes_no_part():
+def test_a_language_model_that_lowers_the_top_of_the_list_gets_less_weight():
     sample = two_kinds(n_first=2, n_middle=20, loss=4, gain=3)
     weights = dict(zip(sample.models, fit_weights(*sample.arguments).tolist(), strict=True))
     assert weights["finetuned"] > 0.4  # likelier, but no target is among the first ten
     kept, gate = gated(weights, sample, "finetuned")
-    assert gate == {
-        "ndcg@10": {"with_finetuned": 0.0, "without_finetuned": pytest.approx(2 / 22)},
-        "closed": True,
-    }
-    assert kept["finetuned"] == 0 and kept["ease"] > 0 and list(kept) == list(weights)
+    assert list(gate["ndcg@10"]) == ["1", "0.75", "0.5", "0.25", "0"]
+    assert gate["ndcg@10"]["1"] == gate["ndcg@10"]["0.75"] == 0
+    assert gate["share"] == 0.5 and gate["ndcg@10"]["0.5"] == gate["ndcg@10"]["0"] == pytest.approx(2 / 22)
+    assert kept["finetuned"] == weights["finetuned"] / 2 and kept["ease"] > 0 and list(kept) == list(weights)
+
+
+def test_a_share_between_is_taken_where_it_is_best():
+    """The language model has the target first where EASE has it second, and of equal scores the other way round."""
+    ease, own = np.zeros((4, 30), np.float32), np.zeros((4, 30), np.float32)
+    ease[:, 1], ease[:, 0], own[:, 0] = 1, 0.8, 1
+    ease[3, 0], own[3, 0], own[3, 2] = 1.2, 0, 2
+    sample = Sample({"finetuned": own, "ease": ease}, np.zeros(4, np.int64), np.arange(4), None)
+    kept, gate = gated({"finetuned": 4.0, "ease": 1.0}, sample, "finetuned")
+    alone = fit_weights([ease], sample.targets)[0]
+    assert gate["ndcg@10"][f"{gate['share']:g}"] == max(gate["ndcg@10"].values())
+    share = gate["share"]
+    assert kept == pytest.approx({"finetuned": 4 * share, "ease": share + (1 - share) * alone})
 
 
 def test_a_language_model_that_keeps_the_top_of_the_list_takes_part():
     sample = two_kinds(n_first=2, n_middle=8, loss=1, gain=3)
     weights = dict(zip(sample.models, fit_weights(*sample.arguments).tolist(), strict=True))
-    assert gated(weights, sample, "finetuned") == (
-        weights,
-        {"ndcg@10": {"with_finetuned": pytest.approx(0.2), "without_finetuned": pytest.approx(0.2)}, "closed": False},
-    )
+    kept, gate = gated(weights, sample, "finetuned")
+    assert kept == weights and gate["share"] == 1 and gate["ndcg@10"]["0"] == pytest.approx(0.2)
 
 
-def test_others_that_say_nothing_do_not_close_the_gate():
+def test_others_that_say_nothing_change_nothing():
     sample = two_kinds(n_first=2, n_middle=20, loss=4, gain=3)
     sample.models["ease"][:] = 0
     weights = {"finetuned": 1.0, "ease": 0.0}
-    assert not gated(weights, sample, "finetuned")[1]["closed"]
+    assert gated(weights, sample, "finetuned") == (weights, {})
 
 
 def test_folders():

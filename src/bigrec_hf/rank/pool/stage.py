@@ -4,8 +4,8 @@ Reads `scores.safetensors` of `<run_dir>/<method>/` (`generate --decoding exact`
 same of `<run_dir>/validation/`; weights are fitted to the validation examples (`fit.py`). Writes the method
 `<method>_pool_<models>`: rankings, scores.safetensors, choice.json, and what `score` writes. With several models also
 `<models>_pool`, the same without the language model: only the difference is what the language model adds. (One model
-pooled with nothing ranks as it does alone.) If the validation examples are ranked better without the language model,
-its weight in the ranking is 0.
+pooled with nothing ranks as it does alone.) Between the likeliest weights and those without the language model, the
+ranking has the ones with the best NDCG@10 on validation examples.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     )
 
 CHOICE_FILE = "choice.json"
-GATE_K = 10  # NDCG@10 on validation decides whether the language model takes part
+GATE_K = 10  # NDCG@10 on validation decides how much of its likeliest weight the language model gets
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 POPULARITY = "popularity"  # among the models: the log of 1 + train count
 
 
@@ -115,22 +116,26 @@ def sample(models: dict[str, np.ndarray], answers: Answers, options: RankOptions
 
 
 def gated(weights: dict[str, float], validation: Sample, method: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return `weights`, or those without `method` if with it the validation examples have a lower NDCG@10; and both
-    figures.
+    """Return the weights between `weights` and those without `method` whose NDCG@10 on validation examples is best, of
+    equals the nearest to `weights`; and the figures.
 
-    Weights of maximum likelihood need not keep the top of the list, where few of the targets are.
+    Weights of maximum likelihood need not keep the top of the list, where few of the targets are. Without `method` is
+    among the choices, so that on validation it never lowers the NDCG.
     """
     rest = validation.without(method)
-    without = dict(zip(rest.models, fit_weights(*rest.arguments).tolist(), strict=True))
-    figures = {}
-    for name, own, used in (("with", validation, weights), ("without", rest, without)):
-        total = pool_scores(list(own.models.values()), np.array(list(used.values())))
-        targets = [[row] for row in own.targets.tolist()]
-        rank = rank_scores(rows_of(total), targets, total.shape[1], top_k=0, exclude=own.hidden).rank
-        figures[name] = float(ndcg_per_example(rank, GATE_K).mean())
-    closed = figures["with"] < figures["without"] and any(without.values())
-    found = {f"{name}_{method}": value for name, value in figures.items()}
-    return {method: 0.0, **without} if closed else weights, {f"ndcg@{GATE_K}": found, "closed": closed}
+    without = {method: 0.0, **dict(zip(rest.models, fit_weights(*rest.arguments).tolist(), strict=True))}
+    if not any(without.values()):
+        return weights, {}
+    targets = [[row] for row in validation.targets.tolist()]
+    found: dict[float, tuple[float, dict[str, float]]] = {}
+    for share in SHARES:
+        mixed = {name: share * weights[name] + (1 - share) * without[name] for name in weights}
+        total = pool_scores(list(validation.models.values()), np.array(list(mixed.values())))
+        rank = rank_scores(rows_of(total), targets, total.shape[1], top_k=0, exclude=validation.hidden).rank
+        found[share] = float(ndcg_per_example(rank, GATE_K).mean()), mixed
+    best = max(SHARES, key=lambda share: found[share][0])
+    figures = {f"{share:g}": value for share, (value, _) in found.items()}
+    return found[best][1], {"share": best, f"ndcg@{GATE_K}": figures}
 
 
 def fit(validation: Sample, test: Sample, *, confidence: float, seed: int) -> dict[str, Any]:
@@ -235,9 +240,9 @@ def summary(name: str, choice: dict[str, Any]) -> str:
             if model in own["added_by"]
         ]
         lines.append(f"  {model}: weight {weight:.3g}" + (f", adds {' and '.join(added)}" if added else ""))
-    if choice.get("gate", {}).get("closed"):
-        figures = ", ".join(
-            f"{name.replace('_', ' ')} {value:.4f}" for name, value in choice["gate"][f"ndcg@{GATE_K}"].items()
+    if choice.get("gate"):
+        figures = ", ".join(f"{share} {value:.4f}" for share, value in choice["gate"][f"ndcg@{GATE_K}"].items())
+        lines.append(
+            f"  share of the likeliest weights: {choice['gate']['share']:g} (validation NDCG@{GATE_K}: {figures})"
         )
-        lines.append(f"  the language model takes no part: validation NDCG@{GATE_K} {figures}")
     return "\n".join(lines)
