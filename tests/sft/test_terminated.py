@@ -12,7 +12,7 @@ from tests.helpers.processes import ACCELERATE, TORCHRUN, run_pair
 # once the second checkpoint is written, the first process ends its launcher, as a job scheduler would
 SCRIPT = """
 import os, signal, sys, time
-print("PID", os.getpid(), flush=True)
+os.write(1, b"PID %d" % os.getpid() + bytes([10]))  # at once: the other process writes to the same pipe
 from pathlib import Path
 import transformers.trainer
 
