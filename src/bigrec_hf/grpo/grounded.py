@@ -74,10 +74,8 @@ class Grounding:
         titles = [clean_title(parse_answer(text)) for text in completions]
         full = [i for i, title in enumerate(titles) if title]
         known = self.index.catalog.rows_by_title
-        values, sums = (
-            np.zeros(len(titles)),
-            dict.fromkeys(["hit_rate", *map("reward_{}".format, self.rewards.parts)], 0.0),
-        )
+        values = np.zeros(len(titles))
+        sums = dict.fromkeys(["hit_rate", *(f"reward_{name}" for name in self.rewards.parts)], 0.0)
         if full:
             groups = self.groups([example_id[i] for i in full], [titles[i] for i in full])
             total, parts = self.rewards(groups)

@@ -29,7 +29,7 @@ from bigrec_hf.grpo.trainer import EXPECTED, SDPO, GrpoTrainer, Objective
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.models.encoder import Encode, encoder_fingerprint, encoder_name
 from bigrec_hf.models.identity import adapter_fingerprint, check_same_base
-from bigrec_hf.models.loading import find_model, launched_with_fsdp, load_base, load_tokenizer, load_trainable
+from bigrec_hf.models.loading import find_model, launched_with_fsdp, load_tokenizer, load_trainable, load_training_base
 from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.settings.grpo import GrpoSettings
 from bigrec_hf.sft.adapter_folder import Trained, input_settings, train_once
@@ -116,7 +116,6 @@ def reward_index(catalog: Catalog, model: ModelSettings, grpo: GrpoSettings) -> 
 
 def find_rewards(dataset: str, loaded: GrpoData, model: ModelSettings, grpo: GrpoSettings) -> WeightedRewards:
     """Return the rewards of a training, made of the catalog and the training split of `dataset`."""
-
     return load_rewards(
         grpo.rewards,
         lambda: item_scores(grpo.percentile_by, dataset, loaded.sequences),
@@ -150,13 +149,7 @@ def train(
         max_length=prompt.max_length,
         seed=seed,
     )
-    base = load_base(
-        model.base_model,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        attn_implementation=model.attn_implementation,
-        for_training=True,
-    )
+    base = load_training_base(model)
     timing: dict[str, Any] = {}
     with measured(timing):
         trainer, result = train_adapter(

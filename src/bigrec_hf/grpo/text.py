@@ -27,7 +27,7 @@ from bigrec_hf.grpo.grounded import Grounding
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.metrics.ndcg_hr.titles import clean_title
 from bigrec_hf.models.checkpoints import ExactResume
-from bigrec_hf.models.loading import keep_trainable_precise, load_base, load_trainable, mend_names
+from bigrec_hf.models.loading import keep_trainable_precise, load_trainable, load_training_base, mend_names
 from bigrec_hf.settings import SftSettings
 from bigrec_hf.sft.config import batch_sizes, checked_trainer_args, shared_arguments
 from bigrec_hf.sft.trainer import ROUNDED_TOLERANCE, train_adapter
@@ -193,13 +193,7 @@ def train_texts(
         tokens=examples.completion_tokens,
         n_examples=len(examples.rows),
     )
-    base = load_base(
-        model.base_model,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        attn_implementation=model.attn_implementation,
-        for_training=True,
-    )
+    base = load_training_base(model)
     mend_names(base)
     timing: dict[str, Any] = {}
     with measured(timing):

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -19,6 +19,9 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.hub_names import hub_errors, is_hub_id
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.metrics.ndcg_hr.names import split_revision
+
+if TYPE_CHECKING:
+    from bigrec_hf.settings import ModelSettings
 
 FSDP = "ACCELERATE_USE_FSDP"  # set by `accelerate launch`
 
@@ -67,6 +70,17 @@ def quantization_config(quantization: str, compute_dtype: torch.dtype) -> BitsAn
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def load_training_base(model: ModelSettings) -> PreTrainedModel:
+    """Return the base model of the settings, to train an adapter on. Raises BigrecError as `load_base`."""
+    return load_base(
+        model.base_model,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        attn_implementation=model.attn_implementation,
+        for_training=True,
     )
 
 

@@ -110,15 +110,14 @@ def check_sections(sections: RunSections) -> None:
             f"decoding {sections.generate.decoding} (section generate) and ranking {sections.ground.ranking} (section "
             "ground) do not go together: exact writes the scores that the ranking scores reads; set both or neither"
         )
-    texts = sections.grpo.grpo_rollout == "text"
-    if sections.pipeline.with_grpo and not texts and sections.generate.decoding != "exact":
-        raise BigrecError(
-            "with_grpo trains the probabilities of all titles: set `decoding: exact` (section generate), or "
-            "`grpo_rollout: text` (section grpo)"
-        )
     if sections.pipeline.with_grpo:
         from bigrec_hf.grpo import stage as grpo_stage
 
+        if sections.grpo.grpo_rollout != grpo_stage.TEXT and sections.generate.decoding != "exact":
+            raise BigrecError(
+                "with_grpo trains the probabilities of all titles: set `decoding: exact` (section generate), or "
+                "`grpo_rollout: text` (section grpo)"
+            )
         settings = grpo_stage.with_start(sections.run, rewards_from(sections))
         grpo_stage.check_settings(sections.data, sections.prompt, settings)
     check_rankers(sections)

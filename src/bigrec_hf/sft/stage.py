@@ -15,7 +15,7 @@ from bigrec_hf.common.errors import BigrecError
 from bigrec_hf.common.processes import process_state
 from bigrec_hf.data.prompts import TITLE_LIST, prompt_facts
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
-from bigrec_hf.models.loading import find_model, load_base, load_tokenizer, lora_config
+from bigrec_hf.models.loading import find_model, load_tokenizer, load_training_base, lora_config
 from bigrec_hf.models.stacked import Factors, check_start, merge_start, start_fingerprint
 from bigrec_hf.settings import DataSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.sft.adapter_folder import Trained, input_settings, train_once
@@ -93,13 +93,7 @@ def training_rows(
 
 def load_start(model: ModelSettings, sft: SftSettings) -> tuple[PreTrainedModel, Factors | None]:
     """Return the base to train on, with the adapter to start from merged in, and that adapter's factors."""
-    base = load_base(
-        model.base_model,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        attn_implementation=model.attn_implementation,
-        for_training=True,
-    )
+    base = load_training_base(model)
     return (base, None) if sft.init_adapter is None else merge_start(base, sft.init_adapter, sft.lora_target_modules)
 
 
