@@ -12,8 +12,10 @@ import pytest
 
 from bigrec_hf import cli
 from bigrec_hf.common.errors import BigrecError
+from bigrec_hf.report.differences import Differences, compare_rows
 from bigrec_hf.report.page import learning_history
-from bigrec_hf.report.plots import draw_learning, figure_of, metrics_figure, plot_rows, reward_drawings
+from bigrec_hf.report.plot_files import differences_figure, metrics_figure, plot_rows
+from bigrec_hf.report.plots import draw_learning, figure_of, reward_drawings
 from bigrec_hf.report.readme_tables import replace_block
 from bigrec_hf.report.rows import Row, format_score, load_rows, spread
 from bigrec_hf.report.stage import build_report
@@ -270,6 +272,23 @@ def test_plots(run, capsys):
     assert lines["our method"] == pytest.approx([55 / N, 55 / N]) and len(lines) == 4
 
 
+def test_the_plot_of_differences_has_the_intervals_of_the_table(run, capsys):
+    pytest.importorskip("matplotlib")
+    command = ["report", str(run), "--plots", "--compare_to", "popularity"]
+    assert cli.main([*command, "--readme_rows", "popularity", "our_method"]) == 0
+    assert f"plot: {run / 'differences.png'}" in capsys.readouterr().out
+    assert (run / "differences.png").read_bytes().startswith(b"\x89PNG")
+    rows = load_rows([run])
+    compared = compare_rows(rows, "popularity")
+    panels = differences_figure(rows, compared).axes
+    assert len(panels) == len(compared.tested)
+    for axes, metric in zip(panels, compared.tested, strict=True):
+        drawn = {container.lines[0].get_xdata()[0] for container in axes.containers}
+        expected = [one.difference for (_, name), one in compared.comparisons.items() if name == metric]
+        assert sorted(drawn) == pytest.approx(sorted(set(expected)))
+    assert differences_figure(rows, Differences(0.05)) is None
+
+
 def test_the_learning_curve_counts_targets(run, capsys):
     """Half an epoch of a training with 300 targets per epoch is 150 targets."""
     pytest.importorskip("matplotlib")
@@ -312,7 +331,8 @@ def test_figures_of_reinforcement_learning(run, capsys):
 
 def test_without_matplotlib_a_line_says_so(run, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert plot_rows(run, load_rows([run])) == ["no plots: matplotlib is not installed (pip install matplotlib)"]
+    (line,) = plot_rows(run, load_rows([run]), Differences(0.05))
+    assert line == "no plots: matplotlib is not installed (pip install matplotlib)"
     assert not (run / "metrics.png").exists()
 
 

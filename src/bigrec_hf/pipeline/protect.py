@@ -13,7 +13,7 @@ from bigrec_hf.common.processes import process_state
 from bigrec_hf.data.rankings import RANKINGS_FILE, SCORE_FILES
 from bigrec_hf.data.run_folder import MANIFEST, RECIPE_FILE, VALIDATION_DIR
 from bigrec_hf.report.page import PAGE
-from bigrec_hf.report.plots import LEARNING_PLOT, METRICS_PLOT
+from bigrec_hf.report.plot_files import DIFFERENCES_PLOT, LEARNING_PLOT, METRICS_PLOT
 from bigrec_hf.report.stage import TEXT
 from bigrec_hf.settings import SECTIONS, RunSections
 from bigrec_hf.settings.recipes import read_recipe, to_yaml
@@ -23,7 +23,7 @@ DERIVED = {"prepared_dir", "adapter_dir", "grpo_adapter_dir"}  # follow from the
 RANKING = ("ground", "score", "linear", "sasrec", "fuse", "rerank", "pool", "debias")
 SCORED_FROM = {"linear": ("rerank", "pool"), "sasrec": ("rerank", "pool", "debias")}  # stages that read these scores
 UNRANKED = ("prepare", "sft", "grpo", "index", "generate")  # stages that write no rankings
-REPORTS = (TEXT, PAGE, METRICS_PLOT, LEARNING_PLOT)
+REPORTS = (TEXT, PAGE, METRICS_PLOT, LEARNING_PLOT, DIFFERENCES_PLOT)
 PERMITTING = {"overwrite_prepared"}  # decide nothing about the content
 
 

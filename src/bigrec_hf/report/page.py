@@ -157,21 +157,11 @@ def figures(
 
     if compared.reference is not None:
         reference = labels[compared.reference.key]
-        forests: list[tuple[str, Callable[[Any], None]]] = []
-        for tested in compared.tested:
-            found = {key: one for (key, name), one in compared.comparisons.items() if name == tested and key in shown}
-            if found:
-                name = tested.upper()
-
-                def forest(axes: Any, found: Any = found, name: str = name) -> None:
-                    plots.draw_differences(axes, found, shown, compared.alpha, reference, name)
-
-                forests.append((f"Difference of each method to {reference} in {name}", forest))
         add(
             f"Differences to {reference}",
             f"Points to the right are better. Bars: {1 - compared.alpha:.0%} paired bootstrap intervals, one by one; "
             f"filled: significant after correction (p < {compared.alpha:g}).",
-            forests,
+            plots.difference_drawings(compared, shown, reference),
             1.5 + 0.42 * len(shown),
         )
 

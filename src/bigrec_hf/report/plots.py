@@ -10,17 +10,14 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bigrec_hf.common.files import write_atomically
-from bigrec_hf.data.run_folder import run_name
+from bigrec_hf.report.differences import Differences
 from bigrec_hf.report.rows import METRICS, Row, cutoffs, row_labels, spread
 from bigrec_hf.score.significance import Comparison
 
-METRICS_PLOT, LEARNING_PLOT = "metrics.png", "learning.png"
 GROUP_FIGURES = {  # of the log of the stage grpo: field -> label
     "reward": "reward",
     "hit_rate": "target in the group",
@@ -112,6 +109,22 @@ def draw_differences(
     axes.set_yticks(range(len(names)), [shown[key].label for key in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set(title=f"{metric}, difference to\n{short(reference)}", xlabel="worse  ←  difference  →  better")
+
+
+def difference_drawings(
+    compared: Differences, shown: Mapping[str, Look], reference: str
+) -> list[tuple[str, Callable[[Any], None]]]:
+    """Title and function that draws, of each tested metric in which shown rows are compared with `reference`."""
+    drawings = []
+    for metric in compared.tested:
+        found = {key: one for (key, name), one in compared.comparisons.items() if name == metric and key in shown}
+        if found:
+            name = metric.upper()
+            draw = partial(
+                draw_differences, found=found, shown=shown, alpha=compared.alpha, reference=reference, metric=name
+            )
+            drawings.append((f"Difference of each method to {reference} in {name}", draw))
+    return drawings
 
 
 def draw_learning(axes: Any, histories: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
@@ -238,46 +251,3 @@ def figure_of(draw: Callable[[Any], None], size: tuple[float, float] = (4.8, 4.1
         longest = max(map(len, names))
         figure.legend(handles, names, loc="outside lower left", ncols=2 if longest < 24 else 1, frameon=False)
     return figure
-
-
-def metrics_figure(rows: Sequence[Row], reference: Row | None = None) -> Any:
-    """A matplotlib figure: one panel per metric, one line per row over log K, at most LINES."""
-    from matplotlib.figure import Figure
-
-    drawn = leading_rows(rows, reference, f"ndcg@{max(cutoffs(rows))}")
-    shown = looks(drawn, row_labels(rows))
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
-        draw_curves(axes, drawn, shown, metric)
-        axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    return figure
-
-
-def plot_learning(
-    run_dir: str | Path, history: Sequence[Mapping[str, float]], rewarded: Sequence[Mapping[str, float]] = ()
-) -> list[str]:
-    """Draw learning.png into the run folder and, of the log `rewarded` of the stage grpo, `reward_drawings`.
-
-    Returns lines with their paths; none without matplotlib.
-    """
-    if not has_matplotlib():
-        return []
-    name = run_name(run_dir)
-    drawings: list[tuple[str, Callable[[Any], None]]] = []
-    if history:
-        drawings.append((LEARNING_PLOT, partial(draw_learning, histories={name: history})))
-    drawings += [(file, draw) for file, _, draw in reward_drawings({name: rewarded})]
-    for file, draw in drawings:
-        save = partial(figure_of(draw).savefig, format="png", dpi=130)
-        write_atomically(Path(run_dir) / file, save)
-    return [f"plot: {Path(run_dir) / file}" for file, _ in drawings]
-
-
-def plot_rows(run_dir: str | Path, rows: Sequence[Row], reference: Row | None = None) -> list[str]:
-    """Draw metrics.png into the run folder. Returns a line with its path, or one that says why there is none."""
-    if not has_matplotlib():
-        return [MISSING]
-    file = Path(run_dir) / METRICS_PLOT
-    write_atomically(file, partial(metrics_figure(rows, reference).savefig, format="png", dpi=130))
-    return [f"plot: {file}"]

@@ -17,7 +17,7 @@ from bigrec_hf.report.breakdown import break_down_rows, breakdown_tables
 from bigrec_hf.report.differences import Differences, compare_rows, differences_tables, legend
 from bigrec_hf.report.notes import candidates_note, intervals_note, stale_note
 from bigrec_hf.report.page import PAGE, REWARDED, learning_history, write_page
-from bigrec_hf.report.plots import plot_learning, plot_rows
+from bigrec_hf.report.plot_files import plot_learning, plot_rows
 from bigrec_hf.report.published import published_table
 from bigrec_hf.report.readme_tables import update_readme
 from bigrec_hf.report.rows import (
@@ -211,17 +211,17 @@ def show_report(report: ReportSettings) -> None:
         print(text)
         if report.report_path:
             write_atomically(report.report_path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    shown, own = rows, compared
+    if report.readme_rows:
+        shown = chosen_rows(rows, report.readme_rows)
+        own = compare_rows(shown, report.compare_to, *tests)
     if report.plots:
         for run_dir in report.runs:
-            for line in plot_rows(run_dir, [row for row in rows if row.run == run_name(run_dir)], compared.reference):
+            for line in plot_rows(run_dir, [row for row in shown if row.run == run_name(run_dir)], own):
                 print(line)
             for line in plot_learning(run_dir, learning_history(run_dir), learning_history(run_dir, REWARDED)):
                 print(line)
     if report.update_readme:
-        shown, own = rows, compared
-        if report.readme_rows:
-            shown = chosen_rows(rows, report.readme_rows)
-            own = compare_rows(shown, report.compare_to, *tests)
         update_readme(report.update_readme, shown, own, report.readme_columns, command_line(report))
         print(f"updated {report.update_readme}")
     if report.report_format == "html":

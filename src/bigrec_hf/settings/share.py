@@ -42,8 +42,8 @@ class ReportSettings:
     )
     plots: bool = setting(
         False,
-        "write metrics.png, the metrics against K, learning.png, the loss against targets seen, and figures of "
-        "reinforcement learning into each run",
+        "write metrics.png, the metrics against K, differences.png, those to the row of compare_to, learning.png, the "
+        "loss against targets seen, and figures of reinforcement learning into each run",
     )
     update_readme: str | None = setting(
         None,
@@ -51,7 +51,7 @@ class ReportSettings:
     )
     readme_columns: list[str] = setting(["hr@1", "hr@10", "hr@50", "ndcg@10", "ndcg@50"], "metrics of that table")
     readme_rows: list[str] = setting(
-        [], "methods of that table, in this order; only these are tested for it (default: all)"
+        [], "methods of that table and of the plots, in this order; only these are tested there (default: all)"
     )
 
 
