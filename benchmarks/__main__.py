@@ -19,20 +19,9 @@ from pathlib import Path
 from benchmarks.common import HEADER, RESULTS, ROOT, markdown_row, plot_cost, read_rows, thread_count
 
 NAMES = (
-    *(
-        "machine",
-        "startup",
-        "prepare",
-        "sft",
-        "dense",
-        "gamma",
-        "generate",
-        "constrained",
-        "encode",
-        "ground",
-        "metric",
-    ),
-)
+    "machine", "startup", "prepare", "sft", "dense", "gamma", "generate", "constrained", "exact", "grpo", "encode",
+    "ground", "metric",
+)  # fmt: skip
 README = Path(__file__).resolve().parent / "README.md"
 START, END = "<!-- results -->", "<!-- /results -->"
 

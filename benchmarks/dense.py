@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,17 @@ from datasets import Dataset
 from transformers import set_seed
 from transformers.utils import logging
 
-from benchmarks.common import BASE_MODEL, ML_100K, Row, arguments, best_dtype, matmul_gflops, set_threads, write_result
+from benchmarks.common import (
+    BASE_MODEL,
+    ML_100K,
+    Row,
+    arguments,
+    best_dtype,
+    matmul_gflops,
+    peak_mib_in_child,
+    set_threads,
+    write_result,
+)
 from benchmarks.lm_data import MAX_LENGTH, TEMPLATE, bench_config, bench_lora
 from benchmarks.sft import StepClock, non_embedding_parameters, training
 from bigrec_hf.data.examples import load_examples
@@ -63,8 +74,8 @@ def dense_data(dataset: str, n: int, short: bool) -> DenseData:
     return replace(data, train=data.train.select(range(min(n, len(data.train)))), validation=None)
 
 
-def dense_steps(data: DenseData, dtype: str, batch: int) -> StepClock:
-    """One pass over the segments."""
+def dense_training(data: DenseData, dtype: str, batch: int) -> Callable[[], StepClock]:
+    """One pass over the segments, ready to run."""
     set_seed(0)
     clock = StepClock()
     more = data.all_epochs(SftSettings(evals_per_epoch=0)).trainer_args
@@ -79,8 +90,24 @@ def dense_steps(data: DenseData, dtype: str, batch: int) -> StepClock:
         peft_config=bench_lora(),
         callbacks=[clock],
     )
-    trainer.train()
-    return clock
+
+    def run() -> StepClock:
+        trainer.train()
+        return clock
+
+    return run
+
+
+def own_training(dataset: str, n: int, short: bool, dtype: str, batch: int) -> Callable[[], StepClock]:
+    """For `peak_mib_in_child`."""
+    logging.set_verbosity_error()
+    return dense_training(dense_data(dataset, n, short), dtype, batch)
+
+
+def stock_training(dataset: str, n: int, dtype: str, batch: int) -> Callable[[], StepClock]:
+    """For `peak_mib_in_child`."""
+    logging.set_verbosity_error()
+    return training("stock", pairs(dataset, n), dtype, batch)
 
 
 def measure(name: str, dataset: str, steps: int, batch: int, repeats: int, dtype: str, n_parameters: int) -> list[Row]:
@@ -91,8 +118,10 @@ def measure(name: str, dataset: str, steps: int, batch: int, repeats: int, dtype
     for _ in range(repeats):
         stock.append(sum(training("stock", plain, dtype, batch)().steps) / len(plain))
         for short, data in sides.items():
-            ours[short].append(sum(dense_steps(data, dtype, batch).steps))
+            ours[short].append(sum(dense_training(data, dtype, batch)().steps))
     gflops = matmul_gflops(dtype)
+    options = {"dataset": dataset, "n": steps * batch, "dtype": dtype, "batch": batch}
+    stock_mib = peak_mib_in_child(stock_training, **options)
     rows = []
     for short, data in sides.items():
         n_targets = sum(len(row) - 1 for row in data.train[ROWS])
@@ -110,6 +139,8 @@ def measure(name: str, dataset: str, steps: int, batch: int, repeats: int, dtype
             fraction=fraction,
             ceiling=f"arithmetic bound at {gflops:.0f} GFLOP/s",
             note=f"{n_tokens / seconds:.0f} tokens/s",
+            peak_mib=peak_mib_in_child(own_training, short=short, **options),
+            baseline_peak_mib=stock_mib,
         )
         row.aim("times stock", row.ratio, least=LEAST_RATIO[name])
         row.aim("fraction of the bound", fraction, least=0.5)

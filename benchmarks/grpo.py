@@ -1,13 +1,13 @@
 """Reinforcement learning: groups of titles from the trie against sampling by `generate`, and what a step costs.
 
-    BENCH_CLOCK=processor python -m benchmarks.grpo --adapter runs/study-movielens_dense/adapter
+    python -m benchmarks.grpo --adapter runs/study-movielens_dense/adapter
 
 MovieLens-100K, histories of up to ten short titles, SmolLM2-135M (with an adapter if one is given). The plain ways to
 get a group are `generate` as TRL's GRPOTrainer calls it without vLLM (every prompt repeated for each completion, plain
 sampling, at most the tokens of the longest title), and as many free beams. Both know no trie, and a model trained with
 the loss trie seldom ends a title by itself, so their sequences run to that length. The plain training pass reads prompt
 and title anew for every title of a group. Rewards of embeddings get random vectors: their values do not matter for the
-time. Not among the benchmarks that run by default: a few minutes on one thread.
+time.
 """
 
 from __future__ import annotations

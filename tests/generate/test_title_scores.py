@@ -62,6 +62,36 @@ def test_a_narrow_walk_is_exact_on_the_likeliest_path_and_still_a_distribution()
         assert np.isclose(wide[row], narrow[row], atol=1e-5).sum() >= 3
 
 
+def beams(model, prompt: list[int], width: int) -> dict[tuple[int, ...], float]:
+    """Titles and log p of a plain beam search: the `width` likeliest prefixes of every length, each token among the
+    continuations of its prefix, one forward pass per prefix."""
+    alive: dict[tuple[int, ...], float] = {(): 0.0}
+    ended = {}
+    while alive:
+        longer = {}
+        for prefix, log_p in alive.items():
+            allowed = sorted({title[len(prefix)] for title in TITLES if tuple(title[: len(prefix)]) == prefix})
+            with torch.inference_mode():
+                logits = model(torch.tensor([[*prompt, *prefix]])).logits[0, -1, allowed].double()
+            for token, step in zip(allowed, logits.log_softmax(0).tolist(), strict=True):
+                (ended if token == END else longer)[(*prefix, token)] = log_p + step
+        alive = dict(sorted(longer.items(), key=lambda one: -one[1])[:width])
+    return ended
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_beams_find_the_same_titles_at_the_top(seed):
+    """Enough beams find the same order of all titles; the likeliest few of a narrow search have the same log p."""
+    model = tiny(seed)
+    exact = scorer_log_probs(model)
+    for prompt, log_p in zip(PROMPTS, exact, strict=True):
+        everything = beams(model, prompt, width=len(TITLES))
+        best = sorted(everything, key=lambda title: -everything[title])
+        assert [TITLES[row] for row in np.argsort(-log_p)] == [list(title) for title in best]
+        for title, found in beams(model, prompt, width=2).items():
+            assert found == pytest.approx(log_p[TITLES.index(list(title))], abs=1e-5)
+
+
 def test_titles_behind_an_unvisited_node_share_its_probability_by_popularity():
     """Width 1 visits one of the open nodes 5 and 11 of the first level; what lies behind the other is shared."""
     model = tiny()

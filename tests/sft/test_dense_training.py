@@ -41,8 +41,10 @@ DENSE = SftSettings(
 )
 
 
-def train(folder: Path, model_dir: str, prepared: str, quantization: str = "none", **changes) -> dict:
-    model = ModelSettings(base_model=model_dir, dtype="float32", quantization=quantization)
+def train(
+    folder: Path, model_dir: str, prepared: str, quantization: str = "none", dtype: str = "float32", **changes
+) -> dict:
+    model = ModelSettings(base_model=model_dir, dtype=dtype, quantization=quantization)
     settings = replace(DENSE, adapter_dir=str(folder / "adapter"), **changes)
     return sft.main(RunSettings(run_dir=str(folder)), DataSettings(dataset=[prepared]), model, LISTS, settings)
 
@@ -143,6 +145,16 @@ def test_no_training_token_comes_from_validation_or_test(tiny_prepared, tmp_path
 def test_a_quantized_base_is_trained_too(quantization, tiny_model_dir, tiny_prepared, tmp_path):
     record = train(tmp_path, tiny_model_dir, tiny_prepared, quantization, epochs=1)
     assert np.isfinite(record["train_loss"])
+
+
+def test_bfloat16_trains_what_float32_does(tiny_model_dir, tiny_prepared, tmp_path):
+    """Within what 16 bits round: the same losses on the way, and an adapter kept in float32."""
+    whole = train(tmp_path / "float32", tiny_model_dir, tiny_prepared)
+    half = train(tmp_path / "bfloat16", tiny_model_dir, tiny_prepared, dtype="bfloat16")
+    losses = [[entry["loss"] for entry in record["history"] if "loss" in entry] for record in (whole, half)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+    assert half["best_eval_loss"] == pytest.approx(whole["best_eval_loss"], rel=0.02)
+    assert {tensor.dtype for tensor in weights(tmp_path / "bfloat16").values()} == {torch.float32}
 
 
 def test_the_full_vocabulary_costs_more_nats_than_the_catalog(tiny_model_dir, tiny_prepared, tmp_path):
