@@ -115,7 +115,7 @@ def difference_drawings(
     compared: Differences, shown: Mapping[str, Look], reference: str
 ) -> list[tuple[str, Callable[[Any], None]]]:
     """Title and function that draws, of each tested metric in which shown rows are compared with `reference`."""
-    drawings = []
+    drawings: list[tuple[str, Callable[[Any], None]]] = []
     for metric in compared.tested:
         found = {key: one for (key, name), one in compared.comparisons.items() if name == metric and key in shown}
         if found:
