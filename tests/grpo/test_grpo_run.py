@@ -64,3 +64,19 @@ def test_rewards_need_exact_decoding(run_dir, capsys):
     flags = ["--decoding", "beam", "--ranking", "distance"]
     assert cli.main(["run", "--config", str(run_dir / "recipe.yaml"), *flags]) == 2
     assert "with_grpo trains the probabilities of all titles" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--grpo_batch_size", "5", "--grpo_micro_batch_size", "2"], "grpo_batch_size 5 is not a multiple of grpo_mic"),
+        (["--grpo_trainer_args", "{max_grad_norms: 1}"], "'max_grad_norms' is not a field of trl.SFTConfig"),
+    ],
+)
+def test_what_the_trainer_of_rewards_would_refuse_is_refused_before_the_first_training(
+    flags, words, run_dir, tmp_path, capsys
+):
+    command = ["run", "--config", str(run_dir / "recipe.yaml"), "--run_dir", str(tmp_path / "new")]
+    assert cli.main([*command, *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -43,7 +43,7 @@ def test_a_file_of_users_in_every_format(dense_run, users_file, tmp_path, capsys
     out = capsys.readouterr().out
     assert "2 history entries (2 titles) are not in the catalog" in out
     assert "'Toy Storry (1995)', 1 times; did you mean 'Toy Story (1995)'" in out
-    assert "1 users have no known title" in out
+    assert "1 user without a known title" in out
     assert tables[0]["user"].to_list() == [f"u{9 - n}" for n in range(10) for _ in range(3)]
     assert tables[0]["rank"].to_list() == [1, 2, 3] * 10
     assert tables[0].filter("fallback")["user"].unique().to_list() == ["u1"]

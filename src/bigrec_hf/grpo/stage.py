@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import GRPOConfig, SFTConfig
 
 from bigrec_hf.common.environment import measured
 from bigrec_hf.common.errors import BigrecError
@@ -33,7 +34,7 @@ from bigrec_hf.models.loading import find_model, launched_with_fsdp, load_tokeni
 from bigrec_hf.settings import DataSettings, GroundSettings, ModelSettings, PromptSettings, RunSettings, SftSettings
 from bigrec_hf.settings.grpo import GrpoSettings
 from bigrec_hf.sft.adapter_folder import Trained, input_settings, train_once
-from bigrec_hf.sft.config import check_launcher, trainer_config
+from bigrec_hf.sft.config import batch_sizes, check_launcher, checked_trainer_args, trainer_config
 from bigrec_hf.sft.trainer import train_adapter
 
 if TYPE_CHECKING:
@@ -238,6 +239,8 @@ def check_settings(data: DataSettings, prompt: PromptSettings, grpo: GrpoSetting
             f"grpo trains an adapter of the objective dense, whose prompt is titles, not {prompt.train_prompt!r}: set "
             "train_prompt titles (section prompt), or grpo_rollout text for one of the objective pairs"
         )
+    checked_trainer_args(grpo.grpo_trainer_args, GRPOConfig if grpo.grpo_rollout == TEXT else SFTConfig)
+    batch_sizes(as_sft(grpo), 1.0, process_state().num_processes, ("grpo_batch_size", "grpo_micro_batch_size"))
     if grpo.grpo_method == EXPECTED and grpo.group_titles != "beams":
         raise BigrecError("grpo_method expected sums over the likeliest titles, none is drawn: set group_titles beams")
     if launched_with_fsdp() or is_deepspeed_zero3_enabled():

@@ -63,13 +63,13 @@ def main(recommend: RecommendSettings, ray: RaySettings = NO_ACTORS) -> None:
     if not len(users.ids):
         raise BigrecError("there is no user to recommend for: the histories are empty")
     n_fallback = int(users.without_known.sum())
-    print(f"recommend: {len(users.ids):,} users by {s.ranker}, items read as {kind}")
+    print(f"recommend: {counted(len(users.ids))} by {s.ranker}, items read as {kind}")
     for line in describe_unknown(users, rankers.catalog, kind):
         print(f"recommend: {line}")
     if n_fallback == len(users.ids):
         print(f"warning: {why_unknown(users, rankers.catalog, kind)}", file=sys.stderr, flush=True)
     if n_fallback:
-        print(f"recommend: {n_fallback:,} users have no known title: they get the most popular items (column fallback)")
+        print(f"recommend: {counted(n_fallback)} without a known title: the most popular items (column fallback)")
         if rankers.train_counts is None:
             rankers.popularity(0, None)  # type: ignore[arg-type]  # raises
     candidates = read_candidates(s, rankers.catalog)
@@ -80,6 +80,11 @@ def main(recommend: RecommendSettings, ray: RaySettings = NO_ACTORS) -> None:
     if s.recommend_engine == "ray" and not ray.num_actors:
         ray = replace(ray, num_actors=1)
     write_file(output, s, ray, rankers, users, candidates, facts | {"items_are": kind})
+
+
+def counted(n: int) -> str:
+    """`1 user`, `2 users`."""
+    return f"{n:,} user{'' if n == 1 else 's'}"
 
 
 def read_candidates(s: RecommendSettings, catalog: Catalog) -> np.ndarray | None:

@@ -46,11 +46,17 @@ def count_rows(train: Dataset, sft: SftSettings, max_length: int) -> int:
     return len(pack_dataset(train.select_columns(["input_ids", "labels"]), max_length, strategy))
 
 
-def batch_sizes(sft: SftSettings, examples_per_row: float, n_processes: int) -> tuple[int, int]:
+def batch_sizes(
+    sft: SftSettings,
+    examples_per_row: float,
+    n_processes: int,
+    names: tuple[str, str] = ("global_batch_size", "micro_batch_size"),
+) -> tuple[int, int]:
     """Return (rows per forward pass and process, passes accumulated per optimizer step).
 
-    Both settings count examples. Packed rows hold several, so the sizes are then approximate. Raises BigrecError if the
-    global batch is not a multiple of the examples in one pass of all processes.
+    Both settings count examples. Packed rows hold several, so the sizes are then approximate. Raises BigrecError, in
+    which the settings have these `names`, if the global batch is not a multiple of the examples in one pass of all
+    processes.
     """
     if examples_per_row > 1:
         rows = max(1, round(sft.micro_batch_size / examples_per_row))
@@ -59,7 +65,7 @@ def batch_sizes(sft: SftSettings, examples_per_row: float, n_processes: int) -> 
     if sft.global_batch_size % per_pass:
         nearest = max(1, round(sft.global_batch_size / per_pass)) * per_pass
         raise BigrecError(
-            f"global_batch_size {sft.global_batch_size} is not a multiple of micro_batch_size {sft.micro_batch_size} x "
+            f"{names[0]} {sft.global_batch_size} is not a multiple of {names[1]} {sft.micro_batch_size} x "
             f"{n_processes} process(es): choose {nearest}"
         )
     return sft.micro_batch_size, sft.global_batch_size // per_pass
