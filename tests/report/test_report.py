@@ -319,6 +319,8 @@ def test_figures_of_reinforcement_learning(run, capsys):
     assert title == "Validation examples, all titles ranked"
     lines = {line.get_label(): line.get_ydata().tolist() for line in figure_of(of_ranks).axes[0].get_lines()}
     assert lines == {"hr@10": [0.2, 0.2], "ndcg@10": [0.05, 0.1]}
+    drawn = figure_of(of_ranks).axes[0]
+    assert drawn.get_xlabel() == "examples seen" and drawn.get_lines()[0].get_xdata() == pytest.approx([5, 10])
     labels = [line.get_label() for line in figure_of(of_groups).axes[0].get_lines()]
     assert labels == ["reward", "target in the group", "groups without advantage"]
     assert cli.main(["report", str(run), "--format", "html"]) == 0

@@ -168,14 +168,17 @@ def reward_drawings(
 def draw_log(
     axes: Any, histories: Mapping[str, Sequence[Mapping[str, float]]], fields: Mapping[str, str], title: str
 ) -> None:
-    """Fields (name -> label) of the logs of at most LINES trainings by `epoch`, averaged over stretches of entries."""
+    """Fields (name -> label) of the logs of at most LINES trainings, averaged over stretches of entries; by examples
+    seen where every entry says it (`targets`: one per example), else by `epoch`."""
+    known = all("targets" in entry for history in histories.values() for entry in history)
+    x = "targets" if known else "epoch"
     for number, (run, history) in enumerate(list(histories.items())[:LINES]):
         prefix = f"{short(run)}: " if len(histories) > 1 else ""
         for place, (field, label) in enumerate(fields.items()):
             color = COLORS[number if len(histories) > 1 else place % LINES]
-            points = smoothed([(entry["epoch"], entry[field]) for entry in history if field in entry])
+            points = smoothed([(entry[x], entry[field]) for entry in history if field in entry])
             axes.plot(*points, color=color, linestyle=DASHES[place % LINES], label=f"{prefix}{label}")
-    axes.set(title=title, xlabel="epochs")
+    axes.set(title=title, xlabel="examples seen" if known else "epochs")
 
 
 def smoothed(points: Sequence[tuple[float, float]], n: int = 60) -> tuple[list[float], list[float]]:
