@@ -112,7 +112,7 @@ BILLION = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (BILLION, r"the alias \*a0 is not supported"),
         ("base: &base {epochs: 1}\nsft: *base", "write its value out, or use `extends`"),
         ("sft: " + "[" * 3000, "is nested too deep: it has sections"),
-        ("sft: " + "{a: " * 3000, "is not valid YAML"),
+        ("sft: " + "{a: " * 3000, "is nested too deep"),
         ("sft: {sample: 2026-99-99}", "is not valid YAML"),
         (f"sft: {{sample: {'9' * 5000}}}", "is not valid YAML|expected int"),
         ("sft: {sample: \x00}", "is not valid YAML"),

@@ -135,8 +135,8 @@ def read_recipe(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, dic
         content = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader) or {}
     except RecursionError as error:
         raise BigrecError(
-            f"recipe {str(path)!r} is nested too deep: it has sections, and settings inside them; look for brackets that "
-            "are not closed"
+            f"recipe {str(path)!r} is nested too deep: it has sections, and settings inside them; look for brackets "
+            "that are not closed"
         ) from error
     except YAML_ERRORS as error:
         raise BigrecError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
