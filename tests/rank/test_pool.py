@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from bigrec_hf.common.errors import BigrecError
-from bigrec_hf.rank.pool.fit import _likelihood, cross_fitted_nats, fit_weights, nats_per_example, pooled
-from bigrec_hf.rank.pool.stage import Sample, gated, method_names, pool_scores
+from bigrec_hf.rank.pool.fit import _likelihood, cross_fitted_nats, fit_weights, nats_per_example, pool_scores, pooled
+from bigrec_hf.rank.pool.stage import Sample, method_names
+from bigrec_hf.rank.pool.tune import ranking_weights
 
 
 def some_scores(seed: int, n: int = 40, n_items: int = 7, m: int = 2) -> tuple[list[np.ndarray], np.ndarray]:
@@ -116,42 +117,70 @@ def two_kinds(n_first: int, n_middle: int, loss: float, gain: float) -> Sample:
     return Sample({"finetuned": own, "ease": ease}, np.zeros(n, np.int64), np.arange(n), None)
 
 
+def tuned(sample: Sample, weights: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    return ranking_weights(sample.models, sample.targets, sample.hidden, weights, "finetuned")
+
+
+def likeliest(sample: Sample) -> dict[str, float]:
+    return dict(zip(sample.models, fit_weights(*sample.arguments).tolist(), strict=True))
+
+
+def ndcg(sample: Sample, weights: dict[str, float]) -> float:
+    """NDCG@10 of item 0 by plain sums; of equal scores the lower row is first."""
+    total = sum(weight * sample.models[name].astype(np.float64) for name, weight in weights.items())
+    rank = 1 + (total > total[:, :1]).sum(axis=1)
+    return float(np.where(rank <= 10, 1 / np.log2(rank + 1), 0).mean())
+
+
 def test_a_language_model_that_lowers_the_top_of_the_list_gets_less_weight():
     sample = two_kinds(n_first=2, n_middle=20, loss=4, gain=3)
-    weights = dict(zip(sample.models, fit_weights(*sample.arguments).tolist(), strict=True))
+    weights = likeliest(sample)
     assert weights["finetuned"] > 0.4  # likelier, but no target is among the first ten
-    kept, gate = gated(weights, sample, "finetuned")
-    assert list(gate["ndcg@10"]) == ["1", "0.75", "0.5", "0.25", "0"]
-    assert gate["ndcg@10"]["1"] == gate["ndcg@10"]["0.75"] == 0
-    assert gate["share"] == 0.5 and gate["ndcg@10"]["0.5"] == gate["ndcg@10"]["0"] == pytest.approx(2 / 22)
-    assert kept["finetuned"] == weights["finetuned"] / 2 and kept["ease"] > 0 and list(kept) == list(weights)
+    kept, found = tuned(sample, weights)
+    assert found == {"likeliest": 0, "without": pytest.approx(2 / 22), "chosen": pytest.approx(2 / 22)}
+    assert kept["finetuned"] < weights["finetuned"] and kept["ease"] > 0 and list(kept) == list(weights)
 
 
-def test_a_share_between_is_taken_where_it_is_best():
-    """The language model has the target first where EASE has it second, and of equal scores the other way round."""
-    ease, own = np.zeros((4, 30), np.float32), np.zeros((4, 30), np.float32)
-    ease[:, 1], ease[:, 0], own[:, 0] = 1, 0.8, 1
-    ease[3, 0], own[3, 0], own[3, 2] = 1.2, 0, 2
-    sample = Sample({"finetuned": own, "ease": ease}, np.zeros(4, np.int64), np.arange(4), None)
-    kept, gate = gated({"finetuned": 4.0, "ease": 1.0}, sample, "finetuned")
-    alone = fit_weights([ease], sample.targets)[0]
-    assert gate["ndcg@10"][f"{gate['share']:g}"] == max(gate["ndcg@10"].values())
-    share = gate["share"]
-    assert kept == pytest.approx({"finetuned": 4 * share, "ease": share + (1 - share) * alone})
-
-
-def test_a_language_model_that_keeps_the_top_of_the_list_takes_part():
+def test_a_language_model_that_keeps_the_top_of_the_list_keeps_its_weight():
     sample = two_kinds(n_first=2, n_middle=8, loss=1, gain=3)
-    weights = dict(zip(sample.models, fit_weights(*sample.arguments).tolist(), strict=True))
-    kept, gate = gated(weights, sample, "finetuned")
-    assert kept == weights and gate["share"] == 1 and gate["ndcg@10"]["0"] == pytest.approx(0.2)
+    weights = likeliest(sample)
+    kept, found = tuned(sample, weights)
+    assert kept == weights and found == pytest.approx({"likeliest": 0.2, "without": 0.2, "chosen": 0.2})
 
 
-def test_others_that_say_nothing_change_nothing():
-    sample = two_kinds(n_first=2, n_middle=20, loss=4, gain=3)
-    sample.models["ease"][:] = 0
-    weights = {"finetuned": 1.0, "ease": 0.0}
-    assert gated(weights, sample, "finetuned") == (weights, {})
+def test_scores_whose_likeliest_scale_is_too_small_for_the_top_get_a_larger_weight():
+    """EASE has two of three targets just first, the language model has others clearly first there, and EASE errs wildly
+    on the third, which keeps its likeliest weight low."""
+    ease, own = np.zeros((3, 30), np.float32), np.zeros((3, 30), np.float32)
+    ease[:2, 0], own[:2, 1:12] = 1, 1
+    ease[2, 1:] = 4
+    sample = Sample({"finetuned": own, "ease": ease}, np.zeros(3, np.int64), np.arange(3), None)
+    weights = {"finetuned": 1.0, "ease": 0.5}
+    kept, found = tuned(sample, weights)
+    assert found["chosen"] == pytest.approx(2 / 3) and found["likeliest"] == 0
+    assert kept["ease"] / max(kept["finetuned"], 1e-9) > 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 3))
+def test_the_chosen_weights_are_no_worse_than_the_likeliest_or_those_without_the_language_model(seed, m):
+    rng = np.random.default_rng(seed)
+    names = ["finetuned", "ease", "sasrec"][:m]
+    models = {name: rng.normal(size=(8, 30)).astype(np.float32) for name in names}
+    for values in models.values():
+        values[:, 0] += rng.normal()
+    sample = Sample(models, np.zeros(8, np.int64), np.arange(8), None)
+    weights = likeliest(sample)
+    kept, found = tuned(sample, weights)
+    assert found["chosen"] >= max(found["likeliest"], found["without"])
+    if any(kept.values()):
+        assert found["chosen"] == pytest.approx(ndcg(sample, kept), abs=1e-6)
+
+
+def test_a_pool_without_the_language_model_is_tuned_too():
+    sample = two_kinds(n_first=2, n_middle=8, loss=1, gain=3).without("finetuned")
+    kept, found = tuned(sample, {"ease": 2.0})
+    assert kept == {"ease": 2.0} and found == pytest.approx({"likeliest": 0.2, "chosen": 0.2})
 
 
 def test_folders():

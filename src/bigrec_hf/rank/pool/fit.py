@@ -8,7 +8,7 @@ top. Weights are not negative: a model that does not help gets 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, minimize
@@ -28,6 +28,19 @@ def pooled(scores: Sequence[np.ndarray], weights: np.ndarray, start: int, stop: 
     for values, weight in zip(scores, weights, strict=True):
         total += weight * (values if values.ndim == 1 else values[start:stop])
     return total
+
+
+def pool_scores(scores: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """The weighted sums of all examples' scores.  # (n, n_items) float32; the first of `scores` is (n, n_items)"""
+    total = np.empty(scores[0].shape, np.float32)
+    for start in range(0, len(total), CHUNK):
+        total[start : start + CHUNK] = pooled(scores, weights, start, min(start + CHUNK, len(total)))
+    return total
+
+
+def rows_of(scores: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    """Return a function that gives a range of the rows."""
+    return lambda start, stop: scores[start:stop]
 
 
 def nats_per_example(

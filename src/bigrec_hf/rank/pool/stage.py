@@ -4,13 +4,11 @@ Reads `scores.safetensors` of `<run_dir>/<method>/` (`generate --decoding exact`
 same of `<run_dir>/validation/`; weights are fitted to the validation examples (`fit.py`). Writes the method
 `<method>_pool_<models>`: rankings, scores.safetensors, choice.json, and what `score` writes. With several models also
 `<models>_pool`, the same without the language model: only the difference is what the language model adds. (One model
-pooled with nothing ranks as it does alone.) Between the likeliest weights and those without the language model, the
-ranking has the ones with the best NDCG@10 on validation examples.
+pooled with nothing ranks as it does alone.) Both rank by weights tuned to NDCG@10 on validation examples (`tune.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +24,10 @@ from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, Examples, read
 from bigrec_hf.data.item_scores import SCORES_FILE, find_scores, read_scores, write_scores
 from bigrec_hf.data.rankings import write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
-from bigrec_hf.ground.from_scores import baseline_rankings, rank_scores
-from bigrec_hf.metrics.ndcg_hr.scores import ndcg_per_example
+from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.rank.model_selection import check_cutoffs, check_disjoint, check_same_adapter, check_validation
-from bigrec_hf.rank.pool.fit import CHUNK, cross_fitted_nats, fit_weights, nats_per_example, pooled
+from bigrec_hf.rank.pool.fit import cross_fitted_nats, fit_weights, nats_per_example, pool_scores, rows_of
+from bigrec_hf.rank.pool.tune import K, ranking_weights
 from bigrec_hf.score.stage import results_table, score_folder
 from bigrec_hf.score.users import bootstrap_users, user_codes, user_ids
 
@@ -44,8 +42,7 @@ if TYPE_CHECKING:
     )
 
 CHOICE_FILE = "choice.json"
-GATE_K = 10  # NDCG@10 on validation decides how much of its likeliest weight the language model gets
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+METRIC = f"validation_ndcg@{K}"
 POPULARITY = "popularity"  # among the models: the log of 1 + train count
 
 
@@ -115,29 +112,6 @@ def sample(models: dict[str, np.ndarray], answers: Answers, options: RankOptions
     return Sample(models, np.asarray(answers.targets), users, options.excluded(answers))
 
 
-def gated(weights: dict[str, float], validation: Sample, method: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the weights between `weights` and those without `method` whose NDCG@10 on validation examples is best, of
-    equals the nearest to `weights`; and the figures.
-
-    Weights of maximum likelihood need not keep the top of the list, where few of the targets are. Without `method` is
-    among the choices, so that on validation it never lowers the NDCG.
-    """
-    rest = validation.without(method)
-    without = {method: 0.0, **dict(zip(rest.models, fit_weights(*rest.arguments).tolist(), strict=True))}
-    if not any(without.values()):
-        return weights, {}
-    targets = [[row] for row in validation.targets.tolist()]
-    found: dict[float, tuple[float, dict[str, float]]] = {}
-    for share in SHARES:
-        mixed = {name: share * weights[name] + (1 - share) * without[name] for name in weights}
-        total = pool_scores(list(validation.models.values()), np.array(list(mixed.values())))
-        rank = rank_scores(rows_of(total), targets, total.shape[1], top_k=0, exclude=validation.hidden).rank
-        found[share] = float(ndcg_per_example(rank, GATE_K).mean()), mixed
-    best = max(SHARES, key=lambda share: found[share][0])
-    figures = {f"{share:g}": value for share, (value, _) in found.items()}
-    return found[best][1], {"share": best, f"ndcg@{GATE_K}": figures}
-
-
 def fit(validation: Sample, test: Sample, *, confidence: float, seed: int) -> dict[str, Any]:
     """Fit the weights to validation examples; say what each model adds there and on test examples, in nats per target.
 
@@ -198,9 +172,10 @@ def main(
     for name, left_out in zip(method_names(run.method, models), (None, run.method), strict=False):
         used = {split: own.without(left_out) for split, own in samples.items()}
         choice = fit(used["validation"], used["test"], confidence=score.confidence, seed=run.seed)
-        if left_out is None:
-            choice["likeliest"] = choice["weights"]
-            choice["weights"], choice["gate"] = gated(choice["weights"], used["validation"], run.method)
+        choice["likeliest"] = choice["weights"]
+        choice["weights"], choice[METRIC] = ranking_weights(
+            used["validation"].models, *used["validation"].arguments[1:], choice["likeliest"], run.method
+        )
         print(summary(name, choice))
         weights = np.array(list(choice["weights"].values()))
         total = pool_scores(list(used["test"].models.values()), weights)
@@ -215,34 +190,19 @@ def main(
     print(results_table(results, sorted(set(score.ks))))
 
 
-def rows_of(scores: np.ndarray) -> Callable[[int, int], np.ndarray]:
-    """Return a function that gives a range of the rows."""
-    return lambda start, stop: scores[start:stop]
-
-
-def pool_scores(scores: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """The weighted sums of all examples' scores.  # (n, n_items) float32; the first of `scores` is (n, n_items)"""
-    total = np.empty(scores[0].shape, np.float32)
-    for start in range(0, len(total), CHUNK):
-        total[start : start + CHUNK] = pooled(scores, weights, start, min(start + CHUNK, len(total)))
-    return total
-
-
 def summary(name: str, choice: dict[str, Any]) -> str:
-    """Some lines about a fitted pool: its weights, and the nats per target that each model adds to the others."""
+    """Some lines about a fitted pool: its likeliest weights, the nats per target that each model adds to the others,
+    and the weights that it ranks by."""
     splits = [(split, choice[split]) for split in ("validation", "test")]
     of = ", ".join(f"{own['nats']:.3f} on {own['examples']:,} {split} examples" for split, own in splits)
     lines = [f"pool ({name}): nats per target {of}"]
-    for model, weight in choice["weights"].items():
+    for model, weight in choice["likeliest"].items():
         added = [
             f"{own['added_by'][model][0]:+.3f} [{own['added_by'][model][1]:+.3f}, {own['added_by'][model][2]:+.3f}]"
             for _, own in splits
             if model in own["added_by"]
         ]
         lines.append(f"  {model}: weight {weight:.3g}" + (f", adds {' and '.join(added)}" if added else ""))
-    if choice.get("gate"):
-        figures = ", ".join(f"{share} {value:.4f}" for share, value in choice["gate"][f"ndcg@{GATE_K}"].items())
-        lines.append(
-            f"  share of the likeliest weights: {choice['gate']['share']:g} (validation NDCG@{GATE_K}: {figures})"
-        )
-    return "\n".join(lines)
+    ranking = ", ".join(f"{model} {weight:.3g}" for model, weight in choice["weights"].items())
+    figures = ", ".join(f"{which} {value:.4f}" for which, value in choice[METRIC].items())
+    return "\n".join([*lines, f"  weights of the ranking: {ranking} (validation NDCG@{K}: {figures})"])
