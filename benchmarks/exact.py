@@ -135,6 +135,7 @@ def measure(name: str, dataset: str, n_prompts: int, n_titles: int, repeats: int
     work, dtype = load_work(dataset, n_prompts), best_dtype()
     n_items = len(work.titles)
     sample = np.linspace(0, n_items - 1, n_titles).astype(int)
+    work.plainly(sample[:ROWS])  # warm
     plain_s = seconds(work.plainly, sample)[0] * n_items / len(sample)  # of one prompt
     taken, _ = alternate({str(w): lambda w=w: work.walk(w) for w in WIDTHS[name]}, repeats)
     gflops, rows = matmul_gflops(dtype), []
@@ -144,7 +145,7 @@ def measure(name: str, dataset: str, n_prompts: int, n_titles: int, repeats: int
         own_s = taken[str(width)] / n_prompts
         flop = 2 * non_embedding_parameters() * sum(calls) / n_prompts
         row = Row(
-            "exact",
+            f"exact, {name}",
             f"{n_items:,} titles, {f'width {width}' if width else 'all'}, {np.mean(list(map(len, work.prompts))):.0f} "
             f"tokens a prompt, {dtype}",
             width or n_items,

@@ -201,7 +201,14 @@ def main() -> None:
                 [len(set(a) & set(b)) / SIZE for a, b in zip(found[str(width)].rows, exact.rows, strict=True)]
             )
             note = f"width {width or 'all'}: {same:.0%} of the exact group; of {name} {distinct} are different titles"
-            row = Row(f"grpo against {name}", size, width, taken[str(width)], taken_free, note=note)
+            row = Row(
+                f"grpo against {name}",
+                size,
+                width or len(step.data.catalog.ids),
+                taken[str(width)],
+                taken_free,
+                note=note,
+            )
             row.count, row.counted = chosen.prompts * SIZE, "titles"
             if name == "free beams" and width == SIZE:
                 row.aim("time over free beams", row.ours_s / taken_free, most=1.15)

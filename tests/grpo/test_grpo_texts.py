@@ -164,6 +164,7 @@ def test_the_adapter_learns_and_the_parts_of_the_reward_are_logged(start, tiny_m
     parts = [2 * np.array(curve(record, "reward_hit")) + np.array(curve(record, "reward_ndcg"))]
     np.testing.assert_allclose(parts[0], curve(record, "reward"), atol=1e-5)
     assert record["optimizer_steps"] == 3 and record["n_train"] == 4 and record["epochs_done"] == 1.5
+    assert record["n_train_targets"] == 6  # examples read, the x axis of its plots
 
 
 def test_all_epochs_are_rows_in_an_order_of_the_seed():

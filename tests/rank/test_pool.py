@@ -85,7 +85,9 @@ def test_likelihoods_equal_scipy(seed):
     weights = np.array([0.7, 1.3])
     expected = -log_softmax(0.7 * scores[0] + 1.3 * scores[1], axis=1)[np.arange(40), targets]
     np.testing.assert_allclose(nats_per_example(scores, weights, targets), expected)
-    np.testing.assert_allclose(pool_scores(scores, weights), 0.7 * scores[0] + 1.3 * scores[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        pool_scores(scores, weights, 40), 0.7 * scores[0] + 1.3 * scores[1], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_an_example_is_judged_by_other_users_weights():
@@ -118,7 +120,8 @@ def two_kinds(n_first: int, n_middle: int, loss: float, gain: float) -> Sample:
 
 
 def tuned(sample: Sample, weights: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    return ranking_weights(sample.models, sample.targets, sample.hidden, weights, "finetuned")
+    hits = [[row] for row in sample.targets.tolist()]
+    return ranking_weights(sample.models, sample.targets, sample.hidden, weights, "finetuned", hits)
 
 
 def likeliest(sample: Sample) -> dict[str, float]:
@@ -175,6 +178,26 @@ def test_the_chosen_weights_are_no_worse_than_the_likeliest_or_those_without_the
     assert found["chosen"] >= max(found["likeliest"], found["without"])
     if any(kept.values()):
         assert found["chosen"] == pytest.approx(ndcg(sample, kept), abs=1e-6)
+
+
+def test_scores_that_are_the_same_for_every_example_are_tuned_too():
+    """Popularity alone ranks the target first; the language model ranks it last."""
+    own, popularity = np.ones((3, 30), np.float32), np.zeros(30, np.float32)
+    own[:, 0], popularity[0] = 0, 0.1
+    sample = Sample({"finetuned": own, "popularity": popularity}, np.zeros(3, np.int64), np.arange(3), None)
+    kept, found = tuned(sample, {"finetuned": 1.0, "popularity": 1.0})
+    assert found == pytest.approx({"likeliest": 0, "without": 1, "chosen": 1}) and kept["popularity"] > 0
+
+
+def test_hidden_items_are_not_ranked_and_titles_that_occur_twice_count_once():
+    """Rows 1 and 2 would be before the target; 1 is hidden, 2 has the target's title."""
+    scores = {"ease": np.array([[1, 3, 2, 0]], np.float32)}
+    targets, hidden = np.array([0]), [[1]]
+    found = [
+        ranking_weights(scores, targets, hide, {"ease": 1.0}, "finetuned", hits)[1]["chosen"]
+        for hide, hits in ((None, [[0]]), (hidden, [[0]]), (hidden, [[0, 2]]))
+    ]
+    assert found == pytest.approx([1 / np.log2(4), 1 / np.log2(3), 1])
 
 
 def test_a_pool_without_the_language_model_is_tuned_too():

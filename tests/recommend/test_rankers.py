@@ -172,6 +172,9 @@ def test_weights_of_priors():
     assert with_weight(pool, 4.0) == {"weights": {"finetuned": 0.5, "ease": 3.0, "popularity": 1.0}}
     useless = {"weights": {"finetuned": 0.5, "ease": 0.0, "popularity": 0.0}}
     assert with_weight(useless, 4.0)["weights"] == {"finetuned": 0.5, "ease": 2.0, "popularity": 2.0}
+    without = {"weights": {"finetuned": 0.0, "ease": 1.5}}  # the language model alone, where the pool gave it no weight
+    assert with_weight(without, 0.0)["weights"] == {"finetuned": 1.0, "ease": 0.0}
+    assert with_weight(without, 1.5)["weights"] == without["weights"]
     mix = {"weighted_by": "both", "validation_scores": {"model": "sasrec"}, "formula": "mix"}
     mix["parameters"] = {"ndcg@10": 0.3, "hr@1": 0.1}
     assert prior_of(mix) == ("sasrec + popularity", 0.3, 1.0, 1.0)

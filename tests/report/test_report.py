@@ -17,7 +17,7 @@ from bigrec_hf.report.page import learning_history
 from bigrec_hf.report.plot_files import differences_figure, metrics_figure, plot_rows
 from bigrec_hf.report.plots import draw_learning, figure_of, reward_drawings
 from bigrec_hf.report.readme_tables import replace_block
-from bigrec_hf.report.rows import Row, format_score, load_rows, spread
+from bigrec_hf.report.rows import Row, format_score, load_rows, row_labels, spread
 from bigrec_hf.report.stage import build_report
 from tests.helpers.run_folders import make_run
 
@@ -274,19 +274,37 @@ def test_plots(run, capsys):
 
 def test_the_plot_of_differences_has_the_intervals_of_the_table(run, capsys):
     pytest.importorskip("matplotlib")
-    command = ["report", str(run), "--plots", "--compare_to", "popularity"]
-    assert cli.main([*command, "--readme_rows", "popularity", "our_method"]) == 0
+    command = ["report", str(run), "--plots"]
+    assert cli.main([*command, "--compare_to", "popularity"]) == 0
     assert f"plot: {run / 'differences.png'}" in capsys.readouterr().out
     assert (run / "differences.png").read_bytes().startswith(b"\x89PNG")
     rows = load_rows([run])
     compared = compare_rows(rows, "popularity")
+    labels = row_labels(rows)
     panels = differences_figure(rows, compared).axes
     assert len(panels) == len(compared.tested)
     for axes, metric in zip(panels, compared.tested, strict=True):
-        drawn = {container.lines[0].get_xdata()[0] for container in axes.containers}
-        expected = [one.difference for (_, name), one in compared.comparisons.items() if name == metric]
-        assert sorted(drawn) == pytest.approx(sorted(set(expected)))
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        drawn = {}
+        for container in axes.containers:
+            (x,), (y,) = container.lines[0].get_data()
+            (segment,) = container.lines[2][0].get_segments()
+            drawn[names[round(y)]] = (segment[0][0], x, segment[1][0])
+        found = {labels[key]: one for (key, name), one in compared.comparisons.items() if name == metric}
+        assert drawn == {name: pytest.approx((one.low, one.difference, one.high)) for name, one in found.items()}
     assert differences_figure(rows, Differences(0.05)) is None
+    assert cli.main([*command, "--compare_to", "none"]) == 0
+    assert not (run / "differences.png").exists()  # not that of another reference
+
+
+def test_readme_rows_choose_the_rows_of_the_plots_alone(run, capsys):
+    pytest.importorskip("matplotlib")
+    chosen = ["--readme_rows", "our_method", "--compare_to", "popularity"]
+    assert cli.main(["report", str(run), *chosen]) == 0  # no plots, no README: they do not matter
+    assert "| popularity |" in capsys.readouterr().out
+    assert cli.main(["report", str(run), *chosen, "--plots"]) == 2
+    (line,) = plot_rows(run, [], Differences(0.05))
+    assert line == f"no plots in {run}: it has none of the rows of readme_rows"
 
 
 def test_the_learning_curve_counts_targets(run, capsys):

@@ -154,6 +154,7 @@ def test_bfloat16_trains_what_float32_does(tiny_model_dir, tiny_prepared, tmp_pa
     losses = [[entry["loss"] for entry in record["history"] if "loss" in entry] for record in (whole, half)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
     assert half["best_eval_loss"] == pytest.approx(whole["best_eval_loss"], rel=0.02)
+    assert (whole["dtype"], half["dtype"]) == ("float32", "bfloat16") and losses[0] != losses[1]
     assert {tensor.dtype for tensor in weights(tmp_path / "bfloat16").values()} == {torch.float32}
 
 

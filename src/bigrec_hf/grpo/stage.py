@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOConfig, SFTConfig
+from trl import SFTConfig
 
 from bigrec_hf.common.environment import measured
 from bigrec_hf.common.errors import BigrecError
@@ -25,7 +25,7 @@ from bigrec_hf.grpo.data import GrpoData, load_grpo
 from bigrec_hf.grpo.grounded import Grounding, grounded_ndcg
 from bigrec_hf.grpo.percentile import item_scores, model_mark
 from bigrec_hf.grpo.rewards import PERCENTILE, WeightedRewards, load_rewards, needs_vectors
-from bigrec_hf.grpo.text import load_texts, train_texts
+from bigrec_hf.grpo.text import given_args, load_texts, train_texts
 from bigrec_hf.grpo.trainer import EXPECTED, SDPO, GrpoTrainer, Objective
 from bigrec_hf.metrics.ndcg_hr.encoders import resolve_dtype
 from bigrec_hf.models.encoder import Encode, encoder_fingerprint, encoder_name
@@ -105,7 +105,13 @@ def learn_texts(
     trainer, result = train_texts(
         examples, reward, tokenizer, model, prompt, grpo, seed=seed, checkpoints=str(checkpoints)
     )
-    facts = {"n_train": len(examples.rows), **prompt_facts(prompt.train_prompt, tokenizer), **result}
+    n_read = round(len(examples.rows) * grpo.grpo_epochs)  # in all epochs, which the log counts as one
+    facts = {
+        "n_train": len(examples.rows),
+        "n_train_targets": n_read,
+        **prompt_facts(prompt.train_prompt, tokenizer),
+        **result,
+    }
     return Trained(trainer, tokenizer, facts)
 
 
@@ -239,7 +245,10 @@ def check_settings(data: DataSettings, prompt: PromptSettings, grpo: GrpoSetting
             f"grpo trains an adapter of the objective dense, whose prompt is titles, not {prompt.train_prompt!r}: set "
             "train_prompt titles (section prompt), or grpo_rollout text for one of the objective pairs"
         )
-    checked_trainer_args(grpo.grpo_trainer_args, GRPOConfig if grpo.grpo_rollout == TEXT else SFTConfig)
+    if grpo.grpo_rollout == TEXT:
+        given_args(grpo)
+    else:
+        checked_trainer_args(grpo.grpo_trainer_args, SFTConfig, "grpo_trainer_args")
     batch_sizes(as_sft(grpo), 1.0, process_state().num_processes, ("grpo_batch_size", "grpo_micro_batch_size"))
     if grpo.grpo_method == EXPECTED and grpo.group_titles != "beams":
         raise BigrecError("grpo_method expected sums over the likeliest titles, none is drawn: set group_titles beams")

@@ -228,6 +228,15 @@ def in_order(rows: Dataset, grpo: GrpoSettings, *, seed: int) -> Dataset:
     return rows.select(order)
 
 
+def given_args(grpo: GrpoSettings) -> dict[str, Any]:
+    """Return `grpo_trainer_args` with numbers as numbers. Raises BigrecError for a field that GRPOConfig does not have,
+    and for one that other settings determine."""
+    given = checked_trainer_args(grpo.grpo_trainer_args, GRPOConfig, "grpo_trainer_args")
+    for name in OWN.intersection(given):
+        raise BigrecError(f"grpo_trainer_args {name}: it follows from the settings of the section grpo: remove it")
+    return given
+
+
 def grpo_config(
     checkpoints: str,
     grpo: GrpoSettings,
@@ -246,9 +255,7 @@ def grpo_config(
     state = process_state()
     sizes = SftSettings(global_batch_size=grpo.grpo_batch_size, micro_batch_size=grpo.grpo_micro_batch_size)
     rows, accumulation = batch_sizes(sizes, 1.0, state.num_processes)
-    given = checked_trainer_args(grpo.grpo_trainer_args, GRPOConfig)
-    for name in OWN.intersection(given):
-        raise BigrecError(f"grpo_trainer_args {name}: it follows from the settings of the section grpo: remove it")
+    given = given_args(grpo)
     if given.get("use_vllm") and quantized:
         raise BigrecError("use_vllm merges the adapter into the weights, which rounds quantized ones: use 16 bits")
     options: dict[str, Any] = {

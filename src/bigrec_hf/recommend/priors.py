@@ -62,5 +62,6 @@ def with_weight(choice: dict[str, Any], weight: float) -> dict[str, Any]:
         return choice | {"parameters": {PRIMARY: weight}}
     others = {name: w for name, w in choice["weights"].items() if name != METHOD}
     shares = {name: w / prior.chosen if prior.chosen else 1 / len(others) for name, w in others.items()}
-    scaled = {name: weight * shares[name] if name in shares else w for name, w in choice["weights"].items()}
+    own = choice["weights"][METHOD] or (1.0 if weight == 0 else 0.0)  # all alone it needs a weight, whatever the pool's
+    scaled = {name: weight * shares[name] if name in shares else own for name in choice["weights"]}
     return choice | {"weights": scaled}

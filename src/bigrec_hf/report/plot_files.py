@@ -71,8 +71,8 @@ def differences_figure(rows: Sequence[Row], compared: Differences) -> Any:
     drawings = difference_drawings(compared, looks(drawn, labels), labels[compared.reference.key])
     if not drawings:
         return None
-    figure = Figure(figsize=(5.2 * len(drawings), 1.5 + 0.42 * len(drawn)), layout="constrained")
-    panels = figure.subplots(1, len(drawings), sharey=True, squeeze=False)[0]
+    figure = Figure(figsize=(6.2 * len(drawings), 1.5 + 0.42 * len(drawn)), layout="constrained")
+    panels = figure.subplots(1, len(drawings), squeeze=False)[0]
     for axes, (_, draw) in zip(panels, drawings, strict=True):
         draw(axes)
         axes.grid(alpha=0.3)
@@ -86,14 +86,18 @@ def plot_rows(run_dir: str | Path, rows: Sequence[Row], compared: Differences) -
     """
     if not has_matplotlib():
         return [MISSING]
+    if not rows:
+        return [f"no plots in {run_dir}: it has none of the rows of readme_rows"]
     figures = {
         METRICS_PLOT: metrics_figure(rows, compared.reference),
         DIFFERENCES_PLOT: differences_figure(rows, compared),
     }
     written = []
     for name, figure in figures.items():
-        if figure is not None:
-            file = Path(run_dir) / name
+        file = Path(run_dir) / name
+        if figure is None:
+            file.unlink(missing_ok=True)  # of other rows
+        else:
             write_atomically(file, partial(figure.savefig, format="png", dpi=130))
             written.append(f"plot: {file}")
     return written

@@ -212,7 +212,7 @@ def show_report(report: ReportSettings) -> None:
         if report.report_path:
             write_atomically(report.report_path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
     shown, own = rows, compared
-    if report.readme_rows:
+    if report.readme_rows and (report.plots or report.update_readme):
         shown = chosen_rows(rows, report.readme_rows)
         own = compare_rows(shown, report.compare_to, *tests)
     if report.plots:

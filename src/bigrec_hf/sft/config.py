@@ -71,26 +71,28 @@ def batch_sizes(
     return sft.micro_batch_size, sft.global_batch_size // per_pass
 
 
-def checked_trainer_args(given: dict[str, Any], config: type[TrainingArguments] = SFTConfig) -> dict[str, Any]:
-    """Return `trainer_args` with text converted to numbers (YAML reads 1e-4 as text); dataclasses check nothing.
+def checked_trainer_args(
+    given: dict[str, Any], config: type[TrainingArguments] = SFTConfig, setting: str = "trainer_args"
+) -> dict[str, Any]:
+    """Return what `setting` gives, text converted to numbers (YAML reads 1e-4 as text); dataclasses check nothing.
 
     Raises BigrecError for a field that `config` does not have, and for a value of the wrong type.
     """
     types, checked = get_type_hints(config), {}
     for name, value in given.items():
         if name not in types:
-            raise BigrecError(f"trainer_args {name!r} is not a field of trl.{config.__name__}: see its documentation")
+            raise BigrecError(f"{setting} {name!r} is not a field of trl.{config.__name__}: see its documentation")
         expected = set(get_args(types[name]) or (types[name],)) - {NoneType}
         if expected == {bool} and not isinstance(value, bool | None):
-            raise BigrecError(f"trainer_args {name}: {value!r} is neither true nor false")
+            raise BigrecError(f"{setting} {name}: {value!r} is neither true nor false")
         if expected in ({int}, {float}) and not isinstance(value, int | float | None):
             try:
                 value = float(value)
             except (TypeError, ValueError) as error:
-                raise BigrecError(f"trainer_args {name}: {value!r} is not a number: write one") from error
+                raise BigrecError(f"{setting} {name}: {value!r} is not a number: write one") from error
         if expected == {int} and isinstance(value, float):
             if not value.is_integer():
-                raise BigrecError(f"trainer_args {name}: {value!r} is not a whole number: write one")
+                raise BigrecError(f"{setting} {name}: {value!r} is not a whole number: write one")
             value = int(value)
         checked[name] = value
     return checked

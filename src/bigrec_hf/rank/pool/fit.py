@@ -30,9 +30,9 @@ def pooled(scores: Sequence[np.ndarray], weights: np.ndarray, start: int, stop: 
     return total
 
 
-def pool_scores(scores: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """The weighted sums of all examples' scores.  # (n, n_items) float32; the first of `scores` is (n, n_items)"""
-    total = np.empty(scores[0].shape, np.float32)
+def pool_scores(scores: Sequence[np.ndarray], weights: np.ndarray, n: int) -> np.ndarray:
+    """The weighted sums of the scores of all `n` examples.  # (n, n_items) float32; `scores` as in `pooled`"""
+    total = np.empty((n, scores[0].shape[-1]), np.float32)
     for start in range(0, len(total), CHUNK):
         total[start : start + CHUNK] = pooled(scores, weights, start, min(start + CHUNK, len(total)))
     return total

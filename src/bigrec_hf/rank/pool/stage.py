@@ -22,7 +22,7 @@ from bigrec_hf.data.earlier import with_seen
 from bigrec_hf.data.examples import catalog_train_counts
 from bigrec_hf.data.generations import GENERATIONS_FILE, Answers, Examples, read_generations
 from bigrec_hf.data.item_scores import SCORES_FILE, find_scores, read_scores, write_scores
-from bigrec_hf.data.rankings import write_rankings
+from bigrec_hf.data.rankings import target_rows, write_rankings
 from bigrec_hf.data.run_folder import VALIDATION_DIR
 from bigrec_hf.ground.from_scores import baseline_rankings
 from bigrec_hf.rank.model_selection import check_cutoffs, check_disjoint, check_same_adapter, check_validation
@@ -168,18 +168,19 @@ def main(
     answers = {split: with_seen(found, ground.options, data) for split, found in answers.items()}
     scores = {s: read_models(place, run.method, models, answers[s], catalog, data) for s, place in places.items()}
     samples = {s: sample(scores[s], answers[s], ground.options) for s in places}
+    hits = target_rows(answers["validation"].targets, catalog, ground.duplicates)
     results: dict[str, dict[str, Any]] = {}
     for name, left_out in zip(method_names(run.method, models), (None, run.method), strict=False):
         used = {split: own.without(left_out) for split, own in samples.items()}
         choice = fit(used["validation"], used["test"], confidence=score.confidence, seed=run.seed)
         choice["likeliest"] = choice["weights"]
         choice["weights"], choice[METRIC] = ranking_weights(
-            used["validation"].models, *used["validation"].arguments[1:], choice["likeliest"], run.method
+            used["validation"].models, *used["validation"].arguments[1:], choice["likeliest"], run.method, hits
         )
         print(summary(name, choice))
         weights = np.array(list(choice["weights"].values()))
-        total = pool_scores(list(used["test"].models.values()), weights)
         test = answers["test"]
+        total = pool_scores(list(used["test"].models.values()), weights, len(test.example_ids))
         examples = Examples(test.example_ids, test.targets, test.histories, test.seen)
         shown = {f"weight_{model}": weight for model, weight in choice["weights"].items()}
         table = baseline_rankings(name, rows_of(total), catalog, examples, ground.options, **shown)

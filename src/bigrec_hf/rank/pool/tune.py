@@ -25,23 +25,24 @@ def ranking_weights(
     hidden: Sequence[Sequence[int]] | None,
     likeliest: dict[str, float],
     method: str,
+    hits: Sequence[Sequence[int]],
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the weights, by model, and NDCG@10 on the validation examples: `likeliest`, `chosen` and, if `method` is
     one of several models, `without` it.
 
     The search starts at `likeliest` and, with `method`, also at the weights chosen for the others alone: on validation
-    it never ends below either. Of equals, the weights found first are kept. Arguments as in `fit.fit_weights`.
+    it never ends below either. Of equals, the weights found first are kept. `hits`: the rows that count as the target
+    of each example (`data.rankings.target_rows`); other arguments as in `fit.fit_weights`.
     """
     arrays, names = list(scores.values()), list(scores)
-    rows = [[row] for row in targets.tolist()]
     known: dict[tuple[float, ...], float] = {}
 
     def value(weights: tuple[float, ...]) -> float:
         if not any(weights):
             return 0.0  # all scores equal: whatever order comes out of that is no ranking
         if weights not in known:
-            total = pool_scores(arrays, np.array(weights))
-            ranks = rank_scores(rows_of(total), rows, total.shape[1], top_k=0, exclude=hidden)
+            total = pool_scores(arrays, np.array(weights), len(targets))
+            ranks = rank_scores(rows_of(total), hits, total.shape[1], top_k=0, exclude=hidden)
             known[weights] = float(ndcg_per_example(ranks.rank, K).mean())
         return known[weights]
 
@@ -51,7 +52,8 @@ def ranking_weights(
     if method in scores and len(scores) > 1:
         others = {name: one for name, one in scores.items() if name != method}
         fitted = fit_weights(list(others.values()), targets, hidden)
-        chosen, rest = ranking_weights(others, targets, hidden, dict(zip(others, fitted.tolist(), strict=True)), method)
+        usual = dict(zip(others, fitted.tolist(), strict=True))
+        chosen, rest = ranking_weights(others, targets, hidden, usual, method, hits)
         figures["without"] = rest["chosen"]
         found = max(found, climb(tuple(chosen.get(name, 0.0) for name in names), start, value), key=value)
     return dict(zip(names, found, strict=True)), figures | {"chosen": value(found)}
