@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import set_seed
 from transformers.utils import logging
 
 from benchmarks.common import (
@@ -32,10 +31,10 @@ from benchmarks.common import (
     set_threads,
     write_result,
 )
-from benchmarks.lm_data import MAX_LENGTH, TEMPLATE, bench_config, bench_lora
-from benchmarks.sft import StepClock, non_embedding_parameters, training
+from benchmarks.lm_data import MAX_LENGTH, TEMPLATE
+from benchmarks.sft import StepClock, non_embedding_parameters, ready, training
 from bigrec_hf.data.examples import load_examples
-from bigrec_hf.models.loading import load_base, load_tokenizer
+from bigrec_hf.models.loading import load_tokenizer
 from bigrec_hf.prepare.stage import prepare_dataset
 from bigrec_hf.settings import PromptSettings, SftSettings
 from bigrec_hf.sft.dense import ROWS
@@ -76,26 +75,8 @@ def dense_data(dataset: str, n: int, short: bool) -> DenseData:
 
 def dense_training(data: DenseData, dtype: str, batch: int) -> Callable[[], StepClock]:
     """One pass over the segments, ready to run."""
-    set_seed(0)
-    clock = StepClock()
     more = data.all_epochs(SftSettings(evals_per_epoch=0)).trainer_args
-    with tempfile.TemporaryDirectory() as folder:
-        config = bench_config(folder, dtype, len(data.train), batch, **more)
-    trainer = partial(DenseTrainer, trie=data.trie)(
-        model=load_base(str(BASE_MODEL), dtype=dtype),
-        args=config,
-        data_collator=data.collator,
-        train_dataset=data.train,
-        processing_class=load_tokenizer(str(BASE_MODEL)),
-        peft_config=bench_lora(),
-        callbacks=[clock],
-    )
-
-    def run() -> StepClock:
-        trainer.train()
-        return clock
-
-    return run
+    return ready(partial(DenseTrainer, trie=data.trie), data.train, dtype, batch, data.collator, **more)
 
 
 def own_training(dataset: str, n: int, short: bool, dtype: str, batch: int) -> Callable[[], StepClock]:

@@ -56,16 +56,24 @@ class StepClock(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
-def training(which: str, tokens: Dataset, dtype: str, batch: int) -> Callable[[], StepClock]:
-    """One epoch over `tokens`, ready to run; gives its step times and losses. Same seed: same batches and adapter."""
+def ready(
+    trainer_class: Callable[..., SFTTrainer],
+    rows: Dataset,
+    dtype: str,
+    batch: int,
+    collator: Any = None,
+    **trainer_args: Any,
+) -> Callable[[], StepClock]:
+    """One epoch over `rows`, ready to run; gives its step times and losses. Same seed: same batches and adapter."""
     set_seed(0)
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
-        config = bench_config(folder, dtype, len(tokens), batch)
-    trainer = TRAINERS[which](
+        config = bench_config(folder, dtype, len(rows), batch, **trainer_args)
+    trainer = trainer_class(
         model=load_base(str(BASE_MODEL), dtype=dtype),
         args=config,
-        train_dataset=tokens,
+        data_collator=collator,
+        train_dataset=rows,
         processing_class=load_tokenizer(str(BASE_MODEL)),
         peft_config=bench_lora(),
         callbacks=[clock],
@@ -76,6 +84,11 @@ def training(which: str, tokens: Dataset, dtype: str, batch: int) -> Callable[[]
         return clock
 
     return run
+
+
+def training(which: str, tokens: Dataset, dtype: str, batch: int) -> Callable[[], StepClock]:
+    """`ready` with one of TRAINERS."""
+    return ready(TRAINERS[which], tokens, dtype, batch)
 
 
 def prepared_training(which: str, history: int, n: int, dtype: str, batch: int) -> Callable[[], StepClock]:
